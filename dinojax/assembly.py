@@ -1,0 +1,70 @@
+"""From config and mesh to the compiled pieces of a run: initial state, train step."""
+
+import functools
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+from jax.sharding import Mesh
+
+from dinojax import dino, optimizer, schedules, sharding, vit
+
+
+class Assembly(NamedTuple):
+  """What a run is made of.
+
+  nets: the modules. init: key -> TrainState, born sharded. train_step: (state, batch,
+  key) -> (state, scalars), donating its state. abstract_state: the shapes, dtypes and
+  shardings of a TrainState.
+  """
+
+  nets: dino.Nets
+  init: Callable
+  train_step: Callable
+  abstract_state: Any
+
+
+def assemble(config, mesh: Mesh) -> Assembly:
+  """Builds networks, optimiser and jitted functions; call them under `set_mesh`."""
+  nets = dino.make_nets(config)
+  plan = schedules.make_schedules(**config.schedules, total_steps=config.total_steps)
+  tx = optimizer.adamw(
+    learning_rate=plan.learning_rate,
+    weight_decay=plan.weight_decay,
+    depth=config.backbone.depth,
+    **config.optimizer,
+  )
+  init = functools.partial(dino.init_state, nets=nets, tx=tx, cfg=config)
+  train_step = functools.partial(
+    dino.train_step, nets=nets, tx=tx, schedules=plan, cfg=config
+  )
+  shapes = jax.eval_shape(init, jax.random.key(0))
+  state_sharding = sharding.state_sharding(mesh, shapes)
+  replicated = sharding.replicated(mesh)
+  return Assembly(
+    nets=nets,
+    init=jax.jit(init, out_shardings=state_sharding),
+    train_step=jax.jit(
+      train_step,
+      in_shardings=(state_sharding, sharding.batch_sharding(mesh), replicated),
+      out_shardings=(state_sharding, replicated),
+      donate_argnums=0,
+    ),
+    abstract_state=jax.tree.map(
+      lambda x, where: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=where),
+      shapes,
+      state_sharding,
+    ),
+  )
+
+
+def image_feature(nets: dino.Nets, teacher: Any, images: jax.Array) -> jax.Array:
+  """The teacher's frozen image feature [B, D] of uint8 images [B, S, S, 3]."""
+  crops = [vit.normalize(images)]
+  (seen,) = nets.backbone.apply({"params": teacher["backbone"]}, crops, [None])
+  return seen.image
+
+
+def pixel_feature(_: None, images: jax.Array) -> jax.Array:
+  """The feature that needs no network: [B, S, S, 3] uint8 -> [B, S*S*3]."""
+  return vit.normalize(images).reshape(len(images), -1)

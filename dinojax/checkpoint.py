@@ -1,0 +1,300 @@
+"""Checkpoints: state, position in the data and config, saved and restored as one unit.
+
+A checkpoint is the folder WORKDIR/checkpoints/STEP. It holds the state, as sharded
+arrays that any mesh can read, and a record in JSON: step, data_fingerprint, config,
+k-NN metrics if there are any, and a checksum of the state. Orbax writes it in the
+background, from its own copy; the folder gets its name when all is written.
+"""
+
+import contextlib
+import json
+import logging
+import sys
+import traceback
+from collections.abc import Callable, Collection, Iterator, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import orbax.checkpoint as ocp
+from etils import epath
+from jax.experimental import multihost_utils
+
+from dinojax import errors
+
+LOGGER = logging.getLogger(__name__)
+# What a full disk, a lost mount or a broken file raises; TensorStore's are ValueErrors.
+IO_ERRORS = (OSError, ValueError, RuntimeError)
+
+
+class Checkpoints:
+  """The checkpoints of one run. All processes make every call together."""
+
+  def __init__(self, workdir: str, *, every: int, keep_last: int, keep_best: int):
+    """Opens WORKDIR/checkpoints; clears away what an interrupted save left there.
+
+    Args:
+      workdir: of the run; exists and can be written to.
+      every: steps between checkpoints.
+      keep_last: how many of the newest to keep, at least 1.
+      keep_best: how many of the best by k-NN top-1 to keep besides.
+    """
+    _mute_orbax()
+    self.directory = epath.Path(workdir).resolve() / "checkpoints"
+    self._every = every
+    self._writing: int | None = None
+    self._policy = _KeepLastAndBest(keep_last, keep_best)
+    # What a kill during a save left. Orbax would clear it in a thread that outlives
+    # its manager, and a second one at the same work makes both fail.
+    if jax.process_index() == 0 and self.directory.exists():
+      for half_written in self.directory.glob("*.orbax-checkpoint-tmp*"):
+        half_written.rmtree()
+    options = ocp.CheckpointManagerOptions(preservation_policy=self._policy)
+    self._manager = ocp.CheckpointManager(self.directory, options=options)
+    for step in self._manager.all_steps():
+      with contextlib.suppress(*IO_ERRORS):  # damaged records are `restore`'s affair
+        self._policy.rate(step, self._read_record(step)["metrics"])
+
+  def save(
+    self,
+    step: int,
+    state: Any,
+    record: dict,
+    *,
+    metrics: dict[str, float] | None = None,
+    force: bool = False,
+  ) -> bool:
+    """Starts to write a checkpoint if one is due and this step has none yet.
+
+    When it returns, the arrays of `state` are free to be donated. Returns whether it
+    has started.
+
+    Args:
+      step: completed updates.
+      state: tree of jax arrays.
+      record: step, data_fingerprint, config; JSON.
+      metrics: k-NN results of this very state; names in "knn_top1..." rank it.
+      force: save now, whatever `every` says.
+
+    Raises:
+      UserError: this checkpoint, or the one before it, could not be written.
+    """
+    if not force and step % self._every:
+      return False
+    self.wait()
+    if step in self._manager.all_steps():
+      return False
+    self._policy.rate(step, metrics)
+    record = {**record, "metrics": metrics, "checksum": int(_checksum(state))}
+    self._writing = step
+    with self._failing_in_one_line():
+      # The CPU backend hands out its own memory here instead of a copy, yet leaves it
+      # alone while somebody holds it: a donated update then writes elsewhere.
+      self._manager.save(
+        step,
+        args=ocp.args.Composite(
+          state=ocp.args.StandardSave(state), record=ocp.args.JsonSave(record)
+        ),
+        force=True,
+      )
+    return True
+
+  def restore(
+    self, abstract_state: Any, *, check: Callable[[dict], None]
+  ) -> tuple[Any, dict] | None:
+    """Reads the newest checkpoint that is whole, onto any mesh.
+
+    Newer, damaged ones are renamed to damaged-STEP-1, with a warning each, so that
+    the run can save these steps again.
+
+    Args:
+      abstract_state: tree of `jax.ShapeDtypeStruct` with the shardings to restore to.
+      check: sees the record before the state is read; raises if the run is another.
+
+    Returns:
+      (state, record), or None if there is no checkpoint.
+
+    Raises:
+      UserError: there are checkpoints, and none is readable. They stay as they are.
+    """
+    damaged = {}
+    for step in sorted(self._manager.all_steps(), reverse=True):
+      try:
+        state, record = self._read(step, abstract_state, check)
+      except _DamagedError as reason:
+        damaged[step] = reason
+        continue
+      if damaged:
+        self._set_aside(damaged, step)
+      return state, record
+    if damaged:
+      raise errors.UserError(
+        f"none of the checkpoints {sorted(damaged)} in {self.directory} can be read"
+        f" ({damaged[max(damaged)]}); bring back a copy, or remove it to start anew"
+      )
+    return None
+
+  def wait(self):
+    """Returns when the checkpoint being written is complete; UserError if it fails."""
+    with self._failing_in_one_line():
+      self._manager.wait_until_finished()
+
+  def close(self):
+    """Waits as `wait` does, and lets go of the folder."""
+    with self._failing_in_one_line():
+      self._manager.close()
+
+  def _read_record(self, step: int) -> dict:
+    return ocp.JsonCheckpointHandler().restore(self.directory / str(step) / "record")
+
+  def _read(self, step: int, abstract_state: Any, check: Callable) -> tuple[Any, dict]:
+    """(state, record); raises _DamagedError on all processes if any cannot read it.
+
+    Not by Orbax's manager, which waits for all processes, in vain if one has failed.
+    """
+    record = _on_all_processes(lambda: self._read_record(step))
+    check(record)
+    state = _on_all_processes(
+      lambda: ocp.StandardCheckpointHandler().restore(
+        self.directory / str(step) / "state",
+        args=ocp.args.StandardRestore(abstract_state),
+      )
+    )
+    # TensorStore notices missing and short files, not changed bytes in large ones.
+    if int(_checksum(state)) != record["checksum"]:
+      raise _DamagedError("its arrays are not those that were saved")
+    return state, record
+
+  def _set_aside(self, damaged: dict[int, Exception], restored: int):
+    """Renames damaged checkpoints, on process 0, and says so."""
+    if jax.process_index() == 0:
+      for step, reason in damaged.items():
+        before = len(list(self.directory.glob(f"damaged-{step}-*")))
+        target = self.directory / f"damaged-{step}-{before + 1}"
+        (self.directory / str(step)).rename(target)
+        LOGGER.warning(
+          "checkpoint %d cannot be read (%s); going on from checkpoint %d;"
+          " the damaged one is now %s",
+          *(step, reason, restored, target),
+        )
+    multihost_utils.sync_global_devices("damaged checkpoints set aside")
+    self._manager.reload()
+
+  @contextlib.contextmanager
+  def _failing_in_one_line(self) -> Iterator[None]:
+    try:
+      yield
+    except IO_ERRORS as error:
+      whole = ocp.utils.checkpoint_steps(self.directory)
+      raise errors.UserError(
+        f"cannot write checkpoint {self._writing} to {self.directory}"
+        f" ({_reason(error)}); the last good one is {max(whole, default=None)};"
+        " make room there, or let it be written to, and run again"
+      ) from error
+
+
+class _KeepLastAndBest:
+  """Orbax's preservation policy for the last checkpoints and the best by k-NN top-1.
+
+  Orbax's own ranking reads a metrics file per checkpoint at start-up and gives up when
+  one is damaged; this one ranks by what the readable records say.
+  """
+
+  def __init__(self, keep_last: int, keep_best: int):
+    self._keep_last, self._keep_best = keep_last, keep_best
+    self._top1: dict[int, float] = {}
+
+  def rate(self, step: int, metrics: dict[str, float] | None):
+    top1 = [v for k, v in (metrics or {}).items() if k.startswith("knn_top1")]
+    if top1:
+      self._top1[step] = max(top1)
+
+  def should_preserve(self, checkpoints: Sequence, *, context) -> list[bool]:
+    steps = [checkpoint.step for checkpoint in checkpoints]
+    rank = {step: (self._top1[step], step) for step in steps if step in self._top1}
+    best = sorted(rank, key=rank.get, reverse=True)[: self._keep_best]
+    return [step in best or step in steps[-self._keep_last :] for step in steps]
+
+
+def check_same_run(
+  record: dict, config: dict, data_fingerprint: str, *, free: Collection[str]
+):
+  """Raises UserError, with each field that differs, if the record is of another run.
+
+  `free` are the fields or groups of the config that may differ, as "data.source".
+  """
+  before = _fields(record["config"], record["data_fingerprint"], free)
+  now = _fields(config, data_fingerprint, free)
+  differing = [
+    f"{name}: {before.get(name)} in the workdir, {now.get(name)} now"
+    for name in {**before, **now}
+    if before.get(name) != now.get(name)
+  ]
+  if differing:
+    raise errors.UserError(
+      f"config.workdir={config['workdir']} holds another run ({'; '.join(differing)});"
+      " choose another config.workdir, or remove this one"
+    )
+
+
+def _fields(config: dict, fingerprint: str, free: Collection[str]) -> dict[str, Any]:
+  """{"config.backbone.depth": 24, ...}; tuples as the lists that JSON makes of them."""
+  tree = json.loads(json.dumps({"config": config}))
+  leaves = jax.tree.leaves_with_path(tree, is_leaf=lambda x: not isinstance(x, dict))
+  fields = {".".join(part.key for part in path): value for path, value in leaves}
+  free_paths = tuple(f"config.{name}." for name in free)
+  bound = {k: v for k, v in fields.items() if not f"{k}.".startswith(free_paths)}
+  return {"the data": fingerprint, **bound}
+
+
+@jax.jit
+def _checksum(state: Any) -> jax.Array:
+  """[] uint32 over all bits of a state; integer sums are the same on any mesh."""
+  total = jnp.uint32(0)
+  for leaf in jax.tree.leaves(state):
+    bits = jax.lax.bitcast_convert_type(leaf, f"uint{8 * leaf.dtype.itemsize}")
+    total = total * 31 + jnp.sum(bits, dtype=jnp.uint32)
+  return total
+
+
+class _DamagedError(Exception):
+  """A checkpoint cannot be read."""
+
+
+def _on_all_processes(read: Callable[[], Any]) -> Any:
+  """Returns read(); raises _DamagedError everywhere if it fails anywhere."""
+  reason = None
+  try:
+    value = read()
+  except Exception as error:  # Damage shows as anything: KeyError, JSONDecodeError ...
+    reason = _reason(error)
+  if not np.all(multihost_utils.process_allgather(np.array(reason is None))):
+    raise _DamagedError(reason or "another process cannot read it")
+  return value
+
+
+def _reason(error: BaseException) -> str:
+  """What went wrong at the bottom, in one line; TensorStore says it last."""
+  while error.__cause__ is not None:
+    error = error.__cause__
+  line = (str(error).splitlines() or [type(error).__name__])[0]
+  return line if len(line) <= 200 else f"...{line[-200:]}"
+
+
+def _mute_orbax():
+  """Keeps Orbax from printing the tracebacks of failures that are one line here."""
+  logging.getLogger("absl").addFilter(_not_from_orbax)
+  logging.getLogger("asyncio").addFilter(_not_from_orbax)
+  sys.unraisablehook = _print_unraisable  # left-overs of a failed read or write
+
+
+def _not_from_orbax(entry: logging.LogRecord) -> bool:
+  return "/orbax/" not in entry.pathname and "never retrieved" not in entry.getMessage()
+
+
+def _print_unraisable(entry):
+  frames = traceback.extract_tb(entry.exc_traceback)
+  from_orbax = any("/orbax/" in frame.filename for frame in frames)
+  if not from_orbax and str(entry.exc_value) != "Event loop is closed":
+    sys.__unraisablehook__(entry)

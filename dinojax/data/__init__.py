@@ -1,0 +1,1 @@
+"""Input path: sources of records, multi-crop augmentation, masks, Grain pipeline."""

@@ -1,0 +1,81 @@
+"""Batches read ahead of the training step, by worker processes or by one thread.
+
+Around Grain's prefetching, what a run needs at its edges: all workers start at once, a
+Ctrl-C reaches only the training process, workers end together, and with their parent.
+"""
+
+import concurrent.futures
+import multiprocessing
+import os
+import signal
+import threading
+from typing import Self
+
+import grain
+import numpy as np
+
+
+class Batches:
+  """Iterator of host batches, read ahead by worker processes or by one thread."""
+
+  def __init__(self, dataset: grain.MapDataset, workers: int):
+    """Starts `workers` processes, each for every workers-th batch; 0: one thread."""
+    shards = [dataset[i::workers] for i in range(workers)] or [dataset]
+    self._iterators = [_read_ahead(shard, workers) for shard in shards]
+    self._turn = 0
+    # Processes inherit the signal mask: Ctrl-C is for this process to handle. Ignoring
+    # the signal in worker_init_fn would come after seconds of imports.
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+      for iterator in self._iterators:
+        iterator.start_prefetch()
+    finally:
+      signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+
+  def __iter__(self) -> Self:
+    """Returns itself."""
+    return self
+
+  def __next__(self) -> dict[str, np.ndarray]:
+    """Returns the next batch; after the last one, closes."""
+    if not self._iterators:
+      raise StopIteration
+    try:
+      batch = next(self._iterators[self._turn])
+    except StopIteration:
+      self.close()
+      raise
+    self._turn = (self._turn + 1) % len(self._iterators)
+    # Copied, since Grain's shared memory wants to be let go before Python ends.
+    return {name: np.array(value) for name, value in batch.items()}
+
+  def close(self) -> None:
+    """Ends the workers, within about two batches' time. May be called again."""
+    iterators, self._iterators = self._iterators, []
+    with concurrent.futures.ThreadPoolExecutor(len(iterators) + 1) as pool:
+      list(pool.map(lambda iterator: iterator.close(), iterators))
+
+
+def _read_ahead(dataset: grain.MapDataset, workers: int) -> grain.DatasetIterator:
+  """Returns an iterator fed by a process, or without workers by a thread."""
+  # A buffer counts batches: a worker makes one while another waits in its queue.
+  ahead = 0 if workers else 1
+  read_options = grain.ReadOptions(num_threads=ahead, prefetch_buffer_size=ahead)
+  processes = grain.MultiprocessingOptions(min(workers, 1), per_worker_buffer_size=1)
+  prefetched = dataset.to_iter_dataset(read_options).mp_prefetch(
+    processes, worker_init_fn=_end_with_parent
+  )
+  iterator = iter(prefetched)
+  iterator.get_state()  # Makes what start_prefetch starts.
+  return iterator
+
+
+def _end_with_parent(worker: int, workers: int) -> None:
+  """Ends a worker when its parent was killed; Grain's would wait for ever."""
+  del worker, workers
+
+  def wait():
+    multiprocessing.parent_process().join()
+    os._exit(1)
+
+  threading.Thread(target=wait, daemon=True).start()

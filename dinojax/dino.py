@@ -1,0 +1,195 @@
+"""The method: DINOv2 (arXiv:2304.07193) as pure functions of state, batch and key.
+
+A student sees masked global crops and local crops. A teacher, the moving average (EMA)
+of the student, sees the global crops whole. Three losses teach the student:
+
+  DINO   an image's crops predict the prototypes the teacher sees in its other views;
+  iBOT   hidden patches predict the prototypes the teacher sees in them;
+  KoLeo  image features spread out.
+
+Dimension key: B images of the global batch, V global crops of an image (2), L local
+ones, N patches of a global crop, D width, K prototypes, G groups, U masked patches of a
+group. A group is `cfg.group_size` neighbouring images of the batch, on one device.
+KoLeo, masks and drop path work within groups, so no loss depends on the machine.
+"""
+
+from typing import Any, NamedTuple
+
+import chex
+import einops
+import flax
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import optax
+
+from dinojax import heads, losses, vit
+
+CENTER_MOMENTUM = 0.9  # of the "centering" targets, arXiv:2104.14294
+
+
+class Nets(NamedTuple):
+  """The modules; student and teacher are two parameter trees of the same networks."""
+
+  backbone: nn.Module
+  dino_head: nn.Module
+  ibot_head: nn.Module  # the very same object where both losses share one head
+
+
+@flax.struct.dataclass
+class TrainState:
+  """All that training changes.
+
+  step: [] int32, completed updates. student, teacher: {"backbone", "dino_head"} trees,
+  and "ibot_head" where it is separate. opt_state: the optimiser's, for the student.
+  centers: mean teacher logits {"dino": [K], "ibot": [K]}; empty under Sinkhorn.
+  """
+
+  step: jax.Array
+  student: Any
+  teacher: Any
+  opt_state: optax.OptState
+  centers: dict[str, jax.Array]
+
+
+def make_nets(config) -> Nets:
+  """The networks of a config: its groups `backbone` and `heads`."""
+  backbone = vit.VisionTransformer(**config.backbone, remat=config.remat)
+  dtype = config.backbone.dtype
+  head = {k: heads.DINOHead(**v, dtype=dtype) for k, v in config.heads.items()}
+  return Nets(backbone, head["dino"], head.get("ibot", head["dino"]))
+
+
+def init_state(key: jax.Array, *, nets: Nets, tx, cfg) -> TrainState:
+  """The state before the first step: the teacher starts as a copy of the student."""
+  keys = jax.random.split(key, 3)
+  side = nets.backbone.patch_size * nets.backbone.pos_grid
+  image, feature = jnp.zeros((1, side, side, 3)), jnp.zeros((1, nets.backbone.width))
+  student = {
+    "backbone": nets.backbone.init(keys[0], (image,), (None,))["params"],
+    "dino_head": nets.dino_head.init(keys[1], feature)["params"],
+  }
+  if nets.ibot_head is not nets.dino_head:
+    student["ibot_head"] = nets.ibot_head.init(keys[2], feature)["params"]
+  prototypes = dict(dino=nets.dino_head.prototypes, ibot=nets.ibot_head.prototypes)
+  centering = cfg.losses.targets == "centering"
+  centers = {name: jnp.zeros(k) for name, k in prototypes.items() if centering}
+  teacher = jax.tree.map(jnp.copy, student)
+  return TrainState(jnp.int32(0), student, teacher, tx.init(student), centers)
+
+
+def flatten(crops: jax.Array) -> jax.Array:
+  """[B, V, ...] -> [B*V, ...]; an image's crops stay together, hence on its device."""
+  return einops.rearrange(crops, "b v ... -> (b v) ...")
+
+
+def apply_ibot_head(nets: Nets, params, patches: jax.Array) -> jax.Array:
+  """[..., D] -> [..., K], by the iBOT head's parameters, or else the shared head's."""
+  head = params.get("ibot_head", params["dino_head"])
+  return nets.ibot_head.apply({"params": head}, patches)
+
+
+def masked_patches(patches: jax.Array, batch: dict) -> jax.Array:
+  """Patch tokens [B*V, N, D] at batch["masked_indices"], as [G, U, D]."""
+  indices = batch["masked_indices"]
+  grouped = einops.rearrange(patches, "(g c) n d -> g (c n) d", g=len(indices))
+  return jax.vmap(lambda tokens, i: tokens[i])(grouped, indices)
+
+
+def assign(logits: jax.Array, center: jax.Array | None, temp: jax.Array):
+  """Targets of [..., K] teacher logits over the whole batch, and the next center."""
+  if center is None:
+    flat = logits.reshape(-1, logits.shape[-1])
+    return losses.sinkhorn_knopp(flat, temp=temp).reshape(logits.shape), None
+  mean = logits.mean(range(logits.ndim - 1))
+  targets = losses.centered_softmax(logits, center, temp=temp)
+  return targets, CENTER_MOMENTUM * center + (1 - CENTER_MOMENTUM) * mean
+
+
+def teacher_targets(teacher, batch: dict, centers: dict, temp, *, nets: Nets):
+  """What the student is to predict, and the next centers.
+
+  Targets are {"dino": [B, V, K], "ibot": [G, U, K]}, float32 rows that sum to one.
+  """
+  crops = vit.normalize(flatten(batch["global_crops"]))
+  (seen,) = nets.backbone.apply({"params": teacher["backbone"]}, (crops,), (None,))
+  images = einops.rearrange(seen.image, "(b v) d -> b v d", b=len(batch["mask"]))
+  logits = {
+    "dino": nets.dino_head.apply({"params": teacher["dino_head"]}, images),
+    "ibot": apply_ibot_head(nets, teacher, masked_patches(seen.patches, batch)),
+  }
+  assigned = {name: assign(z, centers.get(name), temp) for name, z in logits.items()}
+  targets = {name: target for name, (target, _) in assigned.items()}
+  return targets, {name: assigned[name][1] for name in centers}
+
+
+def student_loss(student, targets: dict, batch: dict, key, *, nets: Nets, cfg):
+  """The weighted sum of the three losses, and each of them by name."""
+  (b, views), num_local = batch["mask"].shape[:2], batch["local_crops"].shape[1]
+  crops = [vit.normalize(flatten(batch[x])) for x in ("global_crops", "local_crops")]
+  global_features, local_features = nets.backbone.apply(
+    {"params": student["backbone"]},
+    crops,
+    (flatten(batch["mask"]), None),
+    groups=b // cfg.group_size,
+    train=True,
+    rngs={"drop_path": key},
+  )
+  global_images = einops.rearrange(global_features.image, "(b v) d -> b v d", b=b)
+  local_images = einops.rearrange(local_features.image, "(b l) d -> b l d", b=b)
+  images = jnp.concatenate([global_images, local_images], axis=1)  # [B, V + L, D]
+  logits = nets.dino_head.apply({"params": student["dino_head"]}, images)
+  temp = cfg.losses.student_temp
+
+  # DINO: a global crop against the other global view, a local crop against both.
+  chex.assert_axis_dimension(targets["dino"], 1, 2)
+  other, both = targets["dino"][:, ::-1], targets["dino"].sum(1, keepdims=True)
+  global_ce = losses.cross_entropy(logits[:, :views], other, temp=temp)  # [B, V]
+  local_ce = losses.cross_entropy(logits[:, views:], both, temp=temp)  # [B, L]
+  pairs = b * views * (views - 1 + num_local)
+  dino = (global_ce.sum() + local_ce.sum()) / pairs
+
+  # iBOT: mean over the hidden patches of a crop, then over all crops, hidden or not.
+  patches = masked_patches(global_features.patches, batch)
+  logits = apply_ibot_head(nets, student, patches)  # [G, U, K]
+  patch_ce = losses.cross_entropy(logits, targets["ibot"], temp=temp)  # [G, U]
+  ibot = (batch["masked_weights"] * patch_ce).sum() / (b * views)
+
+  # KoLeo: each view by itself; neighbours within a group.
+  by_view = einops.rearrange(global_images, "(g i) v d -> v g i d", i=cfg.group_size)
+  koleo = sum(losses.koleo(view) for view in by_view)
+
+  loss = cfg.losses.dino_weight * dino + cfg.losses.ibot_weight * ibot
+  loss += cfg.losses.koleo_weight * koleo
+  return loss, dict(loss=loss, loss_dino=dino, loss_ibot=ibot, loss_koleo=koleo)
+
+
+def train_step(state: TrainState, batch: dict, key, *, nets, tx, schedules, cfg):
+  """One update of student and teacher: the state after, and scalars by name.
+
+  Args:
+    state: the state before; may be donated.
+    batch: uint8 global_crops [B,V,S,S,3] and local_crops [B,L,s,s,3], bool mask
+      [B,V,N], int32 masked_indices [G,U] into a group's (image, view, patch) rows, and
+      float32 masked_weights [G,U], one over the number of hidden patches of the crop.
+    key: the run's key; draws depend on it and on the step alone.
+    nets: of `make_nets`.
+    tx: an optax transformation of the student.
+    schedules: of `schedules.make_schedules`.
+    cfg: the config, of which `group_size` and `losses` are read.
+  """
+  at = {name: schedule(state.step) for name, schedule in schedules._asdict().items()}
+  targets, centers = teacher_targets(
+    state.teacher, batch, state.centers, at["teacher_temp"], nets=nets
+  )
+  key = jax.random.fold_in(key, state.step)
+  gradient = jax.grad(student_loss, has_aux=True)
+  grads, metrics = gradient(state.student, targets, batch, key, nets=nets, cfg=cfg)
+  updates, opt_state = tx.update(grads, state.opt_state, state.student)
+  student = optax.apply_updates(state.student, updates)
+  new_share = 1 - at["teacher_momentum"]
+  teacher = optax.incremental_update(student, state.teacher, new_share)
+  entropy = jax.scipy.special.entr(targets["dino"]).sum(-1).mean()
+  norms = {f"grad_norm_{name}": optax.tree.norm(g) for name, g in grads.items()}
+  state = TrainState(state.step + 1, student, teacher, opt_state, centers)
+  return state, {**metrics, "teacher_entropy": entropy, **norms, **at}

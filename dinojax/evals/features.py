@@ -1,0 +1,85 @@
+"""Frozen features of a labelled source, computed and kept on the whole mesh.
+
+Dimension key: S steps (batches of the source), B images of a batch, D width.
+"""
+
+import logging
+import math
+from collections.abc import Callable
+from typing import Any
+
+import flax
+import jax
+import jax.numpy as jnp
+import tqdm
+from jax.sharding import Mesh
+
+from dinojax import sharding
+from dinojax.data import pipeline, sources
+
+
+@flax.struct.dataclass
+class Bank:
+  """Features of all images; row (s, b) is image s * B + b of the source.
+
+  features: [S, B, D] float32, sharded over all devices along B, so that no device ever
+  holds the whole. labels: [S, B] int32, -1 for padding and unreadable images.
+  """
+
+  features: jax.Array
+  labels: jax.Array
+
+
+def extract(
+  source: sources.Source,
+  apply_fn: Callable[[Any, jax.Array], jax.Array],
+  params: Any,
+  *,
+  mesh: Mesh,
+  batch_size: int,
+  resize: int,
+  crop: int,
+  workers: int,
+  description: str,
+) -> Bank:
+  """Runs a network once over a source.
+
+  Args:
+    source: images and labels.
+    apply_fn: jitted (params, uint8 [B, crop, crop, 3]) -> [B, D].
+    params: of `apply_fn`.
+    mesh: the training mesh.
+    batch_size: B, a multiple of the number of devices.
+    resize: pixels of the shorter side, before the centre crop.
+    crop: pixels of a side of the centre crop.
+    workers: Grain processes.
+    description: shown before the progress bar.
+  """
+  rows = sharding.local_positions(mesh, batch_size)
+  batches = pipeline.eval_batches(
+    source,
+    batch_size=batch_size,
+    rows=rows,
+    resize=resize,
+    crop=crop,
+    workers=workers,
+  )
+  features, labels = [], []
+  try:
+    for batch in tqdm.tqdm(
+      batches,
+      desc=description,
+      total=math.ceil(len(source) / batch_size),
+      leave=False,
+      disable=None if jax.process_index() == 0 else True,  # None: unless no terminal
+    ):
+      for index in batch["bad_records"][batch["bad_records"] >= 0]:
+        logging.warning("unreadable image %s left out", source.name(int(index)))
+      local = {"image": batch["image"], "label": batch["label"]}
+      batch = sharding.put_batch(mesh, local, rows, batch_size)
+      features.append(apply_fn(params, batch["image"]).astype(jnp.float32))
+      labels.append(batch["label"])
+      jax.block_until_ready(features[-2:-1])  # one batch ahead of the device, no more
+  finally:
+    batches.close()
+  return Bank(features=jnp.stack(features), labels=jnp.stack(labels))

@@ -1,0 +1,251 @@
+"""Weighted k-nearest-neighbour accuracy of frozen features, exact, on the whole mesh.
+
+Source: DINO (arXiv:2104.14294), after Wu et al. (arXiv:1805.01978). Dimension key of
+features.py, and Q queries, k neighbours, C classes.
+"""
+
+import functools
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import Mesh, PartitionSpec
+
+from dinojax import errors, sharding
+from dinojax.data import sources
+from dinojax.evals import features
+
+
+def make_rater(
+  apply_fn: Callable[[Any, jax.Array], jax.Array],
+  *,
+  train: sources.Source,
+  test: sources.Source,
+  mesh: Mesh,
+  ks: Sequence[int],
+  temperature: float,
+  resize: int,
+  crop: int,
+  batch_size: int,
+  workers: int,
+) -> Callable[[Any], dict[str, float]]:
+  """Checks the two sources; returns a function from parameters to k-NN accuracy.
+
+  Args:
+    apply_fn: (params, uint8 [B, crop, crop, 3]) -> features [B, D].
+    train: images whose labels vote.
+    test: images to classify.
+    mesh: the training mesh.
+    ks: numbers of neighbours; as temperature, resize, crop, batch_size of `config.knn`.
+    temperature: of the softmax over similarities that weighs the votes.
+    resize: pixels of the shorter side.
+    crop: pixels of a side of the centre crop.
+    batch_size: images of a batch.
+    workers: Grain processes.
+
+  Returns:
+    Function from params to {"knn_top1_k10": share of right answers within 0..1, ...}.
+
+  Raises:
+    UserError: a source has no labels, or they differ in classes.
+  """
+  for name, source in (("train", train), ("test", test)):
+    if not source.num_classes:
+      raise errors.UserError(
+        f"config.knn.{name} has no labels to rate by; give a labelled source, or set"
+        " config.knn.every=0"
+      )
+  if train.num_classes != test.num_classes:
+    raise errors.UserError(
+      f"config.knn.train has {train.num_classes} classes and config.knn.test"
+      f" {test.num_classes}; both must hold the same ones"
+    )
+  if len(train) < max(ks):
+    raise errors.UserError(
+      f"config.knn.ks={tuple(ks)} asks for more neighbours than the {len(train)} images"
+      " of config.knn.train; lower it"
+    )
+  apply_fn = jax.jit(apply_fn)
+  extract = functools.partial(
+    features.extract,
+    apply_fn=apply_fn,
+    mesh=mesh,
+    batch_size=batch_size,
+    resize=resize,
+    crop=crop,
+    workers=workers,
+  )
+
+  def rate(params):
+    bank = extract(train, params=params, description="k-NN: train features")
+    queries = extract(test, params=params, description="k-NN: test features")
+    return knn(
+      bank,
+      queries,
+      num_classes=train.num_classes,
+      ks=ks,
+      temperature=temperature,
+      mesh=mesh,
+    )
+
+  return rate
+
+
+def open_rater(group, *, mesh: Mesh, workers: int) -> Callable | None:
+  """`make_rater` for the sources and numbers of `config.knn`; None if it is off.
+
+  Returns:
+    Function from `apply_fn` to the function that `make_rater` returns.
+  """
+  if not group.every:
+    return None
+  opened = {
+    name: sources.open_source(group[name], field=f"config.knn.{name}")
+    for name in ("train", "test")
+  }
+  names = ("ks", "temperature", "resize", "crop", "batch_size")
+  rest = {name: group[name] for name in names}
+  return functools.partial(make_rater, **opened, **rest, mesh=mesh, workers=workers)
+
+
+def knn(
+  bank: features.Bank,
+  queries: features.Bank,
+  *,
+  num_classes: int,
+  ks: Sequence[int],
+  temperature: float,
+  mesh: Mesh,
+) -> dict[str, float]:
+  """Top-1 and top-5 accuracy for each k; rows with label -1 count nowhere.
+
+  The max(ks) nearest by cosine similarity weigh softmax(similarity / temperature); a
+  class scores the sum over its own among the first k. Equal similarities rank by the
+  bank's order, and equal scores by class, on any mesh alike.
+
+  Raises:
+    UserError: the bank has fewer labelled rows than max(ks).
+  """
+  ks = tuple(sorted(ks))
+  if int((bank.labels >= 0).sum()) < ks[-1]:
+    raise errors.UserError(
+      f"config.knn.ks={ks} asks for more neighbours than config.knn.train has readable"
+      " images; lower it"
+    )
+  count = functools.partial(
+    _count, num_classes=num_classes, ks=ks, temperature=temperature, mesh=mesh
+  )
+  # Indexed inside: outside of jit, no process could slice what others hold.
+  count_step = jax.jit(
+    lambda bank, queries, step: count(
+      bank, queries.features[step], queries.labels[step]
+    ),
+    out_shardings=sharding.replicated(mesh),
+  )
+  steps = range(len(queries.labels))
+  right = sum(jax.device_get(count_step(bank, queries, step)) for step in steps)
+  total = int((queries.labels >= 0).sum())
+  names = [f"knn_top{top}_k{k}" for top in (1, 5) for k in ks]
+  return dict(zip(names, (right / total).ravel().tolist(), strict=True))
+
+
+def describe(accuracy: dict[str, float]) -> str:
+  """One line: top-1 of each k."""
+  top1 = {k: v for k, v in accuracy.items() if k.startswith("knn_top1_k")}
+  return "k-NN top-1 " + ", ".join(
+    f"{value:.1%} (k={name.removeprefix('knn_top1_k')})" for name, value in top1.items()
+  )
+
+
+def table(results: dict[str, dict[str, float]]) -> str:
+  """Several accuracies below each other, a column for each top and k."""
+  names = list(next(iter(results.values())))
+  heads = [name.removeprefix("knn_").replace("_", " ") for name in names]
+  first = max(map(len, results))
+  lines = [" " * first + "".join(f"{head:>11}" for head in heads)]
+  for title, accuracy in results.items():
+    cells = "".join(f"{accuracy[name]:>11.1%}" for name in names)
+    lines.append(f"{title:{first}}{cells}")
+  return "\n".join(["k-NN accuracy", *lines])
+
+
+def neighbours(bank: features.Bank, queries: jax.Array, *, k: int, mesh: Mesh):
+  """The k most similar rows of the bank for each query, most similar first.
+
+  Each device goes through its part of the bank one batch at a time, and keeps its best
+  k: memory is [Q, B / devices] similarities, whatever the size of the bank.
+
+  Args:
+    bank: of all images.
+    queries: [Q, D].
+    k: at most the bank's labelled rows.
+    mesh: that the bank is sharded over.
+
+  Returns:
+    similarity: [Q, k] float32, cosine. labels: [Q, k] int32.
+  """
+  steps, rows = bank.labels.shape
+
+  def search(bank, queries):  # on each device, with its [S, b, ...] of the bank
+    local = bank.labels.shape[1]
+    first = jax.lax.axis_index(sharding.AXES) * local
+    queries = _normalize(queries)
+
+    def merge(best, step):
+      x, labels, index = step
+      # Full precision: on TPU the default rounds to bfloat16, and ranks would change.
+      similarity = jnp.einsum("qd,bd->qb", queries, _normalize(x), precision="highest")
+      similarity = jnp.where(labels >= 0, similarity, -jnp.inf)
+      order = index * rows + first + jnp.arange(local)
+      new = (
+        similarity,
+        *(jnp.broadcast_to(a, similarity.shape) for a in (order, labels)),
+      )
+      joined = [jnp.concatenate(pair, axis=1) for pair in zip(best, new, strict=True)]
+      # top_k keeps the earlier of equals, and what stands earlier has the lower order.
+      _, chosen = jax.lax.top_k(joined[0], k)
+      return [jnp.take_along_axis(a, chosen, axis=1) for a in joined], None
+
+    shape = (len(queries), k)
+    best = [jnp.full(shape, -jnp.inf), jnp.zeros(shape, jnp.int32)]
+    best = [*best, jnp.full(shape, -1, jnp.int32)]
+    best = jax.lax.pcast(best, sharding.AXES, to="varying")
+    inputs = (bank.features, bank.labels, jnp.arange(steps))
+    best, _ = jax.lax.scan(merge, best, inputs)
+    return [x[None] for x in best]
+
+  spec = PartitionSpec(None, sharding.AXES)
+  candidates = jax.shard_map(
+    search,
+    mesh=mesh,
+    in_specs=(spec, PartitionSpec()),
+    out_specs=PartitionSpec(sharding.AXES),
+  )(bank, queries)
+  similarity, order, labels = (jnp.concatenate(list(x), axis=1) for x in candidates)
+  ranked = jax.lax.sort((-similarity, order, labels), dimension=1, num_keys=2)
+  return -ranked[0][:, :k], ranked[2][:, :k]
+
+
+def _count(bank, queries, query_labels, *, num_classes, ks, temperature, mesh):
+  """Right answers among a batch of queries: [2 (top-1, top-5), len(ks)] int32."""
+  similarity, labels = neighbours(bank, queries, k=ks[-1], mesh=mesh)
+  weights = jax.nn.softmax(similarity / temperature, axis=1)  # [Q, k]
+  counts = []
+  for k in ks:
+    scores = jax.vmap(lambda w, c: jnp.zeros(num_classes).at[c].add(w))(
+      weights[:, :k], labels[:, :k]
+    )  # [Q, C]
+    own = jnp.take_along_axis(scores, query_labels[:, None], axis=1)
+    earlier = jnp.arange(num_classes) < query_labels[:, None]
+    rank = ((scores > own) | ((scores == own) & earlier)).sum(1)
+    # A class without a vote is no answer, however few classes got one.
+    answered = (query_labels >= 0) & (own[:, 0] > 0)
+    counts.append([(answered & (rank < top)).sum() for top in (1, 5)])
+  return jnp.array(counts).T
+
+
+def _normalize(x: jax.Array) -> jax.Array:
+  """[..., D] to unit length, float32."""
+  x = x.astype(jnp.float32)
+  return x / jnp.maximum(jnp.linalg.norm(x, axis=-1, keepdims=True), 1e-12)

@@ -1,0 +1,56 @@
+"""DINOHead: an MLP to a small unit vector, then weight-normalised prototypes."""
+
+import functools
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from dinojax import sharding, vit
+
+
+class DINOHead(nn.Module):
+  """Projection head of DINO (arXiv:2104.14294). Fields are those of `config.heads.*`.
+
+  hidden: width of the MLP. bottleneck: width of the unit vector. prototypes: K.
+  """
+
+  hidden: int
+  bottleneck: int
+  prototypes: int
+  dtype: str
+
+  @nn.compact
+  def __call__(self, x: jax.Array) -> jax.Array:
+    """[..., D] -> [..., K] float32: cosines with the prototypes, times their gains."""
+    dense = functools.partial(
+      nn.Dense, dtype=self.dtype, kernel_init=nn.initializers.normal(0.02)
+    )
+    for name in ("fc1", "fc2"):
+      x = jax.nn.gelu(dense(self.hidden, name=name)(x), approximate=False)
+    x = dense(self.bottleneck, name="fc3")(x).astype(jnp.float32)
+    x = x / jnp.sqrt(jnp.maximum(jnp.square(x).sum(-1, keepdims=True), 1e-24))
+    weights = Prototypes(self.prototypes, name="prototypes")(self.bottleneck)
+    # Accumulated and kept in float32: at a teacher temperature of 0.04, bfloat16's
+    # rounding of a cosine near 1 would change its probability by 5%.
+    logits = jax.lax.dot_general(
+      x.astype(self.dtype),
+      weights.astype(self.dtype),
+      (((x.ndim - 1,), (0,)), ((), ())),
+      preferred_element_type=jnp.float32,
+    )
+    # Prototypes are sharded over K; their logits must follow the batch all the same.
+    return sharding.constrain_batch(logits)
+
+
+class Prototypes(nn.Module):
+  """Weight norm per prototype: gain_k * v_k / |v_k|."""
+
+  count: int
+
+  @nn.compact
+  def __call__(self, width: int) -> jax.Array:
+    """Returns the weights, [width, K] float32."""
+    v = self.param("v", vit.uniform(width**-0.5), (width, self.count))
+    gain = self.param("gain", nn.initializers.ones, (self.count,))
+    return v * (gain / jnp.sqrt(jnp.square(v).sum(0)))

@@ -1,0 +1,43 @@
+"""Ctrl-C and SIGTERM: end the run after the step at hand, on all processes alike."""
+
+import os
+import signal
+
+import jax
+from jax.experimental import multihost_utils
+
+from dinojax import metrics
+
+
+class Interrupts:
+  """Catches both signals from now on; a second one ends the process at once.
+
+  With several processes, JAX's own service passes SIGTERM to any of them on to all, and
+  has them agree on the step to end at.
+  """
+
+  def __init__(self):
+    """Installs the handlers."""
+    self._number = None
+    self._alone = jax.process_count() == 1
+    signal.signal(signal.SIGINT, self._catch)
+    if self._alone:
+      signal.signal(signal.SIGTERM, self._catch)
+
+  def _catch(self, number, _):
+    if self._number is not None:
+      raise KeyboardInterrupt
+    self._number = number
+    metrics.say_at_once("saving after this step; once more ends at once, unsaved")
+    if not self._alone:
+      os.kill(os.getpid(), signal.SIGTERM)
+
+  def ends(self, step: int) -> bool:
+    """Whether the run is to end after `step`; every process asks after every step."""
+    if self._alone:
+      return self._number is not None
+    return multihost_utils.reached_preemption_sync_point(step)
+
+  def exit_code(self) -> int:
+    """128 + the number of the signal, as shells have it."""
+    return 128 + (self._number or signal.SIGTERM)

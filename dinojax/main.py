@@ -1,0 +1,199 @@
+"""Pre-trains a ViT by DINOv2 self-distillation: mesh, data, state, loop.
+
+  python -m dinojax.main --config=experiments/quickstart.py
+  python -m dinojax.main --config=FILE --config.data.source=folder:PHOTOS
+
+Every field of the config can be overridden so. The same command again goes on from the
+newest checkpoint in config.workdir; Ctrl-C and SIGTERM save before they end a run.
+"""
+
+import contextlib
+import functools
+import math
+import pathlib
+import sys
+
+import jax
+from absl import app, flags, logging
+from ml_collections import config_flags
+
+from dinojax import (
+  assembly,
+  checkpoint,
+  errors,
+  interrupts,
+  metrics,
+  preflight,
+  sharding,
+)
+from dinojax.data import pipeline, sources
+from dinojax.evals import knn
+
+CONFIG = config_flags.DEFINE_config_file("config", None, "Experiment file to run.")
+COORDINATOR = flags.DEFINE_string(
+  "coordinator", None, "HOST:PORT of process 0, the same on every process of a run."
+)
+NUM_PROCESSES = flags.DEFINE_integer("num_processes", None, "With --coordinator.")
+PROCESS_ID = flags.DEFINE_integer("process_id", None, "With --coordinator, from 0.")
+MULTIHOST = flags.DEFINE_bool(
+  "multihost", False, "Find the other hosts by the cluster's own means (TPU, SLURM)."
+)
+
+# Fields that change no result of training: a run may go on with others. What the data
+# are is known by their fingerprint.
+FREE_FIELDS = (
+  *("workdir", "mesh", "remat", "workers", "log_every", "checkpoint"),
+  *("knn", "alarm_window", "data.source", "data.max_bad_share"),
+)
+
+
+def train(config) -> None:
+  """Runs a config from its newest checkpoint, or from the start, to its last step.
+
+  Raises:
+    UserError: config, data or workdir will not do, or the run had to end early.
+    SystemExit: 128 + signal after Ctrl-C or SIGTERM, when all is saved.
+  """
+  preflight.check(config, devices=jax.device_count())
+  preflight.check_workdir(config.workdir)
+  mesh = sharding.make_mesh(**config.mesh)
+  source = sources.open_source(config.data.source, field="config.data.source")
+  run = assembly.assemble(config, mesh)
+  feature = functools.partial(assembly.image_feature, run.nets)
+  make_rater = knn.open_rater(config.knn, mesh=mesh, workers=config.workers)
+  rate = make_rater(feature) if make_rater else None
+  init_key, step_key = jax.random.split(jax.random.key(config.seed))
+  record = {"config": config.to_dict(), "data_fingerprint": source.fingerprint}
+  stop = interrupts.Interrupts()
+
+  with jax.set_mesh(mesh), contextlib.ExitStack() as stack:
+    checkpoints = checkpoint.Checkpoints(config.workdir, **config.checkpoint)
+    stack.callback(checkpoints.close)
+    restored = checkpoints.restore(
+      run.abstract_state,
+      check=lambda saved: checkpoint.check_same_run(saved, **record, free=FREE_FIELDS),
+    )
+    state = restored[0] if restored else run.init(init_key)
+    start = int(state.step)
+    introduce(config, mesh, source, run.abstract_state.student, start)
+    log = open_log(config, start)
+    stack.callback(log.close)
+    groups = config.data.batch_size // config.group_size
+    positions = sharding.local_positions(mesh, groups)
+    batches = pipeline.open_batches(config, source, groups=positions, start_step=start)
+    stack.callback(batches.close)
+    bad_records = pipeline.BadRecords(source, max_bad_share=config.data.max_bad_share)
+
+    accuracy = None
+    for step in range(start + 1, config.total_steps + 1):
+      with log.waiting():
+        batch = next(batches)
+      bad_records.update(batch.pop("bad_records"))
+      batch = sharding.put_batch(mesh, batch, positions, groups)
+      state, scalars = run.train_step(state, batch, step_key)
+      log.step(step, scalars)
+
+      last = step == config.total_steps
+      ending, accuracy = stop.ends(step), None
+      if rate and not ending and (last or step % config.knn.every == 0):
+        log.flush()
+        accuracy = rate(state.teacher)
+        log.write(step, accuracy)
+        metrics.say(f"step {step}: {knn.describe(accuracy)}")
+      if last or ending or step % config.checkpoint.every == 0:
+        log.flush()  # never saves a state that is not finite
+        checkpoints.save(
+          step, state, {"step": step, **record}, metrics=accuracy, force=last or ending
+        )
+      if ending and not last:
+        checkpoints.wait()
+        metrics.say(
+          f"interrupted; step {step} is saved in {checkpoints.directory}; the same"
+          " command goes on from there"
+        )
+        sys.exit(stop.exit_code())
+    checkpoints.wait()
+    metrics.say(f"done; step {config.total_steps} is saved in {checkpoints.directory}")
+    if rate and config.knn.baselines:
+      results = {
+        "trained teacher": accuracy or rate(state.teacher),
+        "same network, untrained": rate(run.init(init_key).teacher),
+        "raw pixels": make_rater(assembly.pixel_feature)(None),
+      }
+      metrics.say(knn.table(results))
+
+
+def open_log(config, start):
+  """The run's `metrics.Log` from step `start`."""
+  heads = config.heads
+  ibot = heads.get("ibot", heads.dino)
+  return metrics.Log(
+    config.workdir,
+    start_step=start,
+    total_steps=config.total_steps,
+    log_every=config.log_every,
+    batch_size=config.data.batch_size,
+    alarm_window=config.alarm_window,
+    # A uniform student: ln K for DINO, half of it for iBOT, as half the crops count 0.
+    nothing_learnt=math.log(heads.dino.prototypes) + math.log(ibot.prototypes) / 2,
+  )
+
+
+def introduce(config, mesh, source, student, start):
+  """Says what is about to run, and leaves config.json in the workdir."""
+  millions = {
+    name: sum(math.prod(x.shape) for x in jax.tree.leaves(tree)) / 1e6
+    for name, tree in student.items()
+  }
+  devices = f"{mesh.size} x {jax.devices()[0].device_kind}"
+  metrics.say(
+    f"backbone {millions['backbone']:,.1f} M parameters, student"
+    f" {sum(millions.values()):,.1f} M; {devices} as {dict(mesh.shape)}\n"
+    f"{len(source):,} images of {config.data.source}, batches of"
+    f" {config.data.batch_size}; step {start:,} of {config.total_steps:,};"
+    f" workdir {config.workdir}"
+  )
+  if jax.process_index() == 0:
+    path = pathlib.Path(config.workdir, "config.json")
+    path.write_text(config.to_json_best_effort(indent=2))
+
+
+def parse_flags(argv: list[str]) -> list[str]:
+  """Flags and config file; what is wrong with them becomes one line."""
+  try:
+    rest = app.parse_flags_with_usage(argv)
+    if CONFIG.value is None:
+      raise errors.UserError("--config=FILE is missing; try experiments/quickstart.py")
+    _ = CONFIG.value.workdir  # a file that cannot be loaded shows at the first look
+  except OSError as error:
+    reason = " ".join(str(error).split())
+    raise errors.UserError(f"--config: {reason}") from error
+  except (KeyError, AttributeError) as error:
+    reason = " ".join(str(error.args[0]).split())
+    raise errors.UserError(f"--config has no such field: {reason}") from error
+  if len(rest) > 1:
+    raise errors.UserError(f"{rest[1]!r} is no option; options start with --")
+  return rest
+
+
+def main(_) -> None:
+  """Joins the other processes, if there are any, and trains."""
+  if not flags.FLAGS["verbosity"].present:
+    logging.set_verbosity(logging.WARNING)
+  address = (COORDINATOR.value, NUM_PROCESSES.value, PROCESS_ID.value)
+  if None not in address:
+    jax.distributed.initialize(*address, cluster_detection_method="deactivate")
+  elif address != (None, None, None):
+    raise errors.UserError("--coordinator, --num_processes, --process_id go together")
+  elif MULTIHOST.value:
+    jax.distributed.initialize()
+  train(CONFIG.value)
+
+
+if __name__ == "__main__":
+  try:
+    app.run(main, flags_parser=parse_flags)
+  except errors.UserError as error:
+    sys.exit(f"dinojax: {error}")
+  except KeyboardInterrupt:
+    sys.exit("dinojax: ended at once; steps since the last checkpoint are lost")

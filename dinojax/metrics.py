@@ -1,0 +1,268 @@
+"""What a person sees of a run: scalars in files, alarms, a progress bar, a timer.
+
+Process 0 alone writes and prints.
+"""
+
+import contextlib
+import json
+import math
+import os
+import pathlib
+import sys
+import time
+
+import jax
+import tqdm
+from tensorboardX import event_file_writer, summary
+from tensorboardX.proto import event_pb2, summary_pb2
+
+from dinojax import errors
+
+SECONDS_BETWEEN_LINES = 10  # of progress, where the output is no terminal
+
+
+def say(line: str) -> None:
+  """Prints one line without tearing the progress bar."""
+  if jax.process_index() == 0:
+    tqdm.tqdm.write(line, file=sys.stderr)
+
+
+def say_at_once(line: str) -> None:
+  """The same, safe in a signal handler and on every process."""
+  os.write(sys.stderr.fileno(), f"\n{line}\n".encode())
+
+
+def first_non_finite(scalars: dict[str, float]) -> str | None:
+  """Name of the first scalar that is infinite or not a number."""
+  return next((name for name, x in scalars.items() if not math.isfinite(x)), None)
+
+
+class Writer:
+  """Scalars to WORKDIR/metrics.jsonl and to TensorBoard events in WORKDIR/tensorboard.
+
+  A line is {"step": completed updates, name: value, ...}, written at once and in full,
+  so that a killed run loses none. Events are written directly: tensorboardX's
+  SummaryWriter has a thread for it, and when that dies on a full disk the run hangs.
+  """
+
+  def __init__(self, workdir: str, *, start_step: int):
+    """Drops what an earlier run logged after `start_step`, and goes on from there."""
+    self._file = self._events = None
+    if jax.process_index() != 0:
+      return
+    self._workdir = pathlib.Path(workdir)
+    with self._failing_in_one_line():
+      path = self._workdir / "metrics.jsonl"
+      kept = []
+      if path.exists():
+        for line in path.read_text().splitlines():
+          with contextlib.suppress(json.JSONDecodeError):  # cut off by a kill
+            if json.loads(line)["step"] <= start_step:
+              kept.append(line + "\n")
+      new = path.with_suffix(".new")
+      new.write_text("".join(kept))
+      os.replace(new, path)
+      self._file = path.open("a", buffering=1)
+      (self._workdir / "tensorboard").mkdir(exist_ok=True)
+      self._events = event_file_writer.EventsWriter(
+        str(self._workdir / "tensorboard" / "events"), f".{start_step}"
+      )
+      # TensorBoard drops what earlier files say of this step and later ones.
+      restart = event_pb2.SessionLog(status=event_pb2.SessionLog.START)
+      self._write_event(start_step + 1, session_log=restart)
+
+  def write(self, step: int, scalars: dict[str, float]) -> None:
+    """Appends one line; floats keep all their digits.
+
+    Raises:
+      UserError: it cannot be written.
+    """
+    if self._file is None:
+      return
+    values = [summary.scalar(name, x).value[0] for name, x in scalars.items()]
+    with self._failing_in_one_line():
+      self._file.write(json.dumps({"step": step, **scalars}) + "\n")
+      self._write_event(step, summary=summary_pb2.Summary(value=values))
+
+  def close(self) -> None:
+    """Flushes and closes both files."""
+    if self._file is not None:
+      with self._failing_in_one_line():
+        self._file.close()
+        self._events.close()
+
+  def _write_event(self, step: int, **what) -> None:
+    event = event_pb2.Event(step=step, wall_time=time.time(), **what)
+    self._events.write_event(event)
+    self._events.flush()
+
+  @contextlib.contextmanager
+  def _failing_in_one_line(self):
+    try:
+      yield
+    except OSError as error:
+      raise errors.UserError(
+        f"config.workdir={self._workdir}: cannot write metrics ({error.strerror});"
+        " make room there, or let it be written to, and run again"
+      ) from error
+
+
+class Alarm:
+  """Looks out for a loss that stays where nothing is learnt, or falls to collapse."""
+
+  def __init__(self, *, window: int, nothing_learnt: float):
+    """Takes the steps to average over, and DINO + iBOT loss of a uniform student."""
+    self._window, self._nothing_learnt = window, nothing_learnt
+    self._losses = []
+
+  def update(self, step: int, loss: float) -> str | None:
+    """Takes a step's DINO + iBOT loss; at the end of a window, perhaps a warning."""
+    self._losses.append(loss)
+    if len(self._losses) < self._window:
+      return None
+    mean, self._losses = sum(self._losses) / self._window, []
+    seen = f"step {step}: mean DINO + iBOT loss of {self._window} steps is {mean:.3f}"
+    if abs(mean - self._nothing_learnt) < 0.01 * self._nothing_learnt:
+      return (
+        f"ALARM {seen}, the value of a student that has learnt nothing"
+        f" ({self._nothing_learnt:.3f}); look at learning rate, teacher_temp and"
+        " teacher_entropy"
+      )
+    if mean < 0.02 * self._nothing_learnt:
+      return (
+        f"ALARM {seen}, close to 0: all images may share one prototype; look at"
+        " teacher_entropy, loss_koleo and the targets"
+      )
+    return None
+
+
+class Timer:
+  """Throughput, and the share of the time spent waiting for data."""
+
+  def __init__(self):
+    """Starts."""
+    self._start, self._waited = time.perf_counter(), 0.0
+
+  @contextlib.contextmanager
+  def waiting(self):
+    """Counts the time within as waiting for data."""
+    start = time.perf_counter()
+    yield
+    self._waited += time.perf_counter() - start
+
+  def lap(self, images: int) -> dict[str, float]:
+    """Rates since the last lap, in which so many images were trained on."""
+    seconds = time.perf_counter() - self._start
+    rates = {
+      "images_per_second": images / seconds,
+      "data_wait_share": self._waited / seconds,
+    }
+    self.__init__()
+    return rates
+
+
+class Progress:
+  """A bar with step, loss, images/s, data wait and ETA; lines where no terminal is."""
+
+  def __init__(self, *, total: int, start: int):
+    """Shows `start` of `total` steps."""
+    self._lines = not sys.stderr.isatty()
+    self._last_line = time.perf_counter()
+    self._bar = tqdm.tqdm(
+      total=total,
+      initial=start,
+      unit="step",
+      dynamic_ncols=True,
+      disable=jax.process_index() != 0,
+      file=open(os.devnull, "w") if self._lines else sys.stderr,  # noqa: SIM115
+    )
+
+  def update(self, steps: int) -> None:
+    """Advances by so many steps."""
+    self._bar.update(steps)
+    now = time.perf_counter()
+    if self._lines and now - self._last_line > SECONDS_BETWEEN_LINES:
+      self._last_line = now
+      say(str(self._bar))
+
+  def show(self, *, loss: float, images_per_second: float, data_wait_share: float):
+    """Changes the figures beside the bar."""
+    self._bar.set_postfix_str(
+      f"loss {loss:.3f}, {images_per_second:.0f} images/s,"
+      f" {data_wait_share:.0%} waiting for data"
+    )
+
+  def close(self) -> None:
+    """Leaves the bar as it stands."""
+    self._bar.close()
+
+
+class Log:
+  """Steps in, everything a person sees out: checks, files, alarms and the bar."""
+
+  def __init__(
+    self,
+    workdir: str,
+    *,
+    start_step: int,
+    total_steps: int,
+    log_every: int,
+    batch_size: int,
+    alarm_window: int,
+    nothing_learnt: float,
+  ):
+    """Opens the files and the bar; arguments as of the classes above."""
+    self._writer = Writer(workdir, start_step=start_step)
+    self._progress = Progress(total=total_steps, start=start_step)
+    self._alarm = Alarm(window=alarm_window, nothing_learnt=nothing_learnt)
+    self._timer = Timer()
+    self._every, self._batch_size = log_every, batch_size
+    self._pending, self._lap_steps = [], 0
+
+  def waiting(self):
+    """Context in which time counts as waiting for data."""
+    return self._timer.waiting()
+
+  def step(self, step: int, scalars: dict[str, jax.Array]) -> None:
+    """Takes the scalars of a completed step; they stay on the device until `flush`."""
+    self._pending.append((step, scalars))
+    # One step ahead of the device and no more: each holds a batch in its memory.
+    jax.block_until_ready([scalars for _, scalars in self._pending[-2:-1]])
+    self._progress.update(1)
+    if step % self._every == 0:
+      self.flush()
+
+  def flush(self) -> None:
+    """Fetches, checks and writes what is pending; waits for the device.
+
+    Raises:
+      UserError: a scalar is not finite; names the first one and its step.
+    """
+    pending, self._pending = jax.device_get(self._pending), []
+    for step, scalars in pending:
+      scalars = {name: float(value) for name, value in scalars.items()}
+      self._lap_steps += 1
+      if name := first_non_finite(scalars):
+        raise errors.UserError(
+          f"step {step}: {name} is {scalars[name]}; stopped before the next save; try a"
+          " lower learning rate, or float32, in a new config.workdir"
+        )
+      if warning := self._alarm.update(
+        step, scalars["loss_dino"] + scalars["loss_ibot"]
+      ):
+        say(warning)
+      if step % self._every == 0:
+        rates = self._timer.lap(self._lap_steps * self._batch_size)
+        self._lap_steps = 0
+        self._writer.write(step, {**scalars, **rates})
+        self._progress.show(loss=scalars["loss"], **rates)
+
+  def write(self, step: int, scalars: dict[str, float]) -> None:
+    """Writes results of an evaluation, and leaves its time out of the next rates."""
+    self._writer.write(step, scalars)
+    self._timer, self._lap_steps = Timer(), 0
+
+  def close(self) -> None:
+    """Closes files and bar."""
+    self._progress.close()
+    self._writer.close()

@@ -1,0 +1,48 @@
+"""Position embeddings on another grid: PyTorch's two bicubic resizes as matrices."""
+
+import einops
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+
+def bicubic_matrix(source: int, target: int, *, antialias: bool) -> np.ndarray:
+  """Weights [target, source] that resize one axis of a position embedding.
+
+  Like PyTorch's interpolate, which released weights were trained with: a = -0.75 and a
+  scale of (target + 0.1) / source without antialiasing; a = -0.5 and the target size
+  with it. Borders are clamped without antialiasing, cut and renormalised with it.
+  """
+  a = -0.5 if antialias else -0.75
+  step = source / (target if antialias else target + 0.1)
+  stretch = max(step, 1.0) if antialias else 1.0
+
+  def cubic(x):
+    x = abs(x)
+    if x < 1:
+      return ((a + 2) * x - (a + 3)) * x * x + 1
+    return (((x - 5) * x + 8) * x - 4) * a if x < 2 else 0.0
+
+  weights = np.zeros((target, source))
+  for row in range(target):
+    center = (row + 0.5) * step - 0.5
+    reach = int(np.ceil(2 * stretch)) + 1
+    for tap in range(int(center) - reach, int(center) + reach + 1):
+      if not antialias or 0 <= tap < source:
+        column = min(max(tap, 0), source - 1)
+        weights[row, column] += cubic((tap - center) / stretch)
+  return (weights / weights.sum(1, keepdims=True)).astype(np.float32)
+
+
+def resize(
+  pos_embed: jax.Array, height: int, width: int, *, antialias: bool
+) -> jax.Array:
+  """Resizes the patches' position embedding [M*M, D] to [height*width, D]."""
+  m = round(len(pos_embed) ** 0.5)
+  if (height, width) == (m, m):
+    return pos_embed
+  rows = bicubic_matrix(m, height, antialias=antialias)
+  columns = bicubic_matrix(m, width, antialias=antialias)
+  square = einops.rearrange(pos_embed, "(r c) d -> r c d", r=m)
+  resized = jnp.einsum("hr,wc,rcd->hwd", rows, columns, square, precision="highest")
+  return einops.rearrange(resized, "h w d -> (h w) d")

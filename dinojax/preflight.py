@@ -1,0 +1,200 @@
+"""What is checked before any work starts, so that a mistake costs seconds.
+
+`FIELDS` is the whole config at a glance; experiments/vitg14.py explains each field.
+Every error names the field, its value, the limit and the way out.
+"""
+
+import difflib
+import os
+import tempfile
+
+from dinojax import errors
+
+_CROP = "size area aspect flip_prob jitter grey_prob blur solarize_prob"
+_HEAD = "hidden bottleneck prototypes"
+FIELDS = {
+  "config": "workdir mesh remat workers log_every checkpoint seed group_size backbone"
+  " heads losses masking total_steps schedules optimizer data augment knn alarm_window",
+  "config.mesh": "data fsdp",
+  "config.checkpoint": "every keep_last keep_best",
+  "config.backbone": "patch_size pos_grid width depth heads ffn registers pool"
+  " drop_path layerscale_init dtype",
+  "config.heads": "dino ibot",
+  "config.heads.dino": _HEAD,
+  "config.heads.ibot": _HEAD,
+  "config.losses": "targets student_temp dino_weight ibot_weight koleo_weight",
+  "config.masking": "ratio_min ratio_max",
+  "config.schedules": "learning_rate weight_decay teacher_momentum teacher_temp",
+  "config.schedules.learning_rate": "peak final warmup_steps",
+  "config.schedules.weight_decay": "start final",
+  "config.schedules.teacher_momentum": "start final",
+  "config.schedules.teacher_temp": "start final warmup_steps",
+  "config.optimizer": "b1 b2 eps clip_norm layer_decay patch_embed_lr_scale"
+  " freeze_prototypes_steps",
+  "config.data": "source batch_size max_bad_share",
+  "config.augment": "global1 global2 local num_local",
+  "config.augment.global1": _CROP,
+  "config.augment.global2": _CROP,
+  "config.augment.local": _CROP,
+  "config.knn": "train test every ks temperature resize crop batch_size baselines",
+}
+OPTIONAL = {"config.heads.ibot"}
+CHOICES = {
+  "config.backbone.ffn": ("mlp", "swiglu"),
+  "config.backbone.pool": ("gap", "cls"),
+  "config.backbone.dtype": ("float32", "bfloat16"),
+  "config.losses.targets": ("sinkhorn", "centering"),
+}
+AT_LEAST = {
+  "config.workers": 0,
+  "config.log_every": 1,
+  "config.checkpoint.every": 1,
+  "config.checkpoint.keep_last": 1,
+  "config.checkpoint.keep_best": 0,
+  "config.group_size": 2,  # KoLeo needs a neighbour
+  "config.backbone.patch_size": 1,
+  "config.backbone.pos_grid": 1,
+  "config.backbone.width": 1,
+  "config.backbone.depth": 1,
+  "config.backbone.heads": 1,
+  "config.backbone.registers": 0,
+  "config.total_steps": 1,
+  "config.data.batch_size": 1,
+  "config.augment.num_local": 1,
+  "config.knn.every": 0,
+  "config.knn.batch_size": 1,
+  "config.alarm_window": 1,
+}
+
+
+def field(config, path: str):
+  """The value at a dotted path that starts with "config"."""
+  for name in path.split(".")[1:]:
+    config = config[name]
+  return config
+
+
+def check(config, *, devices: int) -> None:
+  """Raises UserError for the first field that cannot work on so many devices."""
+  _check_names(config)
+  for path, choices in CHOICES.items():
+    if field(config, path) not in choices:
+      raise errors.UserError(
+        f"{path}={field(config, path)!r} must be one of {', '.join(choices)}"
+      )
+  for path, least in AT_LEAST.items():
+    if not field(config, path) >= least:
+      raise errors.UserError(f"{path}={field(config, path)} must be at least {least}")
+  _check_ranges(config)
+  _check_shapes(config)
+  _check_batches(config, devices)
+
+
+def check_workdir(workdir: str) -> None:
+  """Creates the workdir and writes to it once; raises UserError where it cannot."""
+  if "://" in workdir:
+    raise errors.UserError(
+      f"config.workdir={workdir!r} is a bucket; give a folder, or where one is mounted"
+    )
+  try:
+    os.makedirs(workdir, exist_ok=True)
+    with tempfile.TemporaryFile(dir=workdir) as probe:
+      probe.write(b"\0" * 4096)
+      probe.flush()
+  except OSError as e:
+    raise errors.UserError(
+      f"config.workdir={workdir!r} is not writable ({e.strerror}); choose a folder with"
+      " space and permission: --config.workdir=FOLDER"
+    ) from e
+
+
+def _check_names(config):
+  for path, names in FIELDS.items():
+    names = names.split()
+    if path in OPTIONAL and path.split(".")[-1] not in field(
+      config, path[: path.rindex(".")]
+    ):
+      continue
+    for name in field(config, path):
+      if name not in names:
+        close = difflib.get_close_matches(name, names, n=1) or names
+        raise errors.UserError(
+          f"{path}.{name} is not a field; did you mean {' or '.join(close)}?"
+        )
+    for name in names:
+      if name not in field(config, path) and f"{path}.{name}" not in OPTIONAL:
+        raise errors.UserError(
+          f"{path}.{name} is missing; see experiments/vitg14.py for its meaning"
+        )
+
+
+def _check_ranges(config):
+  rate = config.backbone.drop_path
+  if not 0 <= rate < 1:
+    raise errors.UserError(f"config.backbone.drop_path={rate} must be within [0, 1)")
+  low, high = config.masking.ratio_min, config.masking.ratio_max
+  if not 0 < low <= high < 1:
+    raise errors.UserError(
+      f"config.masking.ratio_min={low} and ratio_max={high} must rise within (0, 1)"
+    )
+  warmup = config.schedules.learning_rate.warmup_steps
+  if not 0 <= warmup < config.total_steps:
+    raise errors.UserError(
+      f"config.schedules.learning_rate.warmup_steps={warmup} must be below"
+      f" config.total_steps={config.total_steps}"
+    )
+  every = config.checkpoint.every
+  if config.knn.every % every:
+    raise errors.UserError(
+      f"config.knn.every={config.knn.every} must be a multiple of"
+      f" config.checkpoint.every={every}, so that the best checkpoint is a saved one;"
+      f" try {-(-config.knn.every // every) * every}"
+    )
+
+
+def _check_shapes(config):
+  width, heads = config.backbone.width, config.backbone.heads
+  if width % heads:
+    raise errors.UserError(
+      f"config.backbone.width={width} must be a multiple of"
+      f" config.backbone.heads={heads}"
+    )
+  knn = config.knn
+  if knn.every and not (knn.crop <= knn.resize and knn.ks and min(knn.ks) >= 1):
+    raise errors.UserError(
+      f"config.knn.crop={knn.crop} must be at most config.knn.resize={knn.resize}, and"
+      f" config.knn.ks={tuple(knn.ks)} must name at least one number of neighbours"
+    )
+  patch = config.backbone.patch_size
+  for path in (
+    *("config.augment.global1.size", "config.augment.global2.size"),
+    *("config.augment.local.size", "config.knn.crop"),
+  ):
+    size = field(config, path)
+    if size < patch or size % patch:
+      raise errors.UserError(
+        f"{path}={size} must be a multiple of config.backbone.patch_size={patch}; try"
+        f" {max(-(-size // patch), 1) * patch}"
+      )
+  if config.augment.global1.size != config.augment.global2.size:
+    raise errors.UserError(
+      f"config.augment.global2.size={config.augment.global2.size} must equal"
+      f" config.augment.global1.size={config.augment.global1.size}"
+    )
+
+
+def _check_batches(config, devices):
+  for path, unit, why in (
+    (
+      "config.data.batch_size",
+      config.group_size * devices,
+      f"config.group_size={config.group_size} times {devices} devices",
+    ),
+    ("config.knn.batch_size", devices, f"{devices} devices"),
+  ):
+    size = field(config, path)
+    if size % unit:
+      raise errors.UserError(
+        f"{path}={size} must be a multiple of {unit} ({why}); try"
+        f" {-(-size // unit) * unit}"
+      )

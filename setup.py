@@ -1,0 +1,50 @@
+"""Package metadata: `pip install -e .` to use, `pip install -e '.[test]'` to test."""
+
+import pathlib
+import re
+
+import setuptools
+
+ROOT = pathlib.Path(__file__).parent
+VERSION = re.search(r'__version__ = "(.+)"', (ROOT / "dinojax/__init__.py").read_text())
+
+setuptools.setup(
+  name="dinojax",
+  version=VERSION[1],
+  description="DINOv2 self-supervised pre-training in JAX, from one CPU to 128 chips",
+  long_description=(ROOT / "README.md").read_text(),
+  long_description_content_type="text/markdown",
+  license="Apache-2.0",
+  python_requires=">=3.11",
+  packages=setuptools.find_packages(include=["dinojax", "dinojax.*"]),
+  install_requires=[
+    "absl-py>=2.1",
+    "array_record>=0.8; platform_system == 'Linux'",
+    "chex>=0.1.90",
+    "einops>=0.8",
+    "flax>=0.12,<0.13",
+    "grain>=0.2.18,<0.3",
+    "jax>=0.10,<0.12",
+    "ml-collections>=1.1",
+    "numpy>=2.0",
+    "opencv-python-headless>=4.10",
+    "optax>=0.2.8,<0.3",
+    "orbax-checkpoint>=0.12,<0.13",
+    "pillow>=11.0",
+    "scikit-learn>=1.5",  # carries the quickstart's images
+    "tensorboardX>=2.6.2",
+    "tensorflow-datasets>=4.9.9",
+    "tqdm>=4.66",
+  ],
+  extras_require={
+    "tpu": ["jax[tpu]>=0.10,<0.12"],
+    "cuda": ["jax[cuda13]>=0.10,<0.12"],
+    "tensorboard": ["tensorboard>=2.17"],
+    "test": [
+      "pytest>=8.3",
+      "ruff>=0.12",
+      "torch==2.13.0",
+      "transformers>=5.0,<6",
+    ],
+  },
+)

@@ -1,0 +1,119 @@
+"""Worker processes: silent on Ctrl-C, and gone when the run is, however it ends."""
+
+import multiprocessing
+import os
+import pathlib
+import signal
+import subprocess
+import sys
+import time
+
+import grain
+import numpy as np
+import pytest
+from absl import flags
+
+from dinojax.data import prefetch
+
+ROOT = pathlib.Path(__file__).parents[2]
+
+RUN = """
+import contextlib, multiprocessing, signal, sys, time
+import grain
+import numpy as np
+from absl import flags
+from dinojax.data import prefetch
+
+def element(i):
+  return {"i": np.full(1000, i)}
+
+def main():
+  flags.FLAGS.mark_as_parsed()
+  signal.signal(signal.SIGINT, signal.default_int_handler)  # background jobs ignore it
+  dataset = grain.MapDataset.range(10**9).map(element)
+  with contextlib.closing(prefetch.Batches(dataset, workers=2)) as batches:
+    try:
+      if sys.argv[1] == "running":
+        next(batches)
+        time.sleep(1)  # Buffers are full: a worker killed at work leaks its block.
+      workers = multiprocessing.active_children()
+      while len(workers) < 2:
+        workers = multiprocessing.active_children()
+      print(*(worker.pid for worker in workers), flush=True)
+      time.sleep(60)
+    except KeyboardInterrupt:
+      for i in range(4):
+        print(next(batches)["i"][0])
+  print("closed")
+
+if __name__ == "__main__":
+  main()
+"""
+
+
+@pytest.fixture
+def run(tmp_path):
+  """Starts RUN in a process group of its own, as a terminal would."""
+  (tmp_path / "run.py").write_text(RUN)
+  started = []
+
+  def start(state):
+    process = subprocess.Popen(
+      [sys.executable, "run.py", state],
+      cwd=tmp_path,
+      env=os.environ | {"PYTHONPATH": str(ROOT)},
+      stdout=subprocess.PIPE,
+      stderr=subprocess.PIPE,
+      text=True,
+      start_new_session=True,
+    )
+    started.append(process)
+    return process, [int(pid) for pid in process.stdout.readline().split()]
+
+  yield start
+  for process in started:
+    process.kill()
+    try:
+      process.communicate(timeout=60)  # Until all that share its output have ended.
+    except subprocess.TimeoutExpired:
+      os.killpg(process.pid, signal.SIGKILL)
+      raise
+
+
+def wait_until_gone(pids):
+  deadline = time.monotonic() + 30
+  while any(pathlib.Path(f"/proc/{pid}").exists() for pid in pids):
+    assert time.monotonic() < deadline, "workers outlived their run"
+    time.sleep(0.1)
+
+
+@pytest.mark.parametrize("state", ["starting", "running"])
+def test_ctrl_c_leaves_the_workers_at_work_and_silent(run, state):
+  process, workers = run(state)
+  os.killpg(process.pid, signal.SIGINT)
+  printed, complaints = process.communicate(timeout=60)
+  first = 1 if state == "running" else 0
+  expected = [*map(str, range(first, first + 4)), "closed"]
+  assert (printed.split(), complaints) == (expected, "")
+  wait_until_gone(workers)
+
+
+def test_workers_end_when_the_run_is_killed(run):
+  process, workers = run("running")
+  process.kill()
+  wait_until_gone(workers)
+
+
+def element(i):
+  return {"i": np.array([i])}
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_batches_come_in_order_and_end(workers):
+  flags.FLAGS.mark_as_parsed()
+  batches = prefetch.Batches(grain.MapDataset.range(5).map(element), workers)
+  assert [int(batch["i"][0]) for batch in batches] == [0, 1, 2, 3, 4]
+  children = [child.name for child in multiprocessing.active_children()]
+  assert not [name for name in children if "grain" in name]
+  assert list(batches) == []
+  batches.close()

@@ -1,0 +1,173 @@
+"""The same training on every mesh: 1 device, 8 in each arrangement, and 128."""
+
+import functools
+import os
+import pathlib
+import subprocess
+import sys
+
+import jax
+import numpy as np
+import optax
+import pytest
+import tiny
+from jax.sharding import AxisType, Mesh
+
+from dinojax import dino, schedules, sharding
+
+ROOT = pathlib.Path(__file__).parent.parent
+STEPS = 2
+
+
+CONFIG = tiny.config()
+with CONFIG.unlocked():
+  CONFIG.data.batch_size = 16  # 8 groups of 2
+  CONFIG.augment.num_local = 2
+  CONFIG.backbone.drop_path = 0.5
+  CONFIG.heads.dino.prototypes = CONFIG.heads.ibot.prototypes = 64
+NETS, TX = dino.make_nets(CONFIG), optax.sgd(0.1, momentum=0.9)
+
+
+def init(key):
+  # Fresh heads map to tiny vectors: gradients pass 1000, and so do their roundings.
+  state = dino.init_state(key, nets=NETS, tx=TX, cfg=CONFIG)
+  return state.replace(student=jax.tree.map(lambda x: 4 * x, state.student))
+
+
+@functools.cache
+def first_state():
+  return jax.device_get(jax.jit(init)(jax.random.key(0)))
+
+
+def train(mesh):
+  """Two SGD steps: all scalars of each, and the state after."""
+  plan = schedules.make_schedules(**CONFIG.schedules, total_steps=CONFIG.total_steps)
+  step = functools.partial(
+    dino.train_step, nets=NETS, tx=TX, schedules=plan, cfg=CONFIG
+  )
+  groups = CONFIG.data.batch_size // CONFIG.group_size
+  positions = sharding.local_positions(mesh, groups)
+  where = sharding.state_sharding(mesh, first_state())
+  replicated = sharding.replicated(mesh)
+  step = jax.jit(
+    step,
+    in_shardings=(where, sharding.batch_sharding(mesh), replicated),
+    out_shardings=(where, replicated),
+    donate_argnums=0,
+  )
+  history = []
+  with jax.set_mesh(mesh):
+    state = jax.device_put(first_state(), where)
+    for seed in range(STEPS):
+      mine = {
+        name: np.concatenate([np.split(x, groups)[i] for i in positions])
+        for name, x in tiny.batch(CONFIG, seed).items()
+      }
+      batch = sharding.put_batch(mesh, mine, positions, groups)
+      state, scalars = step(state, batch, jax.random.key(1))
+      history.append(jax.device_get(scalars))
+  return history, state
+
+
+def one_device_mesh():
+  devices = np.array(jax.devices()[:1]).reshape(1, 1)
+  return Mesh(devices, sharding.AXES, axis_types=(AxisType.Auto,) * 2)
+
+
+@pytest.fixture(scope="module")
+def alone():
+  history, state = train(one_device_mesh())
+  return history, jax.device_get(state)
+
+
+def close(found, wanted):
+  jax.tree.map(
+    functools.partial(np.testing.assert_allclose, rtol=1e-5, atol=1e-5), found, wanted
+  )
+
+
+@pytest.mark.parametrize("data, fsdp", [(8, 1), (2, 4), (1, 8)])
+def test_eight_devices_train_as_one_does(monkeypatch, alone, data, fsdp):
+  monkeypatch.setattr(sharding, "SMALLEST_SHARDED", 2**9)
+  history, state = train(sharding.make_mesh(data=data, fsdp=fsdp))
+  for tree in (state.student, state.teacher, state.opt_state):
+    whole = [x.size for x in jax.tree.leaves(tree)]
+    shares = [x.addressable_shards[0].data.size for x in jax.tree.leaves(tree)]
+    assert sum(shares) == pytest.approx(sum(whole) / fsdp, rel=0.3)
+  for found, wanted in zip(history, alone[0], strict=True):
+    for name, value in wanted.items():
+      np.testing.assert_allclose(found[name], value, 1e-5, 1e-5, err_msg=name)
+  close(jax.device_get(state.student), alone[1].student)
+  close(jax.device_get(state.teacher), alone[1].teacher)
+
+
+def test_weights_born_on_eight_devices_are_those_of_one(monkeypatch):
+  monkeypatch.setattr(sharding, "SMALLEST_SHARDED", 2**9)
+  mesh = sharding.make_mesh(data=2, fsdp=4)
+  where = sharding.state_sharding(mesh, first_state())
+  with jax.set_mesh(mesh):
+    born = jax.jit(init, out_shardings=where)(jax.random.key(0))
+  assert not born.student["dino_head"]["prototypes"]["v"].is_fully_replicated
+  close(jax.device_get(born), first_state())
+
+
+REFERENCE_RECIPE = """
+import jax
+import numpy as np
+
+from dinojax import assembly, preflight, sharding
+from dinojax.data import masking
+from experiments import vitg14
+
+config = vitg14.get_config()
+with config.unlocked():
+  config.backbone.update(width=128, depth=2, heads=2, pos_grid=4)
+  for head in config.heads.values():
+    head.update(hidden=64, bottleneck=32, prototypes=4096)
+  config.augment.update(num_local=2)
+  config.augment.global1.size = config.augment.global2.size = 56
+  config.augment["local"].size = 28
+  config.group_size = 2
+  config.data.batch_size = 256
+preflight.check(config, devices=jax.device_count())
+mesh = sharding.make_mesh(**config.mesh)
+run = assembly.assemble(config, mesh)
+rng = np.random.default_rng(0)
+groups = [
+  masking.block_masks(rng, group_size=2, views=2, grid=4, **config.masking)
+  for _ in range(128)
+]
+batch = {
+  "global_crops": rng.integers(256, size=(256, 2, 56, 56, 3), dtype=np.uint8),
+  "local_crops": rng.integers(256, size=(256, 2, 28, 28, 3), dtype=np.uint8),
+  "mask": np.concatenate([group["mask"] for group in groups]),
+  "masked_indices": np.stack([group["masked_indices"] for group in groups]),
+  "masked_weights": np.stack([group["masked_weights"] for group in groups]),
+}
+with jax.set_mesh(mesh):
+  state = run.init(jax.random.key(0))
+  prototypes = state.student["dino_head"]["prototypes"]["v"]
+  assert prototypes.addressable_shards[0].data.shape == (32, 32), prototypes.sharding
+  for _ in range(2):
+    placed = sharding.put_batch(mesh, batch, range(128), 128)
+    state, scalars = run.train_step(state, placed, jax.random.key(1))
+  assert all(np.isfinite(value) for value in scalars.values()), scalars
+  print("devices", mesh.size, "step", int(state.step), "loss", float(scalars["loss"]))
+"""
+
+
+def test_the_reference_recipe_takes_real_steps_on_128_devices():
+  environment = {
+    **os.environ,
+    "XLA_FLAGS": os.environ["XLA_FLAGS"].replace("count=8", "count=128"),
+    "PYTHONPATH": str(ROOT),
+  }
+  result = subprocess.run(
+    [sys.executable, "-c", REFERENCE_RECIPE],
+    env=environment,
+    capture_output=True,
+    text=True,
+    check=False,
+  )
+  assert result.returncode == 0, result.stderr[-4000:]
+  assert "devices 128 step 2 loss" in result.stdout

@@ -1,0 +1,248 @@
+"""k-NN agrees with brute force in float64, on any mesh."""
+
+import os
+import pathlib
+import socket
+import subprocess
+import sys
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from dinojax import errors
+from dinojax.evals import features, knn
+
+KS = (1, 5, 20)
+
+
+def mesh_of(data, fsdp):
+  devices = np.array(jax.devices()[: data * fsdp])
+  return Mesh(devices.reshape(data, fsdp), ("data", "fsdp"))
+
+
+def bank_of(mesh, x, labels, batch_size=16):
+  """Rows in batches, the last one padded with nonsense of label -1."""
+  steps = -(-len(x) // batch_size)
+  padding = steps * batch_size - len(x)
+  x = np.concatenate([x, np.full((padding, x.shape[1]), 1e3)]).astype(np.float32)
+  labels = np.concatenate([labels, np.full(padding, -1)]).astype(np.int32)
+  where = NamedSharding(mesh, PartitionSpec(None, ("data", "fsdp")))
+  return features.Bank(
+    features=jax.device_put(x.reshape(steps, batch_size, -1), where),
+    labels=jax.device_put(labels.reshape(steps, batch_size), where),
+  )
+
+
+def oracle(x, labels, queries, wanted, *, num_classes, ks, temperature):
+  """Method.md section 9 in float64, one query at a time."""
+  x, labels = x[labels >= 0].astype(np.float64), labels[labels >= 0]
+  queries, wanted = queries[wanted >= 0].astype(np.float64), wanted[wanted >= 0]
+  x /= np.linalg.norm(x, axis=1, keepdims=True)
+  queries /= np.linalg.norm(queries, axis=1, keepdims=True)
+  hits = {f"knn_top{top}_k{k}": [] for top in (1, 5) for k in ks}
+  for query, label in zip(queries, wanted, strict=True):
+    similarity = x @ query
+    nearest = np.argsort(-similarity, kind="stable")[: max(ks)]
+    weights = np.exp(similarity[nearest] / temperature)
+    weights /= weights.sum()
+    for k in ks:
+      votes = np.zeros(num_classes)
+      np.add.at(votes, labels[nearest[:k]], weights[:k])
+      ranked = [c for c in np.argsort(-votes, kind="stable") if votes[c] > 0]
+      for top in (1, 5):
+        hits[f"knn_top{top}_k{k}"].append(label in ranked[:top])
+  return {name: np.mean(values) for name, values in hits.items()}
+
+
+def clusters(rng, count, num_classes=7, width=12):
+  centres = np.random.default_rng(1).normal(size=(num_classes, width))
+  labels = rng.integers(num_classes, size=count)
+  return centres[labels] + 1.2 * rng.normal(size=(count, width)), labels
+
+
+@pytest.mark.parametrize("shape", [(1, 1), (1, 8), (2, 4)])
+def test_accuracy_equals_brute_force_in_float64(shape):
+  rng = np.random.default_rng(0)
+  x, labels = clusters(rng, 203)
+  queries, wanted = clusters(rng, 61)
+  labels[[3, 50]] = -1  # unreadable records in the midst
+  wanted[[0, 20]] = -1
+  settings = dict(num_classes=7, ks=KS, temperature=0.07)
+  mesh = mesh_of(*shape)
+  result = knn.knn(
+    bank_of(mesh, x, labels), bank_of(mesh, queries, wanted), mesh=mesh, **settings
+  )
+  wanted = oracle(x, labels, queries, wanted, **settings)
+  assert result == pytest.approx(wanted, abs=1e-6)
+  assert 0.3 < wanted["knn_top1_k5"] < 0.9  # a task that can be got wrong
+
+
+@pytest.mark.parametrize("shape", [(1, 1), (1, 8), (2, 4)])
+def test_equal_neighbours_rank_by_their_place_in_the_bank(shape):
+  # Unit vectors of halves: similarities are exact, and ties are many.
+  rng = np.random.default_rng(0)
+  x = rng.choice([-0.5, 0.5], size=(75, 4))
+  labels = np.arange(75)
+  mesh = mesh_of(*shape)
+  queries = x[:8]
+  similarity, found = knn.neighbours(
+    bank_of(mesh, x, labels), jnp.asarray(queries, jnp.float32), k=30, mesh=mesh
+  )
+  for query, values, row in zip(queries, similarity, found, strict=True):
+    exact = x @ query
+    expected = np.argsort(-exact, kind="stable")[:30]
+    np.testing.assert_array_equal(row, expected)
+    np.testing.assert_array_equal(values, exact[expected].astype(np.float32))
+
+
+def test_a_vote_is_softmax_of_similarity_over_temperature_by_hand():
+  # Cosines to the query (1, 0): 1.0 of class 0; 0.8 and 0.8 of class 1.
+  x = np.array([[2.0, 0.0], [4.0, 3.0], [4.0, -3.0]])
+  labels, query, mesh = np.array([0, 1, 1]), np.array([[5.0, 0.0]]), mesh_of(1, 8)
+  for temperature, winner in ((0.2, 0), (1.0, 1)):  # e = 2.7 > 2; e^0.2 = 1.2 < 2
+    for wanted in (0, 1):
+      result = knn.knn(
+        bank_of(mesh, x, labels),
+        bank_of(mesh, query, np.array([wanted])),
+        num_classes=3,
+        ks=(1, 3),
+        temperature=temperature,
+        mesh=mesh,
+      )
+      assert result["knn_top1_k3"] == (wanted == winner)
+      assert result["knn_top1_k1"] == (wanted == 0)
+      assert result["knn_top5_k3"] == 1
+
+
+def test_a_class_without_votes_is_no_answer_even_among_five():
+  x, mesh = np.eye(2), mesh_of(1, 8)
+  result = knn.knn(
+    bank_of(mesh, x, np.array([0, 0])),
+    bank_of(mesh, x, np.array([1, 0])),
+    num_classes=2,
+    ks=(2,),
+    temperature=0.07,
+    mesh=mesh,
+  )
+  assert result == {"knn_top1_k2": 0.5, "knn_top5_k2": 0.5}
+
+
+def test_a_perfect_embedding_scores_one_and_its_scale_does_not_matter():
+  labels = np.tile(np.arange(8), 10)
+  x = np.eye(8)[labels] * np.linspace(0.01, 100, 80)[:, None]
+  mesh = mesh_of(1, 8)
+  bank = bank_of(mesh, x, labels)
+  result = knn.knn(bank, bank, num_classes=8, ks=(1, 5), temperature=0.07, mesh=mesh)
+  assert set(result.values()) == {1.0}
+
+
+def test_more_neighbours_than_labelled_rows_is_an_error():
+  x, mesh = np.eye(4), mesh_of(1, 8)
+  bank = bank_of(mesh, x, np.array([0, 1, -1, 2]))
+  settings = dict(num_classes=4, temperature=0.07, mesh=mesh)
+  assert knn.knn(bank, bank, ks=(1, 3), **settings)
+  with pytest.raises(errors.UserError, match=r"config\.knn\.ks=\(1, 4\)"):
+    knn.knn(bank, bank, ks=(4, 1), **settings)
+
+
+class Squares:
+  """A labelled source of plain images, brighter with the class."""
+
+  where, fingerprint = 'config.knn.train="squares"', "0" * 16
+
+  def __init__(self, count, num_classes=4):
+    self.count, self.num_classes = count, num_classes
+
+  def __len__(self):
+    return self.count
+
+  def __getitem__(self, index):
+    label = index % 4
+    image = np.zeros((8, 8, 3), np.uint8)
+    image[:, : 2 * label + 1] = 200
+    return {"image": image, "label": label}
+
+  def name(self, index):
+    return f"squares#{index}"
+
+
+def rater(train, test, ks=(1, 4)):
+  return knn.make_rater(
+    lambda params, image: image.reshape(len(image), -1) * params,
+    train=train,
+    test=test,
+    mesh=mesh_of(1, 8),
+    ks=ks,
+    temperature=0.07,
+    resize=8,
+    crop=8,
+    batch_size=8,
+    workers=0,
+  )
+
+
+def test_two_sources_are_rated_from_images_to_accuracy():
+  result = rater(Squares(37), Squares(13))(jnp.float32(0.5))
+  assert set(result.values()) == {1.0}
+  assert set(result) == {f"knn_top{top}_k{k}" for top in (1, 5) for k in (1, 4)}
+
+
+@pytest.mark.parametrize(
+  ("train", "test", "ks", "message"),
+  [
+    (Squares(20, 0), Squares(8), (1,), r"config\.knn\.train .*no labels"),
+    (Squares(20), Squares(8, 0), (1,), r"config\.knn\.test .*no labels"),
+    (Squares(20), Squares(8, 5), (1,), r"4 classes .* 5"),
+    (Squares(20), Squares(8), (1, 21), r"config\.knn\.ks=\(1, 21\)"),
+  ],
+)
+def test_sources_that_cannot_be_rated_are_named_at_start_up(train, test, ks, message):
+  with pytest.raises(errors.UserError, match=message):
+    rater(train, test, ks)
+
+
+TWO_PROCESSES = """
+import sys
+sys.path[:0] = [{root!r}, {tests!r}]
+import os
+import pathlib
+import socket
+import subprocess
+import sys
+
+import jax
+jax.distributed.initialize(
+  "localhost:" + sys.argv[1], 2, int(sys.argv[2]),
+  cluster_detection_method="deactivate",
+)
+import jax.numpy as jnp, knn_test
+rate = knn_test.rater(knn_test.Squares(37), knn_test.Squares(13))
+assert set(rate(jnp.float32(0.5)).values()) == {{1.0}}
+"""
+
+
+def test_two_processes_rate_what_neither_could_read_alone():
+  with socket.socket() as probe:
+    probe.bind(("localhost", 0))
+    port = str(probe.getsockname()[1])
+  tests = pathlib.Path(__file__).parent
+  script = TWO_PROCESSES.format(root=str(tests.parent.parent), tests=str(tests))
+  processes = [
+    subprocess.Popen(
+      [sys.executable, "-c", script, port, str(i)],
+      env={**os.environ, "XLA_FLAGS": "--xla_force_host_platform_device_count=4"},
+      stdout=subprocess.DEVNULL,
+      stderr=subprocess.PIPE,
+      text=True,
+    )
+    for i in range(2)
+  ]
+  try:
+    outputs = [process.communicate(timeout=120)[1] for process in processes]
+  finally:
+    for process in processes:
+      process.kill()
+  assert [process.returncode for process in processes] == [0, 0], outputs

@@ -1,0 +1,207 @@
+"""Every experiment passes preflight, has the right size, and traces to a step."""
+
+import functools
+import importlib
+import math
+import pathlib
+
+import jax
+import numpy as np
+import optax
+import pytest
+
+from dinojax import dino, preflight, schedules
+from dinojax.data import masking
+
+NAMES = sorted(
+  path.stem
+  for path in (pathlib.Path(__file__).parent.parent / "experiments").glob("*.py")
+)
+# Devices of the headers; the others run on one.
+DEVICES = {"vitg14": 128, "vitg14_dinov2": 128, "vitl14": 32, "vitb14": 8, "vits14": 8}
+# At 224 pixels: the published sizes at 518 less 37^2 - 16^2 positions.
+BACKBONE = {
+  "vitg14": 1_134_771_200,
+  "vitg14_dinov2": 1_134_771_200,
+  "vitl14": 304_368_640 - (37**2 - 16**2) * 1024,
+  "vitb14": 86_580_480 - (37**2 - 16**2) * 768,
+  "vits14": 22_056_576 - (37**2 - 16**2) * 384,
+}
+STUDENT = {"vitg14": 1_234_919_040, "vitg14_dinov2": 1_234_919_040}
+# Recipes as the tables give them; images see 2 global and 8 local crops in each.
+RECIPES = {
+  "vitg14": dict(
+    steps=80 * 69_335,
+    batch=2048,
+    peak=1e-4,
+    warmup=10 * 69_335,
+    decay=0.2,
+    momentum=0.994,
+    layer_decay=1.0,
+    pool="gap",
+    drop_path=0.4,
+    targets="sinkhorn",
+    prototypes=131_072,
+  ),
+  "vitg14_dinov2": dict(
+    steps=625_000,
+    batch=3072,
+    peak=2e-4 * math.sqrt(3),
+    warmup=100_000,
+    decay=0.2,
+    momentum=0.994,
+    layer_decay=1.0,
+    pool="cls",
+    drop_path=0.4,
+    targets="sinkhorn",
+    prototypes=131_072,
+  ),
+  "vitl14": dict(
+    steps=125_000,
+    batch=2048,
+    peak=4e-3 * math.sqrt(2),
+    warmup=12_500,
+    decay=0.4,
+    momentum=0.992,
+    layer_decay=0.9,
+    pool="cls",
+    drop_path=0.3,
+    targets="centering",
+    prototypes=65_536,
+  ),
+}
+
+
+def get_config(name):
+  return importlib.import_module(f"experiments.{name}").get_config()
+
+
+def count(tree):
+  return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(tree))
+
+
+def linear(inputs, outputs):
+  return inputs * outputs + outputs
+
+
+def head_by_hand(width, head):
+  body = linear(width, head.hidden) + linear(head.hidden, head.hidden)
+  bottleneck = linear(head.hidden, head.bottleneck)
+  return body + bottleneck + (head.bottleneck + 1) * head.prototypes
+
+
+def backbone_by_hand(b):
+  d = b.width
+  hidden = {"mlp": 4 * d, "swiglu": (int(4 * d * 2 / 3) + 7) // 8 * 8}[b.ffn]
+  ffn = linear(d, hidden * (1 + (b.ffn == "swiglu"))) + linear(hidden, d)
+  block = linear(d, 3 * d) + linear(d, d) + ffn + 6 * d
+  tokens = 3 + b.registers + b.pos_grid**2
+  return linear(3 * b.patch_size**2, d) + tokens * d + b.depth * block + 2 * d
+
+
+def assembled(name):
+  config = get_config(name)
+  nets, tx = dino.make_nets(config), optax.adamw(1e-3)
+  init = functools.partial(dino.init_state, nets=nets, tx=tx, cfg=config)
+  return config, nets, tx, jax.eval_shape(init, jax.random.key(0))
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_every_experiment_passes_preflight_on_the_hardware_it_names(name):
+  preflight.check(get_config(name), devices=DEVICES.get(name, 1))
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_every_experiment_has_its_number_of_parameters_and_traces_to_a_step(name):
+  config, nets, tx, state = assembled(name)
+  backbone = backbone_by_hand(config.backbone)
+  heads = [head_by_hand(config.backbone.width, h) for h in config.heads.values()]
+  assert count(state.student["backbone"]) == backbone == BACKBONE.get(name, backbone)
+  student = backbone + sum(heads)
+  assert count(state.student) == student == STUDENT.get(name, student)
+  assert count(state.teacher) == student
+  assert {leaf.dtype for leaf in jax.tree.leaves(state.student)} == {np.dtype("f4")}
+
+  b, g, patch = config.data.batch_size, config.group_size, config.backbone.patch_size
+  side, small = config.augment.global1.size, config.augment["local"].size
+  grid = side // patch
+  slots = masking.slots(group_size=g, views=2, grid=grid, **config.masking)
+  shapes = {
+    "global_crops": ((b, 2, side, side, 3), np.uint8),
+    "local_crops": ((b, config.augment.num_local, small, small, 3), np.uint8),
+    "mask": ((b, 2, grid**2), np.bool_),
+    "masked_indices": ((b // g, slots), np.int32),
+    "masked_weights": ((b // g, slots), np.float32),
+  }
+  plan = schedules.make_schedules(**config.schedules, total_steps=config.total_steps)
+  step = functools.partial(
+    dino.train_step, nets=nets, tx=tx, schedules=plan, cfg=config
+  )
+  after, scalars = jax.eval_shape(
+    step,
+    state,
+    {name: jax.ShapeDtypeStruct(*shape) for name, shape in shapes.items()},
+    jax.random.key(0),
+  )
+  # The state keeps shapes and types, or each step would compile anew.
+  assert jax.tree.map(lambda x: (x.shape, x.dtype, x.weak_type), after) == (
+    jax.tree.map(lambda x: (x.shape, x.dtype, x.weak_type), state)
+  )
+  assert all(value.shape == () for value in scalars.values())
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_the_recipes_hold_the_values_of_the_method(name):
+  config = get_config(name)
+  plan, head = config.schedules, config.heads.dino
+  assert RECIPES[name] == dict(
+    steps=config.total_steps,
+    batch=config.data.batch_size,
+    peak=pytest.approx(plan.learning_rate.peak),
+    warmup=plan.learning_rate.warmup_steps,
+    decay=plan.weight_decay.final,
+    momentum=plan.teacher_momentum.start,
+    layer_decay=config.optimizer.layer_decay,
+    pool=config.backbone.pool,
+    drop_path=config.backbone.drop_path,
+    targets=config.losses.targets,
+    prototypes=head.prototypes,
+  )
+  for part, value in {
+    **{"learning_rate.final": 1e-6, "weight_decay.start": 0.04},
+    **{"teacher_momentum.final": 1.0, "teacher_temp.start": 0.04},
+    **{"teacher_temp.final": 0.07, "teacher_temp.warmup_steps": 37_500},
+  }.items():
+    assert preflight.field(plan, f"config.{part}") == value
+  optimizer = config.optimizer.to_dict()
+  del optimizer["layer_decay"]
+  assert optimizer == dict(
+    b1=0.9,
+    b2=0.999,
+    eps=1e-8,
+    clip_norm=3.0,
+    patch_embed_lr_scale=0.2,
+    freeze_prototypes_steps=1_250,
+  )
+  assert config.masking.to_dict() == dict(ratio_min=0.1, ratio_max=0.5)
+  assert config.losses.student_temp == 0.1 and config.losses.koleo_weight == 0.1
+  blur = [config.augment[crop].blur.prob for crop in ("global1", "global2", "local")]
+  solarize = [config.augment[x].solarize_prob for x in ("global1", "global2", "local")]
+  assert (blur, solarize) == ([1.0, 0.1, 0.5], [0.0, 0.2, 0.0])
+  assert config.augment.num_local == 8
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_experiments_are_locked_against_unknown_fields(name):
+  config = get_config(name)
+  groups = [config, *(g for g in config.values() if hasattr(g, "is_locked"))]
+  for group in groups:
+    assert group.is_locked
+    with pytest.raises(AttributeError):
+      group.no_such_field = 1
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_experiments_have_workdirs_of_their_own(name):
+  others = {get_config(other).workdir for other in NAMES if other != name}
+  assert get_config(name).workdir not in others

@@ -1,0 +1,116 @@
+"""Who may import whom, how long files may grow, and that importing does nothing."""
+
+import ast
+import pathlib
+import subprocess
+import sys
+
+import pytest
+
+ROOT = pathlib.Path(__file__).parent.parent
+FILES = {
+  ".".join(path.relative_to(ROOT / "dinojax").with_suffix("").parts): path
+  for path in sorted((ROOT / "dinojax").rglob("*.py"))
+}
+MODULES = [name for name in FILES if not name.endswith("__init__")]
+EXPERIMENTS = sorted((ROOT / "experiments").glob("*.py"))
+
+# What each file may import of dinojax, from the bottom up. "data." stands for all
+# files of that folder. Those not named are entry points, which nobody may import.
+DATA = {"errors", "data."}
+METHOD = {"losses", "vit", "heads", "dino", "optimizer", "schedules", "sharding"}
+MAY_IMPORT = {
+  "errors": set(),
+  "sharding": {"errors"},
+  "losses": set(),
+  "positions": set(),
+  "schedules": set(),
+  "vit": {"positions", "sharding"},
+  "heads": {"vit", "sharding"},
+  "checkpoint": {"errors"},
+  "metrics": {"errors"},
+  "data.images": {"errors"},
+  "data.shards": {"errors"},
+  "data.augment": {"errors"},
+  "data.masking": {"errors"},
+  "data.prefetch": {"errors"},
+  "data.sources": {"errors", "data.images", "data.shards"},
+  "data.pipeline": DATA,
+  "dino": {"losses", "vit", "heads"},
+  "optimizer": {"schedules"},
+  "evals.features": {"errors", "vit", "sharding", "data."},
+  "preflight": {"errors"},
+  "interrupts": {"metrics"},
+  "assembly": METHOD,
+}
+EVALS = {"errors", "vit", "sharding", "data.", "evals.features"}
+
+
+def imported(path):
+  """Modules that a file imports anywhere in it, by their full names."""
+  names = set()
+  for node in ast.walk(ast.parse(path.read_text())):
+    if isinstance(node, ast.Import):
+      names |= {alias.name for alias in node.names}
+    elif isinstance(node, ast.ImportFrom):
+      assert node.level == 0, f"{path.name}: relative import"
+      names |= {f"{node.module}.{alias.name}" for alias in node.names}
+  return names
+
+
+def own_imports(path):
+  """The same, of dinojax alone and without its name in front."""
+  names = {name for name in imported(path) if name.split(".")[0] == "dinojax"}
+  return {name.removeprefix("dinojax.") for name in names}
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_files_import_only_from_the_layers_below_them(name):
+  found = own_imports(FILES[name])
+  assert found <= set(MODULES), "import modules, not names"
+  every_layer = {*MAY_IMPORT, "data.", "evals."}
+  allowed = MAY_IMPORT.get(name, EVALS if name.startswith("evals.") else every_layer)
+  for other in found:
+    assert other in allowed or f"{other.split('.')[0]}." in allowed, other
+
+
+@pytest.mark.parametrize("path", EXPERIMENTS, ids=lambda path: path.stem)
+def test_experiments_import_ml_collections_and_each_other_alone(path):
+  for name in imported(path):
+    assert name.split(".")[0] in ("ml_collections", "experiments"), name
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_files_are_at_most_300_lines_and_say_what_they_are_for(name):
+  text = FILES[name].read_text()
+  assert len(text.splitlines()) <= 300
+  assert ast.get_docstring(ast.parse(text))
+
+
+def test_the_method_fits_on_200_lines():
+  assert len(FILES["dino"].read_text().splitlines()) < 200
+  assert len(FILES["main"].read_text().splitlines()) <= 200
+
+
+@pytest.mark.parametrize("path", EXPERIMENTS, ids=lambda path: path.stem)
+def test_experiments_say_what_they_are_for(path):
+  assert ast.get_docstring(ast.parse(path.read_text()))
+
+
+def test_importing_everything_starts_no_backend_and_prints_nothing():
+  program = "\n".join(
+    [
+      *(f"import dinojax.{name}" for name in MODULES),
+      "from jax._src import xla_bridge",
+      "assert not xla_bridge.backends_are_initialized()",
+    ]
+  )
+  result = subprocess.run(
+    [sys.executable, "-c", program],
+    cwd=ROOT,
+    capture_output=True,
+    text=True,
+    check=False,
+  )
+  assert result.returncode == 0, result.stderr
+  assert result.stdout == ""

@@ -1,0 +1,208 @@
+"""The command line, as a user runs it: whole runs in processes of their own."""
+
+import json
+import os
+import pathlib
+import re
+import signal
+import socket
+import subprocess
+import sys
+import time
+
+import pytest
+
+ROOT = pathlib.Path(__file__).parent.parent
+SMALL = (
+  *(
+    "total_steps=6",
+    "log_every=1",
+    "workers=0",
+    "checkpoint.every=2",
+    "alarm_window=3",
+  ),
+  *("data.batch_size=16", "group_size=2", "augment.num_local=2"),
+  *("backbone.width=16", "backbone.depth=2", "backbone.heads=2"),
+  *("heads.dino.hidden=16", "heads.dino.bottleneck=8", "heads.dino.prototypes=32"),
+  *("schedules.learning_rate.warmup_steps=2", "knn.every=0"),
+)
+RATES = {"images_per_second", "data_wait_share"}
+
+
+def start(workdir, *overrides, devices=1, flags=()):
+  """Starts the quickstart, shrunk, in a process."""
+  settings = [f"workdir={workdir}", *SMALL, *overrides]
+  return subprocess.Popen(
+    [
+      *(sys.executable, "-m", "dinojax.main", "--config=experiments/quickstart.py"),
+      *(f"--config.{setting}" for setting in settings),
+      *flags,
+    ],
+    cwd=ROOT,
+    env={
+      **os.environ,
+      "JAX_PLATFORMS": "cpu",
+      "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}",
+      "JAX_COMPILATION_CACHE_DIR": str(CACHE),
+      "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.5",
+    },
+    stdout=subprocess.PIPE,
+    stderr=subprocess.STDOUT,
+    text=True,
+  )
+
+
+def finish(process, code=0):
+  """Waits for the end of a process; returns what it printed."""
+  output = process.communicate(timeout=300)[0]
+  assert process.returncode == code, output
+  return output
+
+
+def logged(workdir, *, after=0):
+  """Scalars by step, without rates, which depend on the hour."""
+  lines = pathlib.Path(workdir, "metrics.jsonl").read_text().splitlines()
+  entries = [json.loads(line) for line in lines]
+  return [
+    {k: v for k, v in entry.items() if k not in RATES}
+    for entry in entries
+    if entry["step"] > after
+  ]
+
+
+@pytest.fixture(scope="module")
+def whole_run(tmp_path_factory):
+  """Workdir of an uninterrupted run."""
+  workdir = tmp_path_factory.mktemp("whole")
+  finish(start(workdir))
+  return workdir
+
+
+@pytest.fixture(scope="module", autouse=True)
+def compilation_cache(tmp_path_factory):
+  """One compilation for all runs that compile the same."""
+  global CACHE
+  CACHE = tmp_path_factory.mktemp("cache")
+
+
+def test_a_run_logs_every_loss_schedule_and_norm_and_leaves_its_config(whole_run):
+  steps = logged(whole_run)
+  assert [entry["step"] for entry in steps] == [1, 2, 3, 4, 5, 6]
+  wanted = "loss loss_dino loss_ibot loss_koleo teacher_entropy learning_rate"
+  wanted += " weight_decay teacher_momentum teacher_temp grad_norm_backbone"
+  assert {*wanted.split(), "step", "grad_norm_dino_head"} == set(steps[0])
+  config = json.loads((whole_run / "config.json").read_text())
+  assert config["backbone"]["width"] == 16
+  assert list((whole_run / "tensorboard").iterdir())
+
+
+def test_after_kill_9_the_same_command_repeats_the_run_bit_by_bit(tmp_path):
+  killed, straight = tmp_path / "killed", tmp_path / "straight"
+  process = start(killed, "total_steps=60")
+  wait_for(killed / "checkpoints" / "4", process)
+  process.kill()
+  process.communicate()
+  assert len(logged(killed)) < 60
+  output = finish(start(killed, "total_steps=60"))
+  assert int(re.search(r"step (\d+) of 60", output)[1]) >= 4
+  finish(start(straight, "total_steps=60"))
+  assert logged(killed) == logged(straight)
+  assert len(logged(straight)) == 60
+
+
+def wait_for(path, process):
+  """Returns when a path exists."""
+  for _ in range(3000):
+    if path.exists():
+      return
+    assert process.poll() is None, process.communicate()[0]
+    time.sleep(0.1)
+  raise AssertionError(f"{path} did not appear")
+
+
+def test_sigterm_saves_and_the_same_command_goes_on(tmp_path):
+  process = start(tmp_path, "total_steps=6000", "checkpoint.every=1000")
+  wait_for(tmp_path / "metrics.jsonl", process)
+  while not (tmp_path / "metrics.jsonl").read_text().count("\n") >= 2:
+    time.sleep(0.05)
+  process.send_signal(signal.SIGTERM)
+  output = finish(process, code=128 + signal.SIGTERM)
+  saved = int(re.search(r"interrupted; step (\d+) is saved in", output)[1])
+  assert (tmp_path / "checkpoints" / str(saved)).is_dir()
+  process = start(tmp_path, "total_steps=6000", "checkpoint.every=1000")
+  deadline = time.time() + 200
+  while logged(tmp_path)[-1]["step"] <= saved + 2 and time.time() < deadline:
+    time.sleep(0.1)
+  process.send_signal(signal.SIGINT)
+  output = finish(process, code=128 + signal.SIGINT)
+  assert f"step {saved} of" in output
+  steps = [entry["step"] for entry in logged(tmp_path)]
+  assert steps == list(range(1, len(steps) + 1))
+
+
+def test_two_processes_of_four_devices_train_like_one_of_eight(tmp_path):
+  finish(start(tmp_path / "one", devices=8))
+  with socket.socket() as probe:
+    probe.bind(("localhost", 0))
+    port = probe.getsockname()[1]
+  pair = [
+    start(
+      tmp_path / "two",
+      devices=4,
+      flags=(
+        f"--coordinator=localhost:{port}",
+        "--num_processes=2",
+        f"--process_id={i}",
+      ),
+    )
+    for i in range(2)
+  ]
+  for process in pair:
+    finish(process)
+  one, two = logged(tmp_path / "one"), logged(tmp_path / "two")
+  assert len(one) == len(two) == 6
+  for a, b in zip(one, two, strict=True):
+    # AdamW divides by the root of tiny second moments, which magnifies rounding.
+    assert b["loss"] == pytest.approx(a["loss"], rel=1e-5 if a["step"] < 3 else 1e-3)
+
+
+def test_a_workdir_of_another_config_is_refused_by_name(whole_run):
+  output = finish(start(whole_run, "losses.koleo_weight=0.5"), code=1)
+  assert "config.losses.koleo_weight: 0.1 in the workdir, 0.5 now" in output
+  assert "Traceback" not in output
+
+
+def test_a_finished_run_says_so_and_rates_the_teacher_again(whole_run):
+  output = finish(start(whole_run, "knn.every=2", "knn.ks=(5,)"))
+  assert "done; step 6 is saved in" in output
+  for row in ("trained teacher", "same network, untrained", "raw pixels"):
+    assert re.search(rf"{row} +\d+\.\d% +\d+\.\d%", output), output
+
+
+def test_a_loss_that_is_not_finite_ends_the_run_before_the_next_save(tmp_path):
+  process = start(tmp_path, "schedules.learning_rate.peak=1e38", "checkpoint.every=3")
+  output = finish(process, code=1)
+  assert re.search(r"step \d: \w+ is (nan|inf|-inf)", output), output
+  assert "Traceback" not in output
+
+
+@pytest.mark.parametrize(
+  ("override", "said"),
+  [
+    ("backbone.dept=3", 'Did you mean "depth"'),
+    ("data.batch_size=15", "config.data.batch_size=15 must be a multiple of 2"),
+    ("data.source=folder:/no/such", 'config.data.source="folder:/no/such"'),
+    ("workdir=/proc/no/such", "config.workdir='/proc/no/such' is not writable"),
+  ],
+)
+def test_a_mistake_is_told_in_one_line_without_a_traceback(tmp_path, override, said):
+  output = finish(start(tmp_path, override), code=1)
+  assert said in output
+  assert "Traceback" not in output
+
+
+def test_help_names_the_config_flag():
+  command = [sys.executable, "-m", "dinojax.main", "--help"]
+  output = subprocess.run(command, cwd=ROOT, capture_output=True, text=True).stdout
+  assert "--config" in output
+  assert "python -m dinojax.main --config=experiments/quickstart.py" in output

@@ -1,0 +1,233 @@
+"""What is logged is what happened, once, whatever ended the run before."""
+
+import io
+import json
+import math
+import os
+import pathlib
+import struct
+import subprocess
+import sys
+import time
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from tensorboardX.proto import event_pb2
+
+from dinojax import errors, metrics
+
+ROOT = str(pathlib.Path(__file__).parent.parent)
+
+
+def lines(workdir):
+  text = (workdir / "metrics.jsonl").read_text()
+  return [json.loads(line) for line in text.splitlines()]
+
+
+def write_steps(workdir, start_step, steps):
+  writer = metrics.Writer(str(workdir), start_step=start_step)
+  for step in steps:
+    writer.write(step, {"loss": step / 3})
+  writer.close()
+
+
+def events(path):
+  """Events of one file: length, its checksum, message, its checksum."""
+  data, position = path.read_bytes(), 0
+  while position < len(data):
+    (length,) = struct.unpack_from("<Q", data, position)
+    yield event_pb2.Event.FromString(data[position + 12 : position + 12 + length])
+    position += length + 16
+
+
+def test_a_float32_comes_back_from_the_file_with_every_bit(tmp_path):
+  values = np.random.default_rng(0).normal(size=200).astype(np.float32)
+  values[:3] = np.float32(1e-42), np.finfo(np.float32).max, np.float32(0.1)
+  writer = metrics.Writer(str(tmp_path), start_step=0)
+  writer.write(1, {f"v{i}": float(value) for i, value in enumerate(values)})
+  writer.close()
+  (line,) = lines(tmp_path)
+  back = np.array([line[f"v{i}"] for i in range(200)], np.float32)
+  np.testing.assert_array_equal(back.view(np.uint32), values.view(np.uint32))
+
+
+def test_a_resumed_run_leaves_the_file_of_an_uninterrupted_one(tmp_path):
+  for name in ("whole", "killed"):
+    (tmp_path / name).mkdir()
+  write_steps(tmp_path / "whole", 0, range(1, 11))
+  write_steps(tmp_path / "killed", 0, range(1, 8))
+  with (tmp_path / "killed/metrics.jsonl").open("a") as file:
+    file.write('{"step": 8, "lo')  # cut off by the kill
+  write_steps(tmp_path / "killed", 5, range(6, 11))
+  whole, killed = (tmp_path / name / "metrics.jsonl" for name in ("whole", "killed"))
+  assert killed.read_bytes() == whole.read_bytes()
+
+
+def test_a_run_that_starts_anew_drops_all_that_was_logged(tmp_path):
+  write_steps(tmp_path, 0, [1, 2])
+  write_steps(tmp_path, 0, [1])
+  assert lines(tmp_path) == [{"step": 1, "loss": 1 / 3}]
+
+
+def test_a_killed_process_has_left_every_line(tmp_path):
+  script = (
+    f"import os, signal, sys; sys.path.insert(0, {ROOT!r})\n"
+    "from dinojax import metrics\n"
+    "writer = metrics.Writer(sys.argv[1], start_step=0)\n"
+    "for step in (1, 2, 3): writer.write(step, {'loss': 0.5})\n"
+    "os.kill(os.getpid(), signal.SIGKILL)"
+  )
+  done = subprocess.run([sys.executable, "-c", script, str(tmp_path)], timeout=60)
+  assert done.returncode == -9
+  assert [line["step"] for line in lines(tmp_path)] == [1, 2, 3]
+
+
+def test_a_full_disk_ends_the_run_in_one_line_and_does_not_hang_it(tmp_path):
+  script = (
+    f"import resource, sys; sys.path.insert(0, {ROOT!r})\n"
+    "from dinojax import errors, metrics\n"
+    "writer = metrics.Writer(sys.argv[1], start_step=0)\n"
+    "limit = (4_000, resource.RLIM_INFINITY)\n"
+    "resource.setrlimit(resource.RLIMIT_FSIZE, limit)\n"
+    "try:\n"
+    "  for step in range(1000): writer.write(step, {'loss': 0.5})\n"
+    "except errors.UserError as error: print(error)"
+  )
+  done = subprocess.run(
+    [sys.executable, "-c", script, str(tmp_path)],
+    capture_output=True,
+    text=True,
+    timeout=40,
+  )
+  (line,) = done.stdout.splitlines()
+  assert str(tmp_path) in line
+  assert "File too large" in line
+  assert "Traceback" not in done.stderr
+
+
+def test_tensorboard_gets_every_scalar_and_drops_what_a_resumed_run_repeats(tmp_path):
+  write_steps(tmp_path, 0, [1, 2, 3])
+  time.sleep(1.1)  # event files are named by the second
+  write_steps(tmp_path, 2, [3, 4])
+  files = sorted((tmp_path / "tensorboard").iterdir())
+  assert len(files) == 2
+  first, second = ([*events(file)] for file in files)
+  scalars = [
+    [(e.step, v.tag, v.simple_value) for e in part for v in e.summary.value]
+    for part in (first, second)
+  ]
+  loss = {step: float(np.float32(step / 3)) for step in range(1, 5)}
+  assert scalars[0] == [(step, "loss", loss[step]) for step in (1, 2, 3)]
+  assert scalars[1] == [(step, "loss", loss[step]) for step in (3, 4)]
+  (restart,) = [e for e in second if e.session_log.status == 1]  # START
+  assert restart.step == 3
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
+def test_the_first_scalar_that_is_not_finite_is_named(bad):
+  assert metrics.first_non_finite({"a": 1.0, "b": bad, "c": math.nan}) == "b"
+  assert metrics.first_non_finite({"a": 1e38, "b": -0.0}) is None
+
+
+def warnings_of(losses, window=4, nothing_learnt=10.0):
+  alarm = metrics.Alarm(window=window, nothing_learnt=nothing_learnt)
+  found = [(i, alarm.update(i, loss)) for i, loss in enumerate(losses, 1)]
+  return [(step, line) for step, line in found if line]
+
+
+def test_an_alarm_tells_nothing_learnt_from_collapse_once_a_window():
+  (first, nothing), (second, _) = warnings_of([9.8, 10.2, 9.9, 10.0, 10, 10, 10, 10])
+  assert (first, second) == (4, 8)
+  assert "nothing" in nothing
+  ((step, collapse),) = warnings_of([0.19] * 7)
+  assert step == 4
+  assert "prototype" in collapse
+  assert "\n" not in nothing + collapse
+
+
+@pytest.mark.parametrize("loss", [9.8, 10.2, 5.0, 0.21])
+def test_no_alarm_between_collapse_and_nothing_learnt(loss):
+  assert warnings_of([loss] * 8) == []
+
+
+def test_no_alarm_before_a_window_is_full_and_none_for_single_steps():
+  assert warnings_of([10.0] * 3) == []
+  assert warnings_of([10.0, 5.0, 5.0, 5.0] * 2) == []
+
+
+def test_the_timer_counts_images_and_waiting_since_the_last_lap():
+  timer = metrics.Timer()
+  with timer.waiting():
+    time.sleep(0.05)
+  first = timer.lap(100)
+  assert 0.5 < first["data_wait_share"] <= 1
+  assert 0 < first["images_per_second"] <= 2000
+  time.sleep(0.01)
+  assert timer.lap(0) == {"images_per_second": 0.0, "data_wait_share": 0.0}
+
+
+def test_progress_off_a_terminal_is_a_few_plain_lines(monkeypatch):
+  stderr = io.StringIO()
+  monkeypatch.setattr(sys, "stderr", stderr)
+  monkeypatch.setattr(metrics, "SECONDS_BETWEEN_LINES", -1)
+  progress = metrics.Progress(total=7, start=4)
+  progress.show(loss=1.25, images_per_second=80, data_wait_share=0.125)
+  progress.update(1)
+  monkeypatch.setattr(metrics, "SECONDS_BETWEEN_LINES", 1000)
+  progress.update(1)
+  progress.close()
+  assert not set("\r\x1b") & set(stderr.getvalue())
+  (line,) = stderr.getvalue().splitlines()
+  for part in ("5/7", "loss 1.25", "80 images/s", "12%"):
+    assert part in line
+
+
+def open_log(workdir, log_every=2):
+  return metrics.Log(
+    str(workdir),
+    start_step=0,
+    total_steps=8,
+    log_every=log_every,
+    batch_size=4,
+    alarm_window=100,
+    nothing_learnt=1.0,
+  )
+
+
+def scalars(step, **changes):
+  values = {"loss_dino": 1.0 * step, "loss_ibot": 2.0, "loss": 3.0} | changes
+  return {name: jnp.float32(value) for name, value in values.items()}
+
+
+def test_every_nth_step_is_logged_with_its_own_values_and_the_rates(tmp_path):
+  log = open_log(tmp_path)
+  for step in range(1, 6):
+    with log.waiting():
+      pass
+    log.step(step, scalars(step))
+  log.write(5, {"knn_top1_k10": 0.5})
+  log.close()
+  first, second, rating = lines(tmp_path)
+  assert (first["step"], first["loss_dino"]) == (2, 2.0)
+  assert (second["step"], second["loss_dino"]) == (4, 4.0)
+  assert first["images_per_second"] > 0
+  assert 0 <= first["data_wait_share"] < 1
+  assert rating == {"step": 5, "knn_top1_k10": 0.5}
+
+
+def test_a_value_that_is_not_finite_ends_the_run_with_its_name_and_step(tmp_path):
+  log = open_log(tmp_path, log_every=4)
+  log.step(1, scalars(1))
+  log.step(2, scalars(2, loss_ibot=math.nan))
+  with pytest.raises(errors.UserError, match=r"^step 2: loss_ibot is nan"):
+    log.flush()
+  log.close()
+  assert not lines(tmp_path)
+
+
+def test_other_processes_than_the_first_write_nothing(tmp_path, monkeypatch):
+  monkeypatch.setattr(metrics.jax, "process_index", lambda: 1)
+  write_steps(tmp_path, 0, [1])
+  metrics.say("unheard")
+  assert os.listdir(tmp_path) == []

@@ -1,0 +1,228 @@
+"""Each mistake in a config ends in one line: field, value, limit, way out."""
+
+import os
+import re
+
+import pytest
+
+from dinojax import errors, preflight
+from experiments import vitg14
+
+ERRORS = [
+  # What is set, on how many devices, and the whole message.
+  (
+    {"data.batch_size": 3000},
+    128,
+    "config.data.batch_size=3000 must be a multiple of 2048 (config.group_size=16 times"
+    " 128 devices); try 4096",
+  ),
+  (
+    {"data.batch_size": 40},
+    2,
+    "config.data.batch_size=40 must be a multiple of 32 (config.group_size=16 times 2"
+    " devices); try 64",
+  ),
+  (
+    {"group_size": 24},
+    1,
+    "config.data.batch_size=2048 must be a multiple of 24 (config.group_size=24 times 1"
+    " devices); try 2064",
+  ),
+  (
+    {"knn.batch_size": 100},
+    8,
+    "config.knn.batch_size=100 must be a multiple of 8 (8 devices); try 104",
+  ),
+  (
+    {"backbone.ffn": "relu"},
+    1,
+    "config.backbone.ffn='relu' must be one of mlp, swiglu",
+  ),
+  (
+    {"backbone.pool": "mean"},
+    1,
+    "config.backbone.pool='mean' must be one of gap, cls",
+  ),
+  (
+    {"backbone.dtype": "float16"},
+    1,
+    "config.backbone.dtype='float16' must be one of float32, bfloat16",
+  ),
+  (
+    {"losses.targets": "softmax"},
+    1,
+    "config.losses.targets='softmax' must be one of sinkhorn, centering",
+  ),
+  (
+    {"backbone.drop_path": 1.0},
+    1,
+    "config.backbone.drop_path=1.0 must be within [0, 1)",
+  ),
+  (
+    {"backbone.drop_path": -0.1},
+    1,
+    "config.backbone.drop_path=-0.1 must be within [0, 1)",
+  ),
+  (
+    {"masking.ratio_min": 0.6},
+    1,
+    "config.masking.ratio_min=0.6 and ratio_max=0.5 must rise within (0, 1)",
+  ),
+  (
+    {"masking.ratio_max": 1.0},
+    1,
+    "config.masking.ratio_min=0.1 and ratio_max=1.0 must rise within (0, 1)",
+  ),
+  (
+    {"total_steps": 500},
+    1,
+    "config.schedules.learning_rate.warmup_steps=693350 must be below"
+    " config.total_steps=500",
+  ),
+  (
+    {"knn.every": 7000},
+    1,
+    "config.knn.every=7000 must be a multiple of config.checkpoint.every=5000, so that"
+    " the best checkpoint is a saved one; try 10000",
+  ),
+  (
+    {"backbone.heads": 25},
+    1,
+    "config.backbone.width=1536 must be a multiple of config.backbone.heads=25",
+  ),
+  (
+    {"augment.global1.size": 225},
+    1,
+    "config.augment.global1.size=225 must be a multiple of"
+    " config.backbone.patch_size=14; try 238",
+  ),
+  (
+    {"augment.global2.size": 0},
+    1,
+    "config.augment.global2.size=0 must be a multiple of config.backbone.patch_size=14;"
+    " try 14",
+  ),
+  (
+    {"augment.local.size": 96},
+    1,
+    "config.augment.local.size=96 must be a multiple of config.backbone.patch_size=14;"
+    " try 98",
+  ),
+  (
+    {"knn.crop": 256},
+    1,
+    "config.knn.crop=256 must be a multiple of config.backbone.patch_size=14; try 266",
+  ),
+  (
+    {"augment.global2.size": 238},
+    1,
+    "config.augment.global2.size=238 must equal config.augment.global1.size=224",
+  ),
+]
+
+
+def make_config(changes):
+  config = vitg14.get_config()
+  with config.unlocked():
+    config.update_from_flattened_dict(changes)
+  return config
+
+
+def message(config, devices=1):
+  with pytest.raises(errors.UserError) as caught:
+    preflight.check(config, devices=devices)
+  return str(caught.value)
+
+
+@pytest.mark.parametrize(
+  "changes, devices, text", ERRORS, ids=[str(case[0]) for case in ERRORS]
+)
+def test_an_impossible_value_is_refused_with_the_way_out(changes, devices, text):
+  assert message(make_config(changes), devices) == text
+
+
+@pytest.mark.parametrize("path, least", preflight.AT_LEAST.items())
+def test_a_number_below_its_least_is_refused(path, least):
+  changes = {path.removeprefix("config."): least - 1}
+  text = message(make_config(changes))
+  assert text == f"{path}={least - 1} must be at least {least}"
+
+
+@pytest.mark.parametrize("batch_size", [4096, 64])
+def test_the_way_out_of_a_batch_size_works(batch_size):
+  config = make_config({"data.batch_size": batch_size - 7})
+  devices = batch_size // 16
+  way_out = int(re.search(r"try (\d+)$", message(config, devices))[1])
+  config.data.batch_size = way_out
+  config.knn.batch_size = devices
+  preflight.check(config, devices=devices)
+
+
+def test_a_misspelt_field_is_named_with_its_likeliest_spelling():
+  config = make_config({"backbone.drop_paht": 0.1})
+  assert message(config) == (
+    "config.backbone.drop_paht is not a field; did you mean drop_path?"
+  )
+
+
+def test_a_field_like_no_other_is_named_with_those_there_are():
+  config = make_config({"masking.zzz": 1})
+  assert message(config) == (
+    "config.masking.zzz is not a field; did you mean ratio_min or ratio_max?"
+  )
+
+
+@pytest.mark.parametrize("path", ["seed", "schedules.weight_decay.final", "heads.dino"])
+def test_a_missing_field_is_named(path):
+  config = vitg14.get_config()
+  with config.unlocked():
+    *groups, name = path.split(".")
+    group = preflight.field(config, ".".join(["config", *groups]))
+    del group[name]
+  assert message(config) == (
+    f"config.{path} is missing; see experiments/vitg14.py for its meaning"
+  )
+
+
+def test_the_head_of_the_patches_may_be_missing_but_not_misspelt():
+  config = vitg14.get_config()
+  with config.unlocked():
+    del config.heads.ibot
+  preflight.check(config, devices=128)
+  config = make_config({"heads.ibto": dict(hidden=1)})
+  assert "did you mean ibot?" in message(config)
+
+
+def test_every_message_is_one_line():
+  for changes, devices, _ in ERRORS:
+    assert "\n" not in message(make_config(changes), devices)
+
+
+def test_a_workdir_is_made_and_left_empty(tmp_path):
+  workdir = tmp_path / "a" / "b"
+  preflight.check_workdir(str(workdir))
+  assert list(workdir.iterdir()) == []
+
+
+def test_a_workdir_that_is_a_file_is_refused(tmp_path):
+  path = tmp_path / "file"
+  path.touch()
+  with pytest.raises(errors.UserError) as caught:
+    preflight.check_workdir(str(path))
+  assert str(caught.value) == (
+    f"config.workdir={str(path)!r} is not writable (File exists); choose a folder with"
+    " space and permission: --config.workdir=FOLDER"
+  )
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
+def test_a_workdir_without_permission_is_refused(tmp_path):
+  tmp_path.chmod(0o500)
+  with pytest.raises(errors.UserError, match=r"not writable \(Permission denied\)"):
+    preflight.check_workdir(str(tmp_path / "runs"))
+
+
+@pytest.mark.skipif(not os.path.exists("/proc/self"), reason="needs Linux")
+def test_a_workdir_in_an_impossible_place_is_refused():
+  with pytest.raises(errors.UserError, match=r"config.workdir='/proc/runs' is not"):
+    preflight.check_workdir("/proc/runs")

@@ -1,0 +1,293 @@
+"""The backbone: resolutions, drop path, pooling, precision, sizes, first weights."""
+
+import functools
+import math
+import re
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from dinojax import vit
+
+TINY = dict(
+  patch_size=14,
+  pos_grid=4,
+  width=32,
+  depth=2,
+  heads=4,
+  ffn="swiglu",
+  registers=0,
+  pool="gap",
+  drop_path=0.0,
+  layerscale_init=1.0,  # blocks show from the first step on
+  dtype="float32",
+  remat=False,
+)
+IMAGE = (np.zeros((1, 56, 56, 3)),)
+SIZES = {
+  "S": dict(width=384, depth=12, heads=6, ffn="mlp"),
+  "B": dict(width=768, depth=12, heads=12, ffn="mlp"),
+  "L": dict(width=1024, depth=24, heads=16, ffn="mlp"),
+  "g": dict(width=1536, depth=40, heads=24, ffn="swiglu"),
+}
+# Some published; the others count the table of layers by hand, as `count_by_hand`.
+PUBLISHED = {
+  ("g", 16, 0): 1_134_771_200,
+  ("g", 37, 0): 1_136_480_768,
+  ("g", 37, 4): 1_136_486_912,
+  ("S", 37, 0): 22_056_576,
+  ("B", 37, 0): 86_580_480,
+  ("L", 37, 0): 304_368_640,
+}
+
+
+def make(**changes):
+  return vit.VisionTransformer(**{**TINY, **changes})
+
+
+@functools.cache
+def trained_like_params():
+  """Parameters far from their first values, zeros and ones included."""
+  shapes = jax.eval_shape(make().init, jax.random.key(0), IMAGE, (None,))
+  rng = np.random.default_rng(0)
+  return jax.tree.map(
+    lambda s: rng.normal(size=s.shape, scale=0.3).astype(np.float32), shapes
+  )
+
+
+def images(count, side=56, seed=0):
+  rng = np.random.default_rng(seed)
+  return rng.normal(size=(count, side, side, 3)).astype(np.float32)
+
+
+def run(model, crops, masks=None, **options):
+  masks = masks or (None,) * len(crops)
+  apply = jax.jit(functools.partial(model.apply, **options))
+  return apply(trained_like_params(), crops, masks)
+
+
+def test_one_call_on_two_resolutions_equals_two_calls():
+  model, large, small = make(), images(3), images(5, side=28, seed=1)
+  mask = np.random.default_rng(2).random((3, 16)) < 0.5
+  together = run(model, (large, small), (mask, None))
+  apart = run(model, (large,), (mask,)) + run(model, (small,))
+  for one, other in zip(together, apart, strict=True):
+    jax.tree.map(
+      functools.partial(np.testing.assert_allclose, rtol=1e-5, atol=1e-5), one, other
+    )
+
+
+def test_gap_is_the_mean_of_all_patches_after_the_norm_masked_ones_too():
+  mask = np.random.default_rng(2).random((3, 16)) < 0.5
+  (features,) = run(make(pool="gap"), (images(3),), (mask,))
+  by_hand = np.asarray(features.patches, np.float64).mean(1)
+  np.testing.assert_allclose(features.image, by_hand, rtol=1e-5, atol=1e-6)
+  # The last thing done to a token is the norm's scale and bias.
+  norm = trained_like_params()["params"]["norm"]
+  before = (np.asarray(features.patches) - norm["bias"]) / norm["scale"]
+  np.testing.assert_allclose(before.mean(-1), 0, atol=1e-4)
+  np.testing.assert_allclose(before.std(-1), 1, atol=1e-3)
+
+
+def test_a_masked_patch_is_hidden_from_every_token():
+  mask = np.zeros((2, 16), bool)
+  mask[0, 5] = True
+  changed = images(2)
+  changed[:, 14:28, 14:28] += 1  # patch 5, in row 1 and column 1
+  (before,) = run(make(), (images(2),), (mask,))
+  (after,) = run(make(), (changed,), (mask,))
+  np.testing.assert_array_equal(before.patches[0], after.patches[0])
+  assert np.abs(before.cls[1] - after.cls[1]).max() > 1e-3
+
+
+def test_drop_path_runs_the_branch_on_exactly_the_kept_crops_of_each_group():
+  x = jnp.zeros((3 * 5, 2, 4))
+  seen = []
+
+  def branch(crops):
+    seen.append(crops.shape)
+    return jnp.ones_like(crops)
+
+  out = vit.add_on_subset(x, branch, rate=0.4, groups=3, key=jax.random.key(0))
+  assert seen == [(3 * 3, 2, 4)]
+  changed = np.asarray(out)[:, 0, 0].reshape(3, 5) != 0
+  np.testing.assert_array_equal(changed.sum(1), [3, 3, 3])
+  np.testing.assert_allclose(np.unique(out), [0, 5 / 3], rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+  "crops, kept", [(1, 1), (2, 1), (3, 1), (5, 3), (10, 6), (32, 19), (128, 76)]
+)
+def test_drop_path_of_two_fifths_keeps_three_fifths_rounded_down_but_one(crops, kept):
+  out = vit.add_on_subset(
+    jnp.zeros((2 * crops, 1, 1)),
+    jnp.ones_like,
+    rate=0.4,
+    groups=2,
+    key=jax.random.key(0),
+  )
+  np.testing.assert_array_equal((out.reshape(2, crops) != 0).sum(1), [kept, kept])
+
+
+def test_drop_path_preserves_the_expectation():
+  x = np.random.default_rng(0).normal(size=(2 * 3, 2, 4)).astype(np.float32)
+  branch = lambda y: jnp.sin(3 * y)  # noqa: E731
+  draw = lambda key: vit.add_on_subset(x, branch, rate=0.5, groups=2, key=key)  # noqa: E731
+  draws = jax.vmap(draw)(jax.random.split(jax.random.key(0), 4000))
+  # One of three is kept, scaled by 3: the deviation of a mean is below 0.023.
+  np.testing.assert_allclose(draws.mean(0), x + np.sin(3 * x), atol=0.1)
+
+
+def test_drop_path_groups_draw_each_for_itself_and_never_mix():
+  x = np.random.default_rng(0).normal(size=(4 * 6, 2, 4)).astype(np.float32)
+  other = x.copy()
+  other[6:] = 9  # groups 1 to 3
+
+  def out(x):
+    branch = lambda y: y**2  # noqa: E731
+    return vit.add_on_subset(x, branch, rate=0.5, groups=4, key=jax.random.key(1))
+
+  np.testing.assert_array_equal(out(x)[:6], out(other)[:6])
+  picks = np.asarray(out(x) != x)[:, 0, 0].reshape(4, 6)
+  assert len({tuple(pick) for pick in picks}) > 1
+
+
+@pytest.mark.parametrize("depth, kinds_if_alike", [(1, 2), (2, 4)])
+def test_every_branch_of_every_block_draws_its_own_subset(depth, kinds_if_alike):
+  # Equal crops end alike where they went through the same branches. Were the draws of a
+  # block's two branches the same, depth 1 would give 2 kinds; those of blocks, 4.
+  same = np.repeat(images(1), 32, axis=0)
+  params = jax.tree.map(lambda x: x, trained_like_params())
+  params["params"]["blocks"] = jax.tree.map(
+    lambda x: x[:depth], params["params"]["blocks"]
+  )
+  apply = jax.jit(functools.partial(make(depth=depth, drop_path=0.5).apply, train=True))
+  (features,) = apply(params, (same,), (None,), rngs={"drop_path": jax.random.key(0)})
+  kinds = np.unique(np.round(features.image, 4), axis=0)
+  assert kinds_if_alike < len(kinds) <= 4**depth
+
+
+def test_drop_path_is_off_outside_training():
+  wanted = run(make(drop_path=0.0), (images(4),))
+  found = run(make(drop_path=0.4), (images(4),))  # needs no key either
+  jax.tree.map(np.testing.assert_array_equal, found, wanted)
+
+
+def test_recomputing_blocks_leaves_gradients_as_they_are():
+  def gradients(remat):
+    model = make(remat=remat, drop_path=0.4)
+
+    def loss(params):
+      (features,) = model.apply(
+        params,
+        (images(5),),
+        (None,),
+        train=True,
+        rngs={"drop_path": jax.random.key(3)},
+      )
+      return jnp.square(features.patches).sum() + features.cls.sum()
+
+    return jax.jit(jax.grad(loss))(trained_like_params())
+
+  jax.tree.map(
+    lambda a, b: np.testing.assert_allclose(a, b, 1e-3, 1e-5 * np.abs(b).max()),
+    gradients(True),
+    gradients(False),
+  )
+
+
+def test_bfloat16_stays_near_float32_and_returns_float32():
+  (wanted,) = run(make(), (images(8),))
+  (found,) = run(make(dtype="bfloat16"), (images(8),))
+  for a, b in zip(jax.tree.leaves(found), jax.tree.leaves(wanted), strict=True):
+    assert a.dtype == jnp.float32
+    assert 1e-4 < np.linalg.norm(a - b) / np.linalg.norm(b) < 2e-2
+
+
+@pytest.mark.parametrize("dtype, short", [("float32", "f32"), ("bfloat16", "bf16")])
+def test_every_matrix_product_runs_in_the_dtype_of_the_config(dtype, short):
+  apply = jax.jit(make(dtype=dtype).apply)
+  program = apply.lower(trained_like_params(), (images(2),), (None,)).as_text()
+  products = [line for line in program.splitlines() if "dot_general" in line]
+  assert len(products) == 7  # patches, qkv, two of attention, proj, two of the FFN
+  for product in products:
+    operands = re.search(r": \((tensor<.*>), (tensor<.*>)\) ->", product).groups()
+    assert all(operand.endswith(f"x{short}>") for operand in operands), product
+
+
+def test_bfloat16_does_not_round_away_a_small_layerscale():
+  # A step of 1e-5 vanishes beside 1 in bfloat16, whose spacing there is 0.008.
+  apply = jax.jit(make(dtype="bfloat16").apply)
+
+  def patches(gamma):
+    params = jax.tree_util.tree_map_with_path(
+      lambda path, x: np.full_like(x, gamma) if path[-1].key == "gamma" else x,
+      trained_like_params(),
+    )
+    (features,) = apply(params, (images(2),), (None,))
+    return features.patches
+
+  assert (patches(1e-5) != patches(0)).mean() > 0.5
+
+
+def test_normalize_takes_uint8_to_imagenet_units():
+  pixels = np.uint8([[[0, 128, 255]]])
+  mean, deviation = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+  by_hand = [
+    (p / 255 - m) / s for p, m, s in zip((0, 128, 255), mean, deviation, strict=True)
+  ]
+  np.testing.assert_allclose(vit.normalize(jnp.asarray(pixels))[0, 0], by_hand, 1e-6)
+  with pytest.raises(AssertionError):
+    vit.normalize(jnp.ones((1, 1, 3), jnp.float32))
+
+
+def count_by_hand(*, width, depth, heads, ffn, grid, registers):
+  hidden = {"mlp": 4 * width, "swiglu": (int(4 * width * 2 / 3) + 7) // 8 * 8}[ffn]
+  linear = lambda a, b: a * b + b  # noqa: E731
+  first = linear(width, {"mlp": hidden, "swiglu": 2 * hidden}[ffn])
+  block = (
+    linear(width, 3 * width) + linear(width, width) + first + linear(hidden, width)
+  )
+  block += 2 * 2 * width + 2 * width  # norms and LayerScales
+  tokens = (1 + 1 + registers + 1 + grid**2) * width  # CLS, mask token, ..., positions
+  return linear(588, width) + tokens + depth * block + 2 * width
+
+
+@pytest.mark.parametrize("size", SIZES)
+@pytest.mark.parametrize("grid", [16, 37])
+@pytest.mark.parametrize("registers", [0, 4])
+def test_every_size_has_its_number_of_parameters(size, grid, registers):
+  model = make(**SIZES[size], pos_grid=grid, registers=registers)
+  shapes = jax.eval_shape(model.init, jax.random.key(0), IMAGE, (None,))
+  found = sum(math.prod(s.shape) for s in jax.tree.leaves(shapes))
+  assert found == count_by_hand(**SIZES[size], grid=grid, registers=registers)
+  assert found == PUBLISHED.get((size, grid, registers), found)
+  assert all(s.dtype == jnp.float32 for s in jax.tree.leaves(shapes))
+
+
+def test_initial_weights_have_the_spread_of_the_reference():
+  model = make(width=128, depth=4, registers=4, layerscale_init=1e-5, ffn="mlp")
+  params = jax.jit(model.init)(jax.random.key(0), IMAGE, (None,))["params"]
+  blocks = params["blocks"]
+  for layer in (blocks["attn"]["qkv"], blocks["attn"]["proj"], blocks["mlp"]["fc1"]):
+    np.testing.assert_allclose(layer["kernel"].std((1, 2)), 0.02, rtol=0.05)
+    np.testing.assert_array_equal(layer["bias"], 0)
+  np.testing.assert_allclose(blocks["mlp"]["fc2"]["kernel"].std(), 0.02, rtol=0.05)
+  np.testing.assert_allclose(params["pos_embed"].std(), 0.02, rtol=0.1)
+  for name in ("cls_token", "register_tokens"):
+    np.testing.assert_allclose(params[name].std(), 1e-6, rtol=0.2)
+  np.testing.assert_array_equal(params["mask_token"], 0)
+  bound = 1 / math.sqrt(588)
+  for part in params["patch_embed"].values():
+    assert bound * 0.95 < np.abs(part).max() <= bound
+    np.testing.assert_allclose(part.std(), bound / math.sqrt(3), rtol=0.1)
+  for name in ("norm1", "norm2"):
+    np.testing.assert_array_equal(blocks[name]["scale"], 1)
+    np.testing.assert_array_equal(blocks[name]["bias"], 0)
+  for name in ("ls1", "ls2"):
+    np.testing.assert_array_equal(blocks[name]["gamma"], np.float32(1e-5))
+  # Each block has weights of its own.
+  kernel = blocks["attn"]["qkv"]["kernel"]
+  assert np.abs(kernel[0] - kernel[1]).max() > 0.01
