@@ -25,7 +25,8 @@ with CONFIG.unlocked():
   CONFIG.augment.num_local = 2
   CONFIG.backbone.drop_path = 0.5
   CONFIG.heads.dino.prototypes = CONFIG.heads.ibot.prototypes = 64
-NETS, TX = dino.make_nets(CONFIG), optax.sgd(0.1, momentum=0.9)
+# At 0.1 the largest step is 1.5, and its 24 bits alone come near the 1e-5 asked for.
+NETS, TX = dino.make_nets(CONFIG), optax.sgd(0.01, momentum=0.9)
 
 
 def init(key):
