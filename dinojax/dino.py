@@ -54,7 +54,9 @@ class TrainState:
 
 def make_nets(config) -> Nets:
   """The networks of a config: its groups `backbone` and `heads`."""
-  backbone = vit.VisionTransformer(**config.backbone, remat=config.remat)
+  backbone = vit.VisionTransformer(
+    **config.backbone, remat=config.remat, attention=config.attention
+  )
   dtype = config.backbone.dtype
   head = {k: heads.DINOHead(**v, dtype=dtype) for k, v in config.heads.items()}
   return Nets(backbone, head["dino"], head.get("ibot", head["dino"]))

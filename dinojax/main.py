@@ -14,12 +14,12 @@ import pathlib
 import sys
 
 import jax
-from absl import app, flags, logging
-from ml_collections import config_flags
+from absl import flags, logging
 
 from dinojax import (
   assembly,
   checkpoint,
+  cli,
   errors,
   interrupts,
   metrics,
@@ -29,7 +29,6 @@ from dinojax import (
 from dinojax.data import pipeline, sources
 from dinojax.evals import knn
 
-CONFIG = config_flags.DEFINE_config_file("config", None, "Experiment file to run.")
 COORDINATOR = flags.DEFINE_string(
   "coordinator", None, "HOST:PORT of process 0, the same on every process of a run."
 )
@@ -42,7 +41,7 @@ MULTIHOST = flags.DEFINE_bool(
 # Fields that change no result of training: a run may go on with others. What the data
 # are is known by their fingerprint.
 FREE_FIELDS = (
-  *("workdir", "mesh", "remat", "workers", "log_every", "checkpoint"),
+  *("workdir", "mesh", "remat", "attention", "workers", "log_every", "checkpoint"),
   *("knn", "alarm_window", "data.source", "data.max_bad_share"),
 )
 
@@ -158,24 +157,6 @@ def introduce(config, mesh, source, student, start):
     path.write_text(config.to_json_best_effort(indent=2))
 
 
-def parse_flags(argv: list[str]) -> list[str]:
-  """Flags and config file; what is wrong with them becomes one line."""
-  try:
-    rest = app.parse_flags_with_usage(argv)
-    if CONFIG.value is None:
-      raise errors.UserError("--config=FILE is missing; try experiments/quickstart.py")
-    _ = CONFIG.value.workdir  # a file that cannot be loaded shows at the first look
-  except OSError as error:
-    reason = " ".join(str(error).split())
-    raise errors.UserError(f"--config: {reason}") from error
-  except (KeyError, AttributeError) as error:
-    reason = " ".join(str(error.args[0]).split())
-    raise errors.UserError(f"--config has no such field: {reason}") from error
-  if len(rest) > 1:
-    raise errors.UserError(f"{rest[1]!r} is no option; options start with --")
-  return rest
-
-
 def main(_) -> None:
   """Joins the other processes, if there are any, and trains."""
   if not flags.FLAGS["verbosity"].present:
@@ -187,13 +168,8 @@ def main(_) -> None:
     raise errors.UserError("--coordinator, --num_processes, --process_id go together")
   elif MULTIHOST.value:
     jax.distributed.initialize()
-  train(CONFIG.value)
+  train(cli.CONFIG.value)
 
 
 if __name__ == "__main__":
-  try:
-    app.run(main, flags_parser=parse_flags)
-  except errors.UserError as error:
-    sys.exit(f"dinojax: {error}")
-  except KeyboardInterrupt:
-    sys.exit("dinojax: ended at once; steps since the last checkpoint are lost")
+  cli.run(main, on_interrupt="ended at once; steps since the last checkpoint are lost")

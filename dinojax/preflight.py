@@ -13,7 +13,7 @@ from dinojax import errors
 _CROP = "size area aspect flip_prob jitter grey_prob blur solarize_prob"
 _HEAD = "hidden bottleneck prototypes"
 FIELDS = {
-  "config": "workdir mesh remat workers log_every checkpoint seed group_size backbone"
+  "config": "workdir mesh remat attention workers log_every checkpoint seed group_size backbone"
   " heads losses masking total_steps schedules optimizer data augment knn alarm_window",
   "config.mesh": "data fsdp",
   "config.checkpoint": "every keep_last keep_best",
@@ -40,6 +40,8 @@ FIELDS = {
 }
 OPTIONAL = {"config.heads.ibot"}
 CHOICES = {
+  "config.remat": ("none", "matmuls", "attention", "full"),
+  "config.attention": ("auto", "xla", "cudnn", "pallas"),
   "config.backbone.ffn": ("mlp", "swiglu"),
   "config.backbone.pool": ("gap", "cls"),
   "config.backbone.dtype": ("float32", "bfloat16"),

@@ -6,7 +6,7 @@ the same program runs.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import jax
 import numpy as np
@@ -16,21 +16,23 @@ from dinojax import errors
 
 AXES = ("data", "fsdp")
 BATCH = PartitionSpec(AXES)
+SUBLANES, LANES = 16, 128  # of a TPU's tile of bfloat16, in which weights are gathered
 # Smaller arrays are copied to each device: cheaper than gathering them every step.
 SMALLEST_SHARDED = 2**16
 
 
-def make_mesh(*, data: int, fsdp: int) -> Mesh:
+def make_mesh(*, data: int, fsdp: int, devices: Sequence | None = None) -> Mesh:
   """Arranges all devices, of all processes, as a ("data", "fsdp") mesh.
 
   Args:
     data: copies of the parameters; -1 for as many as the other axis leaves.
     fsdp: shares that parameters are split into; -1 likewise.
+    devices: other devices than those at hand.
 
   Raises:
     UserError: the product is not the number of devices.
   """
-  count = jax.device_count()
+  count = jax.device_count() if devices is None else len(devices)
   shape = {"data": data, "fsdp": fsdp}
   for axis, other in (("data", fsdp), ("fsdp", data)):
     if shape[axis] == -1 and other > 0:
@@ -42,26 +44,29 @@ def make_mesh(*, data: int, fsdp: int) -> Mesh:
     )
   # linen modules know nothing of Explicit axes, which are make_mesh's default.
   auto = (jax.sharding.AxisType.Auto,) * len(AXES)
-  return jax.make_mesh(tuple(shape.values()), AXES, axis_types=auto)
+  return jax.make_mesh(tuple(shape.values()), AXES, axis_types=auto, devices=devices)
 
 
 def state_sharding(mesh: Mesh, state):
   """NamedSharding for each leaf of a state or parameter tree (arrays or shapes).
 
-  The rule: split the largest dimension that fsdp divides; leave alone what is small,
-  and the leading axis of stacked blocks, which the scan over layers walks along.
+  The rule: split the largest dimension that fsdp divides, first among those whose
+  shares are whole TPU tiles, which collectives move without rearranging; leave alone
+  what is small, and the leading axis of stacked blocks, which the scan walks along.
   """
 
   def rule(path, leaf):
     stacked = any(getattr(part, "key", None) == "blocks" for part in path)
     spec = [None] * len(leaf.shape)
-    axes = [
-      axis
-      for axis in range(int(stacked), len(leaf.shape))
-      if leaf.shape[axis] % mesh.shape["fsdp"] == 0
-    ]
+    share = [size / mesh.shape["fsdp"] for size in leaf.shape]
+    axes = [i for i in range(int(stacked), len(share)) if share[i].is_integer()]
+
+    def preference(axis):
+      tile = LANES if axis == len(share) - 1 else SUBLANES
+      return share[axis] % tile == 0, share[axis]
+
     if axes and math.prod(leaf.shape) >= SMALLEST_SHARDED:
-      spec[max(axes, key=lambda axis: leaf.shape[axis])] = "fsdp"
+      spec[max(axes, key=preference)] = "fsdp"
     return NamedSharding(mesh, PartitionSpec(*spec))
 
   return jax.tree_util.tree_map_with_path(rule, state)
@@ -86,6 +91,22 @@ def constrain_batch(x: jax.Array) -> jax.Array:
   if jax.sharding.get_abstract_mesh().empty:
     return x
   return jax.lax.with_sharding_constraint(x, BATCH)
+
+
+def per_device(function: Callable) -> Callable:
+  """Runs a function of batch-sharded arrays on each device's share, by itself.
+
+  For kernels, which the compiler cannot split. Outside of a mesh it changes nothing.
+  """
+  if jax.sharding.get_abstract_mesh().empty:
+    return function
+  return jax.shard_map(function, in_specs=BATCH, out_specs=BATCH, check_vma=False)
+
+
+def platform() -> str:
+  """ "cpu", "gpu" or "tpu": of the mesh in context, else of JAX's default devices."""
+  device = jax.sharding.get_abstract_mesh().abstract_device
+  return device.platform if device else jax.default_backend()
 
 
 def local_positions(mesh: Mesh, blocks: int) -> list[int]:

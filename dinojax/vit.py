@@ -16,12 +16,22 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.ad_checkpoint import checkpoint_name
 
-from dinojax import positions, sharding
+from dinojax import attention, positions, sharding
 
 LN_EPS = 1e-6
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
+
+# What the backward pass finds in memory of each block besides its input; the rest it
+# computes again. None keeps everything; from top to bottom, less memory and more work.
+REMAT = {
+  "none": None,
+  "matmuls": ("qkv", "attention", "proj", "ffn"),  # no matrix product runs again
+  "attention": ("qkv", "attention", "proj"),  # the first layer of the FFN does
+  "full": (),
+}
 
 _dense_init = nn.initializers.normal(0.02)
 
@@ -83,16 +93,66 @@ def add_on_subset(
   return einops.rearrange(x, "g c t d -> (g c) t d")
 
 
-class LayerScale(nn.Module):
-  """x * gamma, one gamma per channel."""
+@jax.custom_vjp
+def add_bias(x: jax.Array, bias: jax.Array) -> jax.Array:
+  """[..., D] of any type + [D] float32, in the type of `x`."""
+  return x + bias.astype(x.dtype)
 
-  init: float
+
+def _add_bias_backward(_, grad):
+  rows = einops.rearrange(grad, "... d -> (...) d")
+  # A product with ones, eight for a full tile: TPUs sum columns several times slower.
+  ones = jnp.ones((8, len(rows)), grad.dtype)
+  return grad, jnp.dot(ones, rows, preferred_element_type=jnp.float32)[0]
+
+
+add_bias.defvjp(lambda x, bias: (add_bias(x, bias), None), _add_bias_backward)
+
+
+class Dense(nn.Module):
+  """A linear layer: float32 weights, products in `dtype`."""
+
+  features: int
+  dtype: str
 
   @nn.compact
   def __call__(self, x):
-    """[..., D] -> [..., D] float32."""
-    shape = (x.shape[-1],)
-    return x * self.param("gamma", nn.initializers.constant(self.init), shape)
+    """[..., H] -> [..., features]."""
+    kernel = self.param("kernel", _dense_init, (x.shape[-1], self.features))
+    bias = self.param("bias", nn.initializers.zeros, (self.features,))
+    x = x.astype(self.dtype) @ kernel.astype(self.dtype)
+    return add_bias(x, bias)
+
+
+class Projection(nn.Module):
+  """A linear layer back to the tokens' width, with LayerScale folded into its weights.
+
+  (x W + b) gamma = x (W gamma) + b gamma: so the gradient of gamma comes from the
+  weights' own gradient, and the unscaled output is neither kept nor computed again.
+  """
+
+  dtype: str
+
+  @nn.compact
+  def __call__(self, x, gamma):
+    """[..., H], [D] float32 -> [..., D]."""
+    shape = (x.shape[-1], len(gamma))
+    kernel = self.param("kernel", _dense_init, shape) * gamma
+    bias = self.param("bias", nn.initializers.zeros, gamma.shape) * gamma
+    x = x.astype(self.dtype) @ kernel.astype(self.dtype)
+    return add_bias(x, bias)
+
+
+class LayerScale(nn.Module):
+  """gamma, a factor per channel of a branch (arXiv:2103.17239)."""
+
+  width: int
+  init: float
+
+  @nn.compact
+  def __call__(self):
+    """Returns gamma, [D] float32."""
+    return self.param("gamma", nn.initializers.constant(self.init), (self.width,))
 
 
 class Attention(nn.Module):
@@ -100,16 +160,18 @@ class Attention(nn.Module):
 
   heads: int
   dtype: str
+  kernel: str
 
   @nn.compact
-  def __call__(self, x):
-    """[B, T, D] -> [B, T, D]."""
-    dense = functools.partial(nn.Dense, dtype=self.dtype, kernel_init=_dense_init)
-    qkv = dense(3 * x.shape[-1], name="qkv")(x)
-    qkv = einops.rearrange(qkv, "b t (s h d) -> s b t h d", s=3, h=self.heads)
-    out = jax.nn.dot_product_attention(*qkv)  # [B, T, heads, D / heads]
-    out = einops.rearrange(out, "b t h d -> b t (h d)")
-    return dense(x.shape[-1], name="proj")(out)
+  def __call__(self, x, gamma):
+    """[B, T, D], [D] -> [B, T, D], scaled by gamma."""
+    width = 3 * x.shape[-1]
+    qkv = Dense(width, self.dtype, name="qkv")(x)
+    qkv = checkpoint_name(qkv, "qkv")
+    kernel = "xla" if self.is_initializing() else self.kernel  # a batch of one
+    out = attention.attention(qkv, heads=self.heads, kind=kernel)
+    out = checkpoint_name(out, "attention")
+    return checkpoint_name(Projection(self.dtype, name="proj")(out, gamma), "proj")
 
 
 class Mlp(nn.Module):
@@ -118,11 +180,12 @@ class Mlp(nn.Module):
   dtype: str
 
   @nn.compact
-  def __call__(self, x):
-    """[..., D] -> [..., D]."""
-    dense = functools.partial(nn.Dense, dtype=self.dtype, kernel_init=_dense_init)
-    hidden = jax.nn.gelu(dense(4 * x.shape[-1], name="fc1")(x), approximate=False)
-    return dense(x.shape[-1], name="fc2")(hidden)
+  def __call__(self, x, gamma):
+    """[..., D], [D] -> [..., D], scaled by gamma."""
+    width = 4 * x.shape[-1]
+    hidden = Dense(width, self.dtype, name="fc1")(x)
+    hidden = jax.nn.gelu(checkpoint_name(hidden, "ffn"), approximate=False)
+    return Projection(self.dtype, name="fc2")(hidden, gamma)
 
 
 class SwiGLU(nn.Module):
@@ -131,12 +194,15 @@ class SwiGLU(nn.Module):
   dtype: str
 
   @nn.compact
-  def __call__(self, x):
-    """[..., D] -> [..., D]. Width: two thirds of 4D, rounded up to a multiple of 8."""
-    width = (int(4 * x.shape[-1] * 2 / 3) + 7) // 8 * 8
-    dense = functools.partial(nn.Dense, dtype=self.dtype, kernel_init=_dense_init)
-    gate, value = jnp.split(dense(2 * width, name="w12")(x), 2, axis=-1)
-    return dense(x.shape[-1], name="w3")(jax.nn.silu(gate) * value)
+  def __call__(self, x, gamma):
+    """[..., D], [D] -> [..., D], scaled by gamma.
+
+    Width: two thirds of 4D, rounded up to a multiple of 8.
+    """
+    width = 2 * ((int(4 * x.shape[-1] * 2 / 3) + 7) // 8 * 8)
+    packed = Dense(width, self.dtype, name="w12")(x)
+    gate, value = jnp.split(checkpoint_name(packed, "ffn"), 2, axis=-1)
+    return Projection(self.dtype, name="w3")(jax.nn.silu(gate) * value, gamma)
 
 
 class Block(nn.Module):
@@ -148,6 +214,7 @@ class Block(nn.Module):
   drop_path: float
   groups: int
   dtype: str
+  attention: str
 
   @nn.compact
   def __call__(self, tokens, _):
@@ -155,10 +222,11 @@ class Block(nn.Module):
     norm = functools.partial(nn.LayerNorm, epsilon=LN_EPS, dtype=self.dtype)
     ffn = {"mlp": Mlp, "swiglu": SwiGLU}[self.ffn]
     norm1, norm2 = norm(name="norm1"), norm(name="norm2")
-    attention = Attention(self.heads, self.dtype, name="attn")
+    attend = Attention(self.heads, self.dtype, self.attention, name="attn")
     feed_forward = ffn(self.dtype, name="mlp")
-    scale1 = LayerScale(self.layerscale_init, name="ls1")
-    scale2 = LayerScale(self.layerscale_init, name="ls2")
+    width = tokens[0].shape[-1]
+    gamma1 = LayerScale(width, self.layerscale_init, name="ls1")()
+    gamma2 = LayerScale(width, self.layerscale_init, name="ls2")()
 
     def residual(x, branch):
       key = self.make_rng("drop_path") if self.drop_path else None
@@ -167,8 +235,8 @@ class Block(nn.Module):
 
     outputs = []
     for x in tokens:
-      x = residual(x, lambda y: scale1(attention(norm1(y))))
-      x = residual(x, lambda y: scale2(feed_forward(norm2(y))))
+      x = residual(x, lambda y: attend(norm1(y), gamma1))
+      x = residual(x, lambda y: feed_forward(norm2(y), gamma2))
       outputs.append(x)
     return tuple(outputs), None
 
@@ -179,8 +247,8 @@ class VisionTransformer(nn.Module):
   patch_size: pixels. pos_grid: M, patches along a side of the position embedding.
   width: D. ffn: "mlp" or "swiglu". registers: extra tokens after CLS
   (arXiv:2309.16588). pool: image feature, "gap" (mean of the patch tokens) or "cls".
-  drop_path: rate in every block, while training. remat: recompute blocks when going
-  backward.
+  drop_path: rate in every block, while training. remat: a key of `REMAT`. attention: a
+  kind of attention.py.
   """
 
   patch_size: int
@@ -194,7 +262,8 @@ class VisionTransformer(nn.Module):
   drop_path: float
   layerscale_init: float
   dtype: str
-  remat: bool
+  remat: str
+  attention: str
 
   @nn.compact
   def __call__(
@@ -214,7 +283,10 @@ class VisionTransformer(nn.Module):
       train: draws drop path from the "drop_path" rng.
     """
     tokens = self._embed(crops, masks)
-    block = nn.remat(Block, prevent_cse=False) if self.remat else Block
+    block = Block
+    if REMAT[self.remat] is not None:
+      policy = jax.checkpoint_policies.save_only_these_names(*REMAT[self.remat])
+      block = nn.remat(Block, prevent_cse=False, policy=policy)
     blocks = nn.scan(
       block,
       variable_axes={"params": 0},
@@ -227,6 +299,7 @@ class VisionTransformer(nn.Module):
       drop_path=self.drop_path if train else 0.0,
       groups=groups,
       dtype=self.dtype,
+      attention=self.attention,
       name="blocks",
     )
     tokens, _ = blocks(tokens, None)

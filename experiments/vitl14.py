@@ -19,7 +19,8 @@ def get_config():
   config = vitg14.get_config()
   with config.unlocked():
     config.workdir = "runs/vitl14"
-    config.remat = False
+    config.mesh.update(data=1, fsdp=-1)
+    config.remat = "none"
     config.backbone.update(
       width=1024, depth=24, heads=16, ffn="mlp", pool="cls", drop_path=0.3
     )

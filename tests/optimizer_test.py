@@ -33,7 +33,8 @@ def shapes():
     drop_path=0.0,
     layerscale_init=1e-5,
     dtype="float32",
-    remat=False,
+    remat="none",
+    attention="xla",
   )
   head = heads.DINOHead(hidden=8, bottleneck=4, prototypes=6, dtype="float32")
   image, key = np.zeros((1, 28, 28, 3)), jax.random.key(0)

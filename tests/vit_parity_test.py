@@ -31,7 +31,8 @@ def make_vit(*, ffn="mlp", registers=0, pool="cls"):
     drop_path=0.0,
     layerscale_init=1e-5,
     dtype="float32",
-    remat=False,
+    remat="none",
+    attention="xla",
   )
 
 

@@ -23,7 +23,8 @@ TINY = dict(
   drop_path=0.0,
   layerscale_init=1.0,  # blocks show from the first step on
   dtype="float32",
-  remat=False,
+  remat="none",
+  attention="xla",
 )
 IMAGE = (np.zeros((1, 56, 56, 3)),)
 SIZES = {
@@ -175,7 +176,8 @@ def test_drop_path_is_off_outside_training():
   jax.tree.map(np.testing.assert_array_equal, found, wanted)
 
 
-def test_recomputing_blocks_leaves_gradients_as_they_are():
+@pytest.mark.parametrize("remat", ["matmuls", "attention", "full"])
+def test_recomputing_blocks_leaves_gradients_as_they_are(remat):
   def gradients(remat):
     model = make(remat=remat, drop_path=0.4)
 
@@ -193,8 +195,8 @@ def test_recomputing_blocks_leaves_gradients_as_they_are():
 
   jax.tree.map(
     lambda a, b: np.testing.assert_allclose(a, b, 1e-3, 1e-5 * np.abs(b).max()),
-    gradients(True),
-    gradients(False),
+    gradients(remat),
+    gradients("none"),
   )
 
 

@@ -38,6 +38,25 @@ def open_batches(
   )
 
 
+def batch_shapes(config) -> dict[str, tuple[tuple[int, ...], np.dtype]]:
+  """Shape and dtype of each entry of a config's global batch, as the step takes it."""
+  batch, group_size = config.data.batch_size, config.group_size
+  side, local_side = config.augment.global1.size, config.augment["local"].size
+  grid = side // config.backbone.patch_size
+  slots = masking.slots(group_size=group_size, views=2, grid=grid, **config.masking)
+  shapes = {
+    "global_crops": ((batch, 2, side, side, 3), np.uint8),
+    "local_crops": (
+      (batch, config.augment.num_local, local_side, local_side, 3),
+      np.uint8,
+    ),
+    "mask": ((batch, 2, grid**2), np.bool_),
+    "masked_indices": ((batch // group_size, slots), np.int32),
+    "masked_weights": ((batch // group_size, slots), np.float32),
+  }
+  return {name: (shape, np.dtype(kind)) for name, (shape, kind) in shapes.items()}
+
+
 def train_batches(
   source: sources.Source,
   *,

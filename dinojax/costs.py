@@ -1,0 +1,128 @@
+"""What a training step costs: FLOPs by hand, and a compiled program on a chip."""
+
+import collections
+import re
+from typing import NamedTuple
+
+from dinojax import hlo
+from dinojax.data import masking
+
+
+class Chip(NamedTuple):
+  """What one device can do at most, from its maker's sheet.
+
+  flops: of bfloat16 matrix products, per second. memory: bytes that a program can have.
+  bandwidth: of that memory, bytes per second. network: bytes per second that reach the
+  device over all its links to others. clock: cycles per second, where the compiler's
+  cycles are known to be of that clock, else 0.
+  """
+
+  name: str
+  flops: float
+  memory: float
+  bandwidth: float
+  network: float
+  clock: float
+
+
+GIB = 2**30
+CHIPS = {  # by JAX's name of the device
+  "TPU v5 lite": Chip("v5e", 197e12, 15.75 * GIB, 819e9, 200e9, 1.5e9),
+  "TPU v5": Chip("v5p", 459e12, 95.74 * GIB, 2765e9, 600e9, 0),
+  "TPU v6 lite": Chip("v6e", 918e12, 31.25 * GIB, 1640e9, 448e9, 0),
+  "NVIDIA H100 80GB HBM3": Chip("H100", 989e12, 79.6 * GIB, 3350e9, 450e9, 0),
+  "NVIDIA H200": Chip("H200", 989e12, 140.4 * GIB, 4800e9, 450e9, 0),
+}
+
+
+def model_flops(config) -> float:
+  """FLOPs that one image asks of a step: 2 per multiply-add, the backward pass twice.
+
+  What is computed again in the backward pass does not count.
+  """
+  b = config.backbone
+  hidden = (int(4 * b.width * 2 / 3) + 7) // 8 * 8
+  ffn = 3 * b.width * hidden if b.ffn == "swiglu" else 8 * b.width**2
+
+  def crop(size):
+    """(patch embedding, blocks) of one crop."""
+    patches = (size // b.patch_size) ** 2
+    tokens = patches + 1 + b.registers
+    layer = 2 * tokens * (4 * b.width**2 + ffn) + 4 * tokens**2 * b.width
+    return 2 * patches * 3 * b.patch_size**2 * b.width, b.depth * layer
+
+  def head(name):
+    h = config.heads.get(name, config.heads.dino)
+    body = b.width * h.hidden + h.hidden**2 + h.hidden * h.bottleneck
+    return 2 * (body + h.bottleneck * h.prototypes)
+
+  embed, blocks = crop(config.augment.global1.size)
+  local_embed, local_blocks = crop(config.augment["local"].size)
+  group = dict(
+    group_size=config.group_size,
+    views=2,
+    grid=config.augment.global1.size // b.patch_size,
+  )
+  patches = masking.slots(**group, **config.masking) / config.group_size * head("ibot")
+  kept = 1 - b.drop_path
+  teacher = 2 * (embed + blocks + head("dino")) + patches
+  student = 2 * (embed + kept * blocks + head("dino")) + patches
+  student += config.augment.num_local * (
+    local_embed + kept * local_blocks + head("dino")
+  )
+  return teacher + 3 * student
+
+
+def cost(program: hlo.Program, chip: Chip | None, devices: int) -> dict:
+  """What the compiled program does in a step, and how long that takes on a chip."""
+  flops = recomputed = seconds = traffic = 0.0
+  received, kernels = collections.Counter(), collections.Counter()
+  costliest = collections.Counter()
+  for run in program.runs():
+    op_flops, op_bytes = program.flops(run), program.bytes(run)
+    flops += op_flops * run.times
+    traffic += op_bytes * run.times
+    if "rematted_computation" in run.op.source:
+      recomputed += op_flops * run.times
+    for kind, size in program.collectives(run):
+      received[kind] += size * run.times
+    if not chip or run.op.kind.endswith(("-start", "-done")):
+      continue  # what a chip does besides, such as fetching for the next op
+    by_roofline = max(op_flops / chip.flops, op_bytes / chip.bandwidth)
+    if chip.clock and run.op.cycles is not None:
+      op_seconds = run.op.cycles / chip.clock
+    elif chip.clock and run.op.kind == "custom-call" and op_flops:
+      op_seconds = by_roofline
+      kernels[run.op.name.split(".")[0]] += op_seconds * run.times
+    else:
+      op_seconds = 0.0 if chip.clock else by_roofline
+    seconds += op_seconds * run.times
+    costliest[_short(run.op.source)] += op_seconds * run.times
+  result = {
+    "hardware_flops": flops * devices,
+    "recomputed_flops": recomputed * devices,
+    "memory_traffic_bytes": traffic,
+    "collective_bytes": dict(received),
+  }
+  if chip:
+    seconds = max(seconds, traffic / chip.bandwidth)
+    result |= {
+      "seconds": seconds,
+      "seconds_by": "compiler's cycles" if chip.clock else "roofline",
+      "kernels_by_roofline": dict(kernels),
+      "network_seconds": sum(received.values()) / chip.network,
+      "costliest": dict(costliest.most_common(5)),
+    }
+  return result
+
+
+def _short(source: str) -> str:
+  """'student backward: blocks/mlp/w12/dot_general' of an op's name."""
+  part = "teacher, optimiser"
+  if "jvp(" in source:
+    part = "student backward" if "transpose(jvp" in source else "student forward"
+  if "rematted_computation" in source:
+    part = "student again"
+  noise = re.compile(r"jit\(|transpose|jvp|while|body|closed_call|checkpoint|remat")
+  names = [name for name in source.split("/") if not noise.match(name)]
+  return f"{part}: {'/'.join(names[-4:])}"

@@ -1,0 +1,307 @@
+"""Reads a compiled XLA program: what runs, how often, and what it costs on a device.
+
+The input is the optimised HLO text of one device's program. XLA's own cost analysis
+counts the body of a loop once; here it counts as often as the loop turns.
+"""
+
+import functools
+import math
+import re
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import numpy as np
+
+COLLECTIVES = (
+  *("all-gather", "all-reduce", "reduce-scatter"),
+  *("all-to-all", "collective-permute", "ragged-all-to-all"),
+)
+# Ops that move nothing: names for what is there, or waits for what has been counted.
+FREE = (
+  *("parameter", "constant", "tuple", "get-tuple-element", "bitcast", "while"),
+  *("partition-id", "replica-id", "after-all", "iota", "call", "conditional"),
+)
+SLICES = ("dynamic-slice", "slice", "gather")
+_ARRAY = re.compile(r"\b(pred|token|[a-z]+\d\w*)\[([\d,]*)\](\{[^}]*\})?")
+_ON_CHIP = re.compile(r"S\([1-9]")  # a memory space other than the main one
+_LINE = re.compile(r"^\s+(?:ROOT )?%([\w.\-]+) = ")
+_CALLED = re.compile(
+  r"(?:calls|to_apply|body|branch_computations)=\{?((?:%[\w.\-]+(?:, )?)+)"
+)
+
+
+class Array(NamedTuple):
+  """One array of a shape. bytes: unpadded. on_chip: not in the device's main memory."""
+
+  dims: tuple[int, ...]
+  bytes: int
+  on_chip: bool
+
+
+class Op(NamedTuple):
+  """One instruction. kind: the HLO opcode. attributes: the rest of its line."""
+
+  name: str
+  kind: str
+  arrays: tuple[Array, ...]  # of the result
+  operands: tuple[str, ...]
+  attributes: str
+
+  @property
+  def source(self) -> str:
+    """The name of the JAX operation it comes from, without the noise of transforms."""
+    found = re.search(r'op_name="([^"]*)"', self.attributes)
+    return found[1] if found else self.name
+
+  @property
+  def cycles(self) -> int | None:
+    """The compiler's own estimate, where it leaves one (TPU v5e)."""
+    found = re.search(r'"estimated_cycles":"(\d+)"', self.attributes)
+    return int(found[1]) if found else None
+
+  @property
+  def called(self) -> tuple[str, ...]:
+    """Names of the computations it calls, a loop's condition aside."""
+    return tuple(
+      name.strip().lstrip("%")
+      for group in _CALLED.findall(self.attributes)
+      for name in group.split(",")
+      if name.strip()
+    )
+
+
+class Run(NamedTuple):
+  """An op outside of fusions, with the number of times that a step runs it."""
+
+  op: Op
+  times: int
+  computation: str
+
+
+class Program:
+  """The optimised HLO text of one device's program, parsed."""
+
+  def __init__(self, text: str):
+    """Parses `text`, of `Compiled.as_text()`."""
+    self.computations: dict[str, dict[str, Op]] = {}
+    self.entry = ""
+    current = None
+    for line in text.splitlines():
+      if current is None:
+        head = re.match(r"(ENTRY )?%?([\w.\-]+) \(.*\{$", line)
+        if head:
+          current = self.computations[head[2]] = {}
+          self.entry = head[2] if head[1] else self.entry
+      elif line.startswith("}"):
+        current = None
+      elif _LINE.match(line):
+        op = _parse(line)
+        current[op.name] = op
+
+  def runs(self, computation: str = "", times: int = 1) -> Iterator[Run]:
+    """All ops that a step runs, loops and calls unfolded, fusions left whole."""
+    computation = computation or self.entry
+    for op in self.computations[computation].values():
+      yield Run(op, times, computation)
+      if op.kind in ("while", "call", "conditional", "async-start"):
+        turns = self._turns(op) if op.kind == "while" else 1
+        for name in op.called:
+          yield from self.runs(name, times * turns)
+
+  def inner(self, op: Op) -> Iterator[Op]:
+    """The op, or what a fusion holds, all the way down."""
+    if op.kind != "fusion":
+      yield op
+      return
+    for name in op.called:
+      for part in self.computations[name].values():
+        yield from self.inner(part)
+
+  def flops(self, run: Run) -> float:
+    """FLOPs of matrix products in one run of an op: two per multiply-add."""
+    return sum(self._op_flops(op, self._where(op, run)) for op in self.inner(run.op))
+
+  def bytes(self, run: Run) -> int:
+    """Main-memory traffic of one run of an op: operands read and results written."""
+    op = run.op
+    if op.kind in FREE or op.kind.endswith("-done"):
+      return 0
+    scope = self.computations[run.computation]
+    operands = [scope[name] for name in op.operands]
+    if op.kind in SLICES:  # reads what it returns
+      return 2 * _main_bytes(op)
+    if op.kind == "dynamic-update-slice":
+      return 2 * _main_bytes(operands[1])
+    if op.kind == "fusion":
+      return self._fusion_bytes(op, operands)
+    return _main_bytes(op) + sum(_main_bytes(operand) for operand in operands)
+
+  def collectives(self, run: Run) -> Iterator[tuple[str, int]]:
+    """(kind, bytes that reach this device) of each collective in one run of an op."""
+    for op in self.inner(run.op):
+      kind = op.kind.removesuffix("-start")
+      if kind in COLLECTIVES:
+        yield kind, _received_bytes(op, kind, self._where(op, run))
+
+  def _where(self, op, run):
+    """The computation that an op found by `inner` stands in."""
+    if run.op is op:
+      return self.computations[run.computation]
+    return next(
+      c
+      for n in self._below(run.op)
+      for c in [self.computations[n]]
+      if c.get(op.name) is op
+    )
+
+  def _below(self, op):
+    for name in op.called:
+      yield name
+      for part in self.computations[name].values():
+        if part.kind == "fusion":
+          yield from self._below(part)
+
+  @functools.cache  # noqa: B019 - lives as long as the program
+  def _turns(self, loop: Op) -> int:
+    """How often a loop's body runs."""
+    known = re.search(r'"known_trip_count":\{"n":"(\d+)"', loop.attributes)
+    if known:
+      return int(known[1])
+    condition = re.search(r"condition=%([\w.\-]+)", loop.attributes)[1]
+    ops = self.computations[condition]
+    limits = [
+      int(re.search(r"constant\((\d+)\)", "constant(" + op.attributes)[1])
+      for op in ops.values()
+      if op.kind == "constant" and not op.arrays[0].dims
+    ]
+    return max(limits, default=1)
+
+  def _op_flops(self, op, scope):
+    if op.kind == "dot":
+      lhs = scope[op.operands[0]].arrays[0].dims
+      dims = re.search(r"lhs_contracting_dims=\{([\d,]*)\}", op.attributes)[1]
+      contracted = math.prod(lhs[int(d)] for d in dims.split(",") if d)
+      return 2.0 * math.prod(op.arrays[0].dims) * contracted
+    if op.kind == "convolution":
+      return _convolution_flops(op, scope)
+    if op.kind == "custom-call":
+      found = re.search(r'"flops":"?(\d+)', op.attributes)
+      return float(found[1]) if found else 0.0
+    return 0.0
+
+  def _fusion_bytes(self, op, operands):
+    inside = self.computations[op.called[0]]
+    users: dict[str, list[Op]] = {}
+    for part in inside.values():
+      for name in part.operands:
+        users.setdefault(name, []).append(part)
+    total, aliased = 0, set()
+    root = list(inside.values())[-1]
+    updates = [p for p in inside.values() if p.kind == "dynamic-update-slice"]
+    for part in updates:
+      if part.arrays[0].dims in [a.dims for a in root.arrays]:
+        total += 2 * _main_bytes(inside[part.operands[1]], force=True)
+        aliased.add(part.arrays[0].dims)
+    total += sum(a.bytes for a in op.arrays if not a.on_chip and a.dims not in aliased)
+    parameters = [p for p in inside.values() if p.kind == "parameter"]
+    parameters.sort(key=lambda p: int(re.match(r"(\d+)", p.attributes)[1]))
+    for parameter, operand in zip(parameters, operands, strict=True):
+      readers = _through_bitcasts(parameter.name, users)
+      if readers and all(r.kind in SLICES for r in readers):
+        if not operand.arrays[0].on_chip:
+          total += sum(a.bytes for r in readers for a in r.arrays)
+      elif operand.arrays[0].dims not in aliased:
+        total += _main_bytes(operand)
+    return total
+
+
+def _through_bitcasts(name, users):
+  readers = []
+  for user in users.get(name, []):
+    readers += _through_bitcasts(user.name, users) if user.kind == "bitcast" else [user]
+  return readers
+
+
+def _parse(line: str) -> Op:
+  """One line of HLO text."""
+  name = _LINE.match(line)[1]
+  rest = line.split(" = ", 1)[1]
+  end = _closing(rest, 0) + 1 if rest.startswith("(") else rest.index(" ")
+  shape, rest = rest[:end], rest[end:].lstrip()
+  kind, rest = rest.split("(", 1)
+  end = _closing("(" + rest, 0) - 1
+  inside, attributes = rest[:end], rest[end + 1 :]
+  operands = tuple(re.findall(r"%([\w.\-]+)", inside))
+  if kind in ("parameter", "constant"):
+    attributes = inside + ")" + attributes
+  return Op(name, kind, _arrays(shape), operands, attributes)
+
+
+def _closing(text: str, start: int) -> int:
+  """Position of the parenthesis that closes the one at `start`."""
+  depth = 0
+  for match in re.compile(r"[()]").finditer(text, start):
+    depth += 1 if match[0] == "(" else -1
+    if not depth:
+      return match.start()
+  raise ValueError(f"not HLO text: {text[:80]}")
+
+
+def _arrays(shape: str) -> tuple[Array, ...]:
+  arrays = []
+  for kind, dims, layout in _ARRAY.findall(shape):
+    dims = tuple(int(d) for d in dims.split(",") if d)
+    bits = 8 if kind in ("pred", "token") else int(re.search(r"\d+", kind)[0])
+    on_chip = bool(_ON_CHIP.search(layout))
+    arrays.append(Array(dims, math.prod(dims) * bits // 8, on_chip))
+  return tuple(arrays)
+
+
+def _main_bytes(op: Op, force: bool = False) -> int:
+  return sum(a.bytes for a in op.arrays if force or not a.on_chip)
+
+
+def _received_bytes(op: Op, kind: str, scope: dict[str, Op]) -> int:
+  """What a ring of n devices brings to each of them."""
+  groups = re.search(r"replica_groups=\[(\d+),(\d+)\]", op.attributes)
+  listed = re.search(r"replica_groups=\{\{([\d,]+)\}", op.attributes)
+  n = int(groups[2]) if groups else len(listed[1].split(",")) if listed else 2
+  operands = sum(_main_bytes(scope[x], force=True) for x in op.operands if x in scope)
+  share = (n - 1) / n
+  return int(
+    {
+      "all-gather": operands * (n - 1),
+      "reduce-scatter": operands * share,
+      "all-reduce": 2 * operands * share,
+      "collective-permute": operands,
+    }.get(kind, operands * share)
+  )
+
+
+def _convolution_flops(op: Op, scope: dict[str, Op]) -> float:
+  """TPU programs have their matrix products as convolutions, batches as dilations."""
+  lhs, rhs = (scope[name].arrays[0].dims for name in op.operands[:2])
+  labels = re.search(r"dim_labels=(\w+)_(\w+)->(\w+)", op.attributes)
+  lhs_labels, rhs_labels, out_labels = labels.groups()
+  window = re.search(r"window=\{([^}]*)\}", op.attributes)
+  fields = dict(part.split("=") for part in window[1].split()) if window else {}
+  out = op.arrays[0].dims
+
+  def values(name, default):
+    found = fields.get(name)
+    return found.split("x") if found else [default] * 9
+
+  flops = 2.0 * rhs[rhs_labels.index("i")]
+  flops *= out[out_labels.index("b")] * out[out_labels.index("f")]
+  for d in range(sum(label.isdigit() for label in out_labels)):
+    size, stride, lhs_dilate, rhs_dilate = (
+      int(values(name, "1")[d])
+      for name in ("size", "stride", "lhs_dilate", "rhs_dilate")
+    )
+    low = int(values("pad", "0_0")[d].split("_")[0])
+    inputs, outputs = lhs[lhs_labels.index(str(d))], out[out_labels.index(str(d))]
+    position = np.arange(outputs)[:, None] * stride - low
+    position = position + np.arange(size)[None] * rhs_dilate
+    valid = (position >= 0) & (position <= (inputs - 1) * lhs_dilate)
+    flops *= (valid & (position % lhs_dilate == 0)).sum()
+  return flops

@@ -1,0 +1,255 @@
+"""Plans a run: compiles its real training step for a machine and says what it costs.
+
+  python -m dinojax.plan --config=experiments/vitg14.py --topology=v5e:8x16
+  python -m dinojax.plan --config=experiments/vitg14.py --topology=v5p:4x4x8 --search
+
+The machine need not be there: with `pip install -e '.[plan]'`, XLA compiles for TPU
+slices by name (v5e:8x16, v5p:4x4x8, v6e:8x16 have 128 chips). Without --topology it is
+the devices at hand. Nothing runs but the compiler, some minutes for a large model; the
+config can be overridden as in training.
+"""
+
+import contextlib
+import itertools
+import json
+import math
+import os
+import pathlib
+import re
+import tempfile
+import time
+
+import jax
+from absl import flags
+
+from dinojax import assembly, cli, costs, errors, hlo, preflight, sharding, vit
+from dinojax.data import pipeline
+
+TOPOLOGY = flags.DEFINE_string("topology", None, "TPU slice, as v5e:8x16.")
+JSON = flags.DEFINE_string("json", None, "Also writes the plan to this file.")
+SEARCH = flags.DEFINE_bool(
+  "search", False, "Tries remat policies and mesh splits, and ranks what fits."
+)
+
+
+def topology_devices(name: str) -> list:
+  """The devices of a TPU slice that need not be there.
+
+  Raises:
+    UserError: libtpu is missing, or knows no such slice.
+  """
+  from jax.experimental import topologies
+
+  os.environ |= {"TPU_SKIP_MDS_QUERY": "1", "ALLOW_MULTIPLE_LIBTPU_LOAD": "1"}
+  jax.config.update("jax_platforms", "cpu")
+  try:
+    with _native_stderr_kept() as said:
+      return topologies.get_topology_desc(platform="tpu", topology_name=name).devices
+  except Exception as error:
+    reason = " ".join(f"{error} {said()}".split())
+    if "libtpu" in reason and "No module" in reason:
+      reason = "libtpu is missing: pip install -e '.[plan]'"
+    raise errors.UserError(
+      f"--topology={name} cannot be planned for ({reason[:300]}); try v5e:8x16"
+    ) from error
+
+
+@contextlib.contextmanager
+def _native_stderr_kept():
+  """Keeps back what native code prints; libtpu is alarmed to find no TPU."""
+  with tempfile.TemporaryFile() as file:
+    saved = os.dup(2)
+    os.dup2(file.fileno(), 2)
+    try:
+      yield lambda: (file.seek(0), file.read().decode(errors="replace"))[1]
+    finally:
+      os.dup2(saved, 2)
+      os.close(saved)
+
+
+def compile_step(config, devices):
+  """(assembly, compiled train_step) of a config for devices, without running it."""
+  preflight.check(config, devices=len(devices))
+  mesh = sharding.make_mesh(**config.mesh, devices=devices)
+  run = assembly.assemble(config, mesh)
+  batch = {
+    name: jax.ShapeDtypeStruct(shape, kind, sharding=sharding.batch_sharding(mesh))
+    for name, (shape, kind) in pipeline.batch_shapes(config).items()
+  }
+  key = jax.eval_shape(lambda: jax.random.key(0))
+  key = jax.ShapeDtypeStruct(key.shape, key.dtype, sharding=sharding.replicated(mesh))
+  with jax.set_mesh(mesh):
+    return run, run.train_step.lower(run.abstract_state, batch, key).compile()
+
+
+def make_plan(config, devices) -> dict:
+  """Compiles the step and measures the program; all numbers are per step.
+
+  Returns:
+    The plan as JSON. Where memory does not suffice: {"fits": False, "missing_bytes"},
+    with the parameters and the state, and without what only a program can tell.
+  """
+  chip = costs.CHIPS.get(devices[0].device_kind)
+  start = time.perf_counter()
+  plan = {
+    "config": config.workdir,
+    "devices": f"{len(devices)} x {chip.name if chip else devices[0].device_kind}",
+    "mesh": config.mesh.to_dict(),
+    "remat": config.remat,
+    "batch_size": config.data.batch_size,
+    "fits": True,
+  }
+  try:
+    run, compiled = compile_step(config, devices)
+  except jax.errors.JaxRuntimeError as error:
+    used = re.search(r"Used ([\d.]+)([GMK]) of ([\d.]+)([GMK])", str(error))
+    if "RESOURCE_EXHAUSTED" not in str(error) or not used:
+      raise
+    unit = {"K": 2**10, "M": 2**20, "G": 2**30}
+    needed = float(used[1]) * unit[used[2]]
+    limit = float(used[3]) * unit[used[4]]
+    missing = needed - limit
+    return {**plan, "fits": False, "peak_bytes": needed, "missing_bytes": missing}
+  plan["compile_seconds"] = time.perf_counter() - start
+  student = run.abstract_state.student
+  plan["parameters"] = {
+    name: sum(math.prod(x.shape) for x in jax.tree.leaves(tree))
+    for name, tree in student.items()
+  }
+  plan["state_bytes"] = sum(
+    math.prod(x.sharding.shard_shape(x.shape)) * x.dtype.itemsize
+    for x in jax.tree.leaves(run.abstract_state)
+  )
+  memory = compiled.memory_analysis()
+  plan["peak_bytes"] = (
+    memory.argument_size_in_bytes
+    + memory.output_size_in_bytes
+    - memory.alias_size_in_bytes
+    + memory.temp_size_in_bytes
+    + memory.generated_code_size_in_bytes
+  )
+  if chip:
+    plan["memory_bytes"] = chip.memory
+    plan["fits"] = plan["peak_bytes"] <= chip.memory
+    plan["missing_bytes"] = max(plan["peak_bytes"] - chip.memory, 0)
+  plan["model_flops"] = costs.model_flops(config) * config.data.batch_size
+  plan |= costs.cost(hlo.Program(compiled.as_text()), chip, len(devices))
+  if "seconds" in plan:
+    rate = config.data.batch_size / plan["seconds"]
+    days = config.total_steps * plan["seconds"] / 86_400
+    plan |= {"images_per_second": rate, "days": days}
+    plan |= {"device_days": days * len(devices)}
+    peak = chip.flops * len(devices)
+    plan["share_of_peak"] = plan["model_flops"] / plan["seconds"] / peak
+  return plan
+
+
+def table(plan: dict) -> str:
+  """The plan for people."""
+  gib = 2**30
+  rows = [("machine", plan["devices"]), ("mesh", plan["mesh"])]
+  rows += [("batch, remat", f"{plan['batch_size']:,}, {plan['remat']}")]
+  limit = plan.get("memory_bytes")
+  memory = f"{plan['peak_bytes'] / gib:.2f} GiB" + (
+    f" of {limit / gib:.2f} GiB" if limit else ""
+  )
+  if not plan["fits"]:
+    rows += [
+      ("peak memory per device", f"{memory}: out of memory"),
+      ("missing", f"{plan['missing_bytes'] / gib:.2f} GiB"),
+      ("what helps", advice(plan)),
+    ]
+  if "parameters" not in plan:
+    return _lines(rows)
+  rows += [
+    *((f"parameters, {k}", f"{v:,}") for k, v in plan["parameters"].items()),
+    ("parameters, student", f"{sum(plan['parameters'].values()):,}"),
+    ("state per device", f"{plan['state_bytes'] / gib:.2f} GiB"),
+  ]
+  if plan["fits"]:
+    rows.append(("peak memory per device", memory))
+  ratio = (plan["hardware_flops"] - plan["recomputed_flops"]) / plan["model_flops"]
+  rows += [
+    ("model FLOPs", f"{plan['model_flops']:.3e}"),
+    ("hardware FLOPs", f"{plan['hardware_flops']:.3e}"),
+    ("  of these computed again", f"{plan['recomputed_flops']:.3e}"),
+    ("  the others over model FLOPs", f"{ratio:.3f}"),
+    *(
+      (f"{kind} per device", f"{size / gib:.2f} GiB")
+      for kind, size in plan["collective_bytes"].items()
+    ),
+    ("compilation", f"{plan['compile_seconds']:.0f} s"),
+  ]
+  if "seconds" in plan:
+    rows += [
+      (f"step, by {plan['seconds_by']}", f"{plan['seconds']:.3f} s"),
+      *(
+        (f"  of this {name}, by roofline", f"{seconds:.3f} s")
+        for name, seconds in plan["kernels_by_roofline"].items()
+      ),
+      ("network, if nothing hides it", f"{plan['network_seconds']:.3f} s"),
+      ("share of peak FLOP/s", f"{plan['share_of_peak']:.1%}"),
+      ("images per second", f"{plan['images_per_second']:,.0f}"),
+      ("whole schedule", f"{plan['days']:.1f} days"),
+      ("device-days", f"{plan['device_days']:,.0f}"),
+      *((f"{s:.3f} s", name) for name, s in plan["costliest"].items()),
+    ]
+  return _lines(rows)
+
+
+def _lines(rows) -> str:
+  return "\n".join(f"{name:36} {value}" for name, value in rows)
+
+
+def advice(plan: dict) -> str:
+  """What to change where memory is missing."""
+  policies = list(vit.REMAT)
+  rest = policies[policies.index(plan["remat"]) + 1 :]
+  ways = [f"--config.remat={rest[0]}"] if rest else []
+  if plan["mesh"]["data"] != 1:
+    ways.append(f"--config.mesh.fsdp={plan['mesh']['fsdp'] * 2}")
+  return ", or ".join([*ways, "a smaller --config.data.batch_size"])
+
+
+def search(config, devices) -> list[dict]:
+  """Plans every remat policy with every useful mesh; the fastest that fits first."""
+  count = len(devices)
+  splits = [n for n in (8, 16, 32, 64, 128, 256) if count % n == 0] or [count]
+  plans = []
+  for fsdp, remat in itertools.product(splits, vit.REMAT):
+    with config.unlocked():
+      config.mesh = dict(data=count // fsdp, fsdp=fsdp)
+      config.remat = remat
+    plan = make_plan(config, devices)
+    plans.append(plan)
+    print(_search_line(plan), flush=True)
+  return sorted(
+    plans, key=lambda plan: (not plan["fits"], plan.get("seconds", math.inf))
+  )
+
+
+def _search_line(plan) -> str:
+  fits = "fits" if plan["fits"] else f"{plan['missing_bytes'] / 2**30:.1f} GiB missing"
+  seconds = f"{plan['seconds']:.3f} s" if "seconds" in plan else "-"
+  mesh = "x".join(str(n) for n in plan["mesh"].values())
+  memory = f"{plan['peak_bytes'] / 2**30:.2f} GiB"
+  return f"mesh {mesh:8} remat {plan['remat']:10} {memory:>10} {seconds:>8}  {fits}"
+
+
+def main(_) -> None:
+  """Prints the plan, or the ranking of the search."""
+  config = cli.CONFIG.value
+  topology = TOPOLOGY.value
+  devices = topology_devices(topology) if topology else jax.devices()
+  if SEARCH.value:
+    result = search(config, devices)
+    print("\nranked:", *(_search_line(plan) for plan in result), sep="\n")
+  else:
+    result = make_plan(config, devices)
+    print(table(result))
+  if JSON.value:
+    pathlib.Path(JSON.value).write_text(json.dumps(result, indent=2))
+
+
+if __name__ == "__main__":
+  cli.run(main, on_interrupt="ended; the plan is not complete")
