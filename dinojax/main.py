@@ -42,7 +42,7 @@ MULTIHOST = flags.DEFINE_bool(
 # Fields that change no result of training: a run may go on with others. What the data
 # are is known by their fingerprint.
 FREE_FIELDS = (
-  *("workdir", "mesh", "remat", "workers", "log_every", "checkpoint"),
+  *("workdir", "mesh", "remat", "accumulation", "workers", "log_every", "checkpoint"),
   *("knn", "alarm_window", "data.source", "data.max_bad_share"),
 )
 

@@ -55,7 +55,12 @@ def normalize(images: jax.Array) -> jax.Array:
 
 
 def add_on_subset(
-  x: jax.Array, branch: Callable, *, rate: float, groups: int, key: jax.Array | None
+  x: jax.Array,
+  branch: Callable,
+  *,
+  rate: float,
+  groups: jax.Array,
+  key: jax.Array | None,
 ) -> jax.Array:
   """Adds branch(x), where drop path computes the branch on a subset of crops alone.
 
@@ -66,19 +71,21 @@ def add_on_subset(
     x: [G*c, T, D] tokens, groups along the leading axis.
     branch: maps [crops, T, D] to the same shape.
     rate: drop path rate; 0 runs every crop.
-    groups: G.
+    groups: [G] int32, their ids: what a group draws depends on its id and the key
+      alone, not on the groups beside it.
     key: random key; unused at rate 0.
   """
   if not rate:
     return x + branch(x)
-  crops = len(x) // groups
+  crops = len(x) // len(groups)
   kept = max(int(crops * (1 - rate)), 1)
-  order = jax.random.uniform(key, (groups, crops)).argsort(-1)
+  keys = jax.vmap(jax.random.fold_in, (None, 0))(key, groups)
+  order = jax.vmap(lambda k: jax.random.uniform(k, (crops,)).argsort())(keys)
   subset = order[:, :kept]  # [G, kept]
-  x = einops.rearrange(x, "(g c) t d -> g c t d", g=groups)
+  x = einops.rearrange(x, "(g c) t d -> g c t d", g=len(groups))
   chosen = jax.vmap(lambda crop, i: crop[i])(x, subset)  # [G, kept, T, D]
   delta = branch(einops.rearrange(chosen, "g k t d -> (g k) t d")) * (crops / kept)
-  delta = einops.rearrange(delta, "(g k) t d -> g k t d", g=groups)
+  delta = einops.rearrange(delta, "(g k) t d -> g k t d", g=len(groups))
   x = jax.vmap(lambda crop, i, d: crop.at[i].add(d))(x, subset, delta)
   return einops.rearrange(x, "g c t d -> (g c) t d")
 
@@ -146,11 +153,10 @@ class Block(nn.Module):
   ffn: str
   layerscale_init: float
   drop_path: float
-  groups: int
   dtype: str
 
   @nn.compact
-  def __call__(self, tokens, _):
+  def __call__(self, tokens, groups):
     """Tuple of [B_i, T_i, D] float32 -> the same, and nothing for scan to stack."""
     norm = functools.partial(nn.LayerNorm, epsilon=LN_EPS, dtype=self.dtype)
     ffn = {"mlp": Mlp, "swiglu": SwiGLU}[self.ffn]
@@ -162,7 +168,7 @@ class Block(nn.Module):
 
     def residual(x, branch):
       key = self.make_rng("drop_path") if self.drop_path else None
-      x = add_on_subset(x, branch, rate=self.drop_path, groups=self.groups, key=key)
+      x = add_on_subset(x, branch, rate=self.drop_path, groups=groups, key=key)
       return sharding.constrain_batch(x)
 
     outputs = []
@@ -202,7 +208,7 @@ class VisionTransformer(nn.Module):
     crops: Sequence[jax.Array],
     masks: Sequence[jax.Array | None],
     *,
-    groups: int = 1,
+    groups: jax.Array | Sequence[int] = (0,),
     train: bool = False,
   ) -> list[Features]:
     """Runs crops of one or more resolutions through the same blocks.
@@ -210,7 +216,8 @@ class VisionTransformer(nn.Module):
     Args:
       crops: each [B_i, H_i, W_i, 3] float32, normalised.
       masks: each [B_i, N_i] bool, True where the mask token hides the patch, or None.
-      groups: G, equal parts of each batch that drop path draws its subsets in.
+      groups: [G] int32, ids of the equal parts of each batch that drop path draws its
+        subsets in.
       train: draws drop path from the "drop_path" rng.
     """
     tokens = self._embed(crops, masks)
@@ -219,17 +226,17 @@ class VisionTransformer(nn.Module):
       block,
       variable_axes={"params": 0},
       split_rngs={"params": True, "drop_path": True},
+      in_axes=nn.broadcast,
       length=self.depth,
     )(
       heads=self.heads,
       ffn=self.ffn,
       layerscale_init=self.layerscale_init,
       drop_path=self.drop_path if train else 0.0,
-      groups=groups,
       dtype=self.dtype,
       name="blocks",
     )
-    tokens, _ = blocks(tokens, None)
+    tokens, _ = blocks(tokens, jnp.asarray(groups))
     norm = nn.LayerNorm(epsilon=LN_EPS, name="norm")
     outputs = []
     for x in tokens:

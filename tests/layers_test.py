@@ -22,6 +22,7 @@ METHOD = {"losses", "vit", "heads", "dino", "optimizer", "schedules", "sharding"
 MAY_IMPORT = {
   "errors": set(),
   "sharding": {"errors"},
+  "accumulate": {"sharding"},
   "losses": set(),
   "positions": set(),
   "schedules": set(),
@@ -36,7 +37,7 @@ MAY_IMPORT = {
   "data.prefetch": {"errors"},
   "data.sources": {"errors", "data.images", "data.shards"},
   "data.pipeline": DATA,
-  "dino": {"losses", "vit", "heads"},
+  "dino": {"accumulate", "losses", "vit", "heads"},
   "optimizer": {"schedules"},
   "evals.features": {"errors", "vit", "sharding", "data."},
   "preflight": {"errors"},

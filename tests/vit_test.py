@@ -110,7 +110,9 @@ def test_drop_path_runs_the_branch_on_exactly_the_kept_crops_of_each_group():
     seen.append(crops.shape)
     return jnp.ones_like(crops)
 
-  out = vit.add_on_subset(x, branch, rate=0.4, groups=3, key=jax.random.key(0))
+  out = vit.add_on_subset(
+    x, branch, rate=0.4, groups=jnp.arange(3), key=jax.random.key(0)
+  )
   assert seen == [(3 * 3, 2, 4)]
   changed = np.asarray(out)[:, 0, 0].reshape(3, 5) != 0
   np.testing.assert_array_equal(changed.sum(1), [3, 3, 3])
@@ -125,7 +127,7 @@ def test_drop_path_of_two_fifths_keeps_three_fifths_rounded_down_but_one(crops, 
     jnp.zeros((2 * crops, 1, 1)),
     jnp.ones_like,
     rate=0.4,
-    groups=2,
+    groups=jnp.arange(2),
     key=jax.random.key(0),
   )
   np.testing.assert_array_equal((out.reshape(2, crops) != 0).sum(1), [kept, kept])
@@ -134,7 +136,8 @@ def test_drop_path_of_two_fifths_keeps_three_fifths_rounded_down_but_one(crops, 
 def test_drop_path_preserves_the_expectation():
   x = np.random.default_rng(0).normal(size=(2 * 3, 2, 4)).astype(np.float32)
   branch = lambda y: jnp.sin(3 * y)  # noqa: E731
-  draw = lambda key: vit.add_on_subset(x, branch, rate=0.5, groups=2, key=key)  # noqa: E731
+  kwargs = dict(rate=0.5, groups=jnp.arange(2))
+  draw = lambda key: vit.add_on_subset(x, branch, key=key, **kwargs)  # noqa: E731
   draws = jax.vmap(draw)(jax.random.split(jax.random.key(0), 4000))
   # One of three is kept, scaled by 3: the deviation of a mean is below 0.023.
   np.testing.assert_allclose(draws.mean(0), x + np.sin(3 * x), atol=0.1)
@@ -147,11 +150,21 @@ def test_drop_path_groups_draw_each_for_itself_and_never_mix():
 
   def out(x):
     branch = lambda y: y**2  # noqa: E731
-    return vit.add_on_subset(x, branch, rate=0.5, groups=4, key=jax.random.key(1))
+    kwargs = dict(rate=0.5, groups=jnp.arange(4), key=jax.random.key(1))
+    return vit.add_on_subset(x, branch, **kwargs)
 
   np.testing.assert_array_equal(out(x)[:6], out(other)[:6])
   picks = np.asarray(out(x) != x)[:, 0, 0].reshape(4, 6)
   assert len({tuple(pick) for pick in picks}) > 1
+
+
+def test_what_a_group_draws_depends_on_its_id_and_not_on_the_groups_beside_it():
+  def picks(ids):
+    x, kwargs = jnp.zeros((len(ids) * 6, 1, 1)), dict(rate=0.5, key=jax.random.key(1))
+    out = vit.add_on_subset(x, jnp.ones_like, groups=jnp.array(ids), **kwargs)
+    return np.asarray(out).reshape(len(ids), 6)
+
+  np.testing.assert_array_equal(picks([0, 1, 2, 3])[[3, 1]], picks([3, 1]))
 
 
 @pytest.mark.parametrize("depth, kinds_if_alike", [(1, 2), (2, 4)])
