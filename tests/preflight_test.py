@@ -22,6 +22,7 @@ ERRORS = [
     "config.data.batch_size=40 must be a multiple of 32 (config.group_size=16 times 2"
     " devices times config.accumulation=1); try 64",
   ),
+  ({"accumulation": 0}, 1, "config.accumulation=0 must be at least 1"),
   (
     {"accumulation": 3, "data.batch_size": 64},
     2,
