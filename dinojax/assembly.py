@@ -41,6 +41,7 @@ def assemble(config, mesh: Mesh) -> Assembly:
   shapes = jax.eval_shape(init, jax.random.key(0))
   state_sharding = sharding.state_sharding(mesh, shapes)
   replicated = sharding.replicated(mesh)
+  platform = mesh.devices.flat[0].platform
   return Assembly(
     nets=nets,
     init=jax.jit(init, out_shardings=state_sharding),
@@ -49,6 +50,7 @@ def assemble(config, mesh: Mesh) -> Assembly:
       in_shardings=(state_sharding, sharding.batch_sharding(mesh), replicated),
       out_shardings=(state_sharding, replicated),
       donate_argnums=0,
+      compiler_options=config.compiler_options[platform].to_dict(),
     ),
     abstract_state=jax.tree.map(
       lambda x, where: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=where),

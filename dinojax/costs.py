@@ -77,15 +77,17 @@ def cost(program: hlo.Program, chip: Chip | None, devices: int) -> dict:
   """What the compiled program does in a step, and how long that takes on a chip."""
   flops = recomputed = seconds = traffic = 0.0
   received, kernels = collections.Counter(), collections.Counter()
-  costliest = collections.Counter()
+  costliest, counted = collections.Counter(), set()
   for run in program.runs():
     op_flops, op_bytes = program.flops(run), program.bytes(run)
     flops += op_flops * run.times
     traffic += op_bytes * run.times
     if "rematted_computation" in run.op.source:
       recomputed += op_flops * run.times
-    for kind, size in program.collectives(run):
-      received[kind] += size * run.times
+    for kind, size, channel in program.collectives(run):
+      if (run.computation, kind, channel) not in counted:
+        counted.add((run.computation, kind, channel))
+        received[kind] += size * run.times
     if not chip or run.op.kind.endswith(("-start", "-done")):
       continue  # what a chip does besides, such as fetching for the next op
     by_roofline = max(op_flops / chip.flops, op_bytes / chip.bandwidth)

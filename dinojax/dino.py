@@ -10,9 +10,11 @@ of the student, sees the global crops whole. Three losses teach the student:
 Dimension key: B images of the global batch, V global crops of an image (2), L local
 ones, N patches of a global crop, D width, K prototypes, G groups, U masked patches of a
 group. A group is `cfg.group_size` neighbouring images of the batch, on one device.
-KoLeo, masks and drop path work within groups, so no loss depends on the machine.
+KoLeo, masks and drop path work within groups, so no loss depends on the machine, nor
+on how many parts `cfg.accumulation` splits the batch into.
 """
 
+import functools
 from typing import Any, NamedTuple
 
 import chex
@@ -23,7 +25,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from dinojax import heads, losses, vit
+from dinojax import accumulate, heads, losses, vit
 
 CENTER_MOMENTUM = 0.9  # of the "centering" targets, arXiv:2104.14294
 
@@ -54,9 +56,8 @@ class TrainState:
 
 def make_nets(config) -> Nets:
   """The networks of a config: its groups `backbone` and `heads`."""
-  backbone = vit.VisionTransformer(
-    **config.backbone, remat=config.remat, attention=config.attention
-  )
+  how = {name: config[name] for name in ("remat", "unroll", "attention")}
+  backbone = vit.VisionTransformer(**config.backbone, **how)
   dtype = config.backbone.dtype
   head = {k: heads.DINOHead(**v, dtype=dtype) for k, v in config.heads.items()}
   return Nets(backbone, head["dino"], head.get("ibot", head["dino"]))
@@ -108,34 +109,31 @@ def assign(logits: jax.Array, center: jax.Array | None, temp: jax.Array):
   return targets, CENTER_MOMENTUM * center + (1 - CENTER_MOMENTUM) * mean
 
 
-def teacher_targets(teacher, batch: dict, centers: dict, temp, *, nets: Nets):
-  """What the student is to predict, and the next centers.
-
-  Targets are {"dino": [B, V, K], "ibot": [G, U, K]}, float32 rows that sum to one.
-  """
+def teacher_logits(teacher, batch: dict, *, nets: Nets) -> dict:
+  """Prototype scores {"dino": [B, V, K], "ibot": [G, U, K]} of crops seen whole."""
   crops = vit.normalize(flatten(batch["global_crops"]))
   (seen,) = nets.backbone.apply({"params": teacher["backbone"]}, (crops,), (None,))
   images = einops.rearrange(seen.image, "(b v) d -> b v d", b=len(batch["mask"]))
-  logits = {
+  return {
     "dino": nets.dino_head.apply({"params": teacher["dino_head"]}, images),
     "ibot": apply_ibot_head(nets, teacher, masked_patches(seen.patches, batch)),
   }
+
+
+def teacher_targets(logits: dict, centers: dict, temp):
+  """Targets of `teacher_logits`, float32 rows that sum to one, and the next centers."""
   assigned = {name: assign(z, centers.get(name), temp) for name, z in logits.items()}
   targets = {name: target for name, (target, _) in assigned.items()}
   return targets, {name: assigned[name][1] for name in centers}
 
 
-def student_loss(student, targets: dict, batch: dict, key, *, nets: Nets, cfg):
-  """The weighted sum of the three losses, and each of them by name."""
+def student_loss(student, targets: dict, batch: dict, groups, *, key, nets, cfg):
+  """The weighted sum of the three losses, and each by name. groups: [G] int32, ids."""
   (b, views), num_local = batch["mask"].shape[:2], batch["local_crops"].shape[1]
   crops = [vit.normalize(flatten(batch[x])) for x in ("global_crops", "local_crops")]
+  masks, rngs = (flatten(batch["mask"]), None), {"drop_path": key}
   global_features, local_features = nets.backbone.apply(
-    {"params": student["backbone"]},
-    crops,
-    (flatten(batch["mask"]), None),
-    groups=b // cfg.group_size,
-    train=True,
-    rngs={"drop_path": key},
+    {"params": student["backbone"]}, crops, masks, groups=groups, train=True, rngs=rngs
   )
   global_images = einops.rearrange(global_features.image, "(b v) d -> b v d", b=b)
   local_images = einops.rearrange(local_features.image, "(b l) d -> b l d", b=b)
@@ -178,15 +176,18 @@ def train_step(state: TrainState, batch: dict, key, *, nets, tx, schedules, cfg)
     nets: of `make_nets`.
     tx: an optax transformation of the student.
     schedules: of `schedules.make_schedules`.
-    cfg: the config, of which `group_size` and `losses` are read.
+    cfg: the config, of which `group_size`, `losses` and `accumulation` are read.
   """
   at = {name: schedule(state.step) for name, schedule in schedules._asdict().items()}
-  targets, centers = teacher_targets(
-    state.teacher, batch, state.centers, at["teacher_temp"], nets=nets
-  )
+  groups = jnp.arange(len(batch["masked_indices"]))
+  split = dict(groups=len(groups), parts=cfg.accumulation)
+  look = functools.partial(teacher_logits, state.teacher, nets=nets)
+  logits = accumulate.collect(look, batch, **split)
+  targets, centers = teacher_targets(logits, state.centers, at["teacher_temp"])
   key = jax.random.fold_in(key, state.step)
-  gradient = jax.grad(student_loss, has_aux=True)
-  grads, metrics = gradient(state.student, targets, batch, key, nets=nets, cfg=cfg)
+  gradient = functools.partial(jax.grad(student_loss, has_aux=True), state.student)
+  gradient = functools.partial(gradient, key=key, nets=nets, cfg=cfg)
+  grads, metrics = accumulate.mean(gradient, targets, batch, groups, **split)
   updates, opt_state = tx.update(grads, state.opt_state, state.student)
   student = optax.apply_updates(state.student, updates)
   new_share = 1 - at["teacher_momentum"]

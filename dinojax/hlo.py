@@ -13,13 +13,12 @@ from typing import NamedTuple
 import numpy as np
 
 COLLECTIVES = (
-  *("all-gather", "all-reduce", "reduce-scatter"),
-  *("all-to-all", "collective-permute", "ragged-all-to-all"),
+  *("all-gather", "all-reduce", "reduce-scatter", "all-to-all", "collective-permute"),
 )
-# Ops that move nothing: names for what is there, or waits for what has been counted.
+# Ops that move nothing themselves.
 FREE = (
-  *("parameter", "constant", "tuple", "get-tuple-element", "bitcast", "while"),
-  *("partition-id", "replica-id", "after-all", "iota", "call", "conditional"),
+  *("parameter", "constant", "tuple", "get-tuple-element", "bitcast"),
+  *("while", "call", "conditional"),
 )
 SLICES = ("dynamic-slice", "slice", "gather")
 _ARRAY = re.compile(r"\b(pred|token|[a-z]+\d\w*)\[([\d,]*)\](\{[^}]*\})?")
@@ -49,7 +48,7 @@ class Op(NamedTuple):
 
   @property
   def source(self) -> str:
-    """The name of the JAX operation it comes from, without the noise of transforms."""
+    """The name of the JAX operation it comes from."""
     found = re.search(r'op_name="([^"]*)"', self.attributes)
     return found[1] if found else self.name
 
@@ -82,7 +81,7 @@ class Program:
   """The optimised HLO text of one device's program, parsed."""
 
   def __init__(self, text: str):
-    """Parses `text`, of `Compiled.as_text()`."""
+    """Parses the text of `Compiled.as_text()`."""
     self.computations: dict[str, dict[str, Op]] = {}
     self.entry = ""
     current = None
@@ -108,18 +107,9 @@ class Program:
         for name in op.called:
           yield from self.runs(name, times * turns)
 
-  def inner(self, op: Op) -> Iterator[Op]:
-    """The op, or what a fusion holds, all the way down."""
-    if op.kind != "fusion":
-      yield op
-      return
-    for name in op.called:
-      for part in self.computations[name].values():
-        yield from self.inner(part)
-
   def flops(self, run: Run) -> float:
     """FLOPs of matrix products in one run of an op: two per multiply-add."""
-    return sum(self._op_flops(op, self._where(op, run)) for op in self.inner(run.op))
+    return sum(_op_flops(op, scope) for op, scope in self._parts(run))
 
   def bytes(self, run: Run) -> int:
     """Main-memory traffic of one run of an op: operands read and results written."""
@@ -136,30 +126,30 @@ class Program:
       return self._fusion_bytes(op, operands)
     return _main_bytes(op) + sum(_main_bytes(operand) for operand in operands)
 
-  def collectives(self, run: Run) -> Iterator[tuple[str, int]]:
-    """(kind, bytes that reach this device) of each collective in one run of an op."""
-    for op in self.inner(run.op):
+  def collectives(self, run: Run) -> Iterator[tuple[str, int, str]]:
+    """Each collective in one run of an op.
+
+    Yields:
+      (kind, bytes that reach this device, channel). One that the compiler spreads over
+      several fusions stands in each of them, with the same channel.
+    """
+    for op, scope in self._parts(run):
       kind = op.kind.removesuffix("-start")
+      if "all-reduce-scatter" in "".join(run.op.called):  # TPUs' way to say it
+        kind = kind.replace("all-reduce", "reduce-scatter")
       if kind in COLLECTIVES:
-        yield kind, _received_bytes(op, kind, self._where(op, run))
+        channel = re.search(r"channel_id=(\d+)", op.attributes)
+        channel = f"{channel[1]} {op.arrays[0].dims}" if channel else op.name
+        yield kind, _received_bytes(op, kind, scope), channel
 
-  def _where(self, op, run):
-    """The computation that an op found by `inner` stands in."""
-    if run.op is op:
-      return self.computations[run.computation]
-    return next(
-      c
-      for n in self._below(run.op)
-      for c in [self.computations[n]]
-      if c.get(op.name) is op
-    )
-
-  def _below(self, op):
-    for name in op.called:
-      yield name
-      for part in self.computations[name].values():
-        if part.kind == "fusion":
-          yield from self._below(part)
+  def _parts(self, run: Run) -> Iterator[tuple[Op, dict[str, Op]]]:
+    """The op, or what a fusion holds, all the way down; each with its computation."""
+    if run.op.kind != "fusion":
+      yield run.op, self.computations[run.computation]
+      return
+    for name in run.op.called:
+      for op in self.computations[name].values():
+        yield from self._parts(Run(op, run.times, name))
 
   @functools.cache  # noqa: B019 - lives as long as the program
   def _turns(self, loop: Op) -> int:
@@ -176,19 +166,6 @@ class Program:
     ]
     return max(limits, default=1)
 
-  def _op_flops(self, op, scope):
-    if op.kind == "dot":
-      lhs = scope[op.operands[0]].arrays[0].dims
-      dims = re.search(r"lhs_contracting_dims=\{([\d,]*)\}", op.attributes)[1]
-      contracted = math.prod(lhs[int(d)] for d in dims.split(",") if d)
-      return 2.0 * math.prod(op.arrays[0].dims) * contracted
-    if op.kind == "convolution":
-      return _convolution_flops(op, scope)
-    if op.kind == "custom-call":
-      found = re.search(r'"flops":"?(\d+)', op.attributes)
-      return float(found[1]) if found else 0.0
-    return 0.0
-
   def _fusion_bytes(self, op, operands):
     inside = self.computations[op.called[0]]
     users: dict[str, list[Op]] = {}
@@ -197,9 +174,10 @@ class Program:
         users.setdefault(name, []).append(part)
     total, aliased = 0, set()
     root = list(inside.values())[-1]
-    updates = [p for p in inside.values() if p.kind == "dynamic-update-slice"]
-    for part in updates:
-      if part.arrays[0].dims in [a.dims for a in root.arrays]:
+    for part in inside.values():
+      if part.kind == "dynamic-update-slice" and part.arrays[0].dims in [
+        a.dims for a in root.arrays
+      ]:
         total += 2 * _main_bytes(inside[part.operands[1]], force=True)
         aliased.add(part.arrays[0].dims)
     total += sum(a.bytes for a in op.arrays if not a.on_chip and a.dims not in aliased)
@@ -213,6 +191,20 @@ class Program:
       elif operand.arrays[0].dims not in aliased:
         total += _main_bytes(operand)
     return total
+
+
+def _op_flops(op: Op, scope: dict[str, Op]) -> float:
+  if op.kind == "dot":
+    lhs = scope[op.operands[0]].arrays[0].dims
+    dims = re.search(r"lhs_contracting_dims=\{([\d,]*)\}", op.attributes)[1]
+    contracted = math.prod(lhs[int(d)] for d in dims.split(",") if d)
+    return 2.0 * math.prod(op.arrays[0].dims) * contracted
+  if op.kind == "convolution":
+    return _convolution_flops(op, scope)
+  if op.kind == "custom-call":
+    found = re.search(r'"flops":"?(\d+)', op.attributes)
+    return float(found[1]) if found else 0.0
+  return 0.0
 
 
 def _through_bitcasts(name, users):
@@ -263,9 +255,7 @@ def _main_bytes(op: Op, force: bool = False) -> int:
 
 def _received_bytes(op: Op, kind: str, scope: dict[str, Op]) -> int:
   """What a ring of n devices brings to each of them."""
-  groups = re.search(r"replica_groups=\[(\d+),(\d+)\]", op.attributes)
-  listed = re.search(r"replica_groups=\{\{([\d,]+)\}", op.attributes)
-  n = int(groups[2]) if groups else len(listed[1].split(",")) if listed else 2
+  n = _group_size(op.attributes)
   operands = sum(_main_bytes(scope[x], force=True) for x in op.operands if x in scope)
   share = (n - 1) / n
   return int(
@@ -276,6 +266,18 @@ def _received_bytes(op: Op, kind: str, scope: dict[str, Op]) -> int:
       "collective-permute": operands,
     }.get(kind, operands * share)
   )
+
+
+def _group_size(attributes: str) -> int:
+  """Devices that a collective connects, in any of the ways HLO writes them."""
+  if found := re.search(r"replica_groups=\[\d+,(\d+)\]", attributes):
+    return int(found[1])
+  if found := re.search(r"replica_groups=\{\{([\d,]+)\}", attributes):
+    return len(found[1].split(","))
+  if found := re.search(r"replica_groups=mesh\[([^\]]*)\][^{]*\{([^}]*)\}", attributes):
+    sizes = dict(re.findall(r"'(\w+)'=(\d+)", found[1]))
+    return math.prod(int(sizes[axis]) for axis in re.findall(r"'(\w+)'", found[2]))
+  return 2  # a permutation: from one to another
 
 
 def _convolution_flops(op: Op, scope: dict[str, Op]) -> float:

@@ -41,7 +41,8 @@ MULTIHOST = flags.DEFINE_bool(
 # Fields that change no result of training: a run may go on with others. What the data
 # are is known by their fingerprint.
 FREE_FIELDS = (
-  *("workdir", "mesh", "remat", "attention", "workers", "log_every", "checkpoint"),
+  *("workdir", "mesh", "remat", "unroll", "attention", "compiler_options"),
+  *("accumulation", "workers", "log_every", "checkpoint"),
   *("knn", "alarm_window", "data.source", "data.max_bad_share"),
 )
 

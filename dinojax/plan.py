@@ -10,19 +10,19 @@ config can be overridden as in training.
 """
 
 import contextlib
+import importlib.util
 import itertools
 import json
 import math
 import os
 import pathlib
 import re
-import tempfile
 import time
 
 import jax
 from absl import flags
 
-from dinojax import assembly, cli, costs, errors, hlo, preflight, sharding, vit
+from dinojax import assembly, blocks, cli, costs, errors, hlo, preflight, sharding
 from dinojax.data import pipeline
 
 TOPOLOGY = flags.DEFINE_string("topology", None, "TPU slice, as v5e:8x16.")
@@ -43,28 +43,29 @@ def topology_devices(name: str) -> list:
   os.environ |= {"TPU_SKIP_MDS_QUERY": "1", "ALLOW_MULTIPLE_LIBTPU_LOAD": "1"}
   jax.config.update("jax_platforms", "cpu")
   try:
-    with _native_stderr_kept() as said:
+    with _without_native_stderr():
       return topologies.get_topology_desc(platform="tpu", topology_name=name).devices
   except Exception as error:
-    reason = " ".join(f"{error} {said()}".split())
-    if "libtpu" in reason and "No module" in reason:
+    reason = " ".join(str(error).split())[:300]
+    if importlib.util.find_spec("libtpu") is None:
       reason = "libtpu is missing: pip install -e '.[plan]'"
     raise errors.UserError(
-      f"--topology={name} cannot be planned for ({reason[:300]}); try v5e:8x16"
+      f"--topology={name} cannot be planned for ({reason}); v5e:8x16, v5p:4x4x8 and"
+      " v6e:8x16 are of 128 chips, v5e:2x2 is the smallest"
     ) from error
 
 
 @contextlib.contextmanager
-def _native_stderr_kept():
-  """Keeps back what native code prints; libtpu is alarmed to find no TPU."""
-  with tempfile.TemporaryFile() as file:
-    saved = os.dup(2)
-    os.dup2(file.fileno(), 2)
-    try:
-      yield lambda: (file.seek(0), file.read().decode(errors="replace"))[1]
-    finally:
-      os.dup2(saved, 2)
-      os.close(saved)
+def _without_native_stderr():
+  """Drops what native code prints: libtpu is alarmed to find no TPU."""
+  saved = os.dup(2)
+  with open(os.devnull, "w") as nowhere:
+    os.dup2(nowhere.fileno(), 2)
+  try:
+    yield
+  finally:
+    os.dup2(saved, 2)
+    os.close(saved)
 
 
 def compile_step(config, devices):
@@ -203,7 +204,7 @@ def _lines(rows) -> str:
 
 def advice(plan: dict) -> str:
   """What to change where memory is missing."""
-  policies = list(vit.REMAT)
+  policies = list(blocks.REMAT)
   rest = policies[policies.index(plan["remat"]) + 1 :]
   ways = [f"--config.remat={rest[0]}"] if rest else []
   if plan["mesh"]["data"] != 1:
@@ -216,7 +217,7 @@ def search(config, devices) -> list[dict]:
   count = len(devices)
   splits = [n for n in (8, 16, 32, 64, 128, 256) if count % n == 0] or [count]
   plans = []
-  for fsdp, remat in itertools.product(splits, vit.REMAT):
+  for fsdp, remat in itertools.product(splits, blocks.REMAT):
     with config.unlocked():
       config.mesh = dict(data=count // fsdp, fsdp=fsdp)
       config.remat = remat

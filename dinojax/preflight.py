@@ -13,8 +13,10 @@ from dinojax import errors
 _CROP = "size area aspect flip_prob jitter grey_prob blur solarize_prob"
 _HEAD = "hidden bottleneck prototypes"
 FIELDS = {
-  "config": "workdir mesh remat attention workers log_every checkpoint seed group_size backbone"
-  " heads losses masking total_steps schedules optimizer data augment knn alarm_window",
+  "config": "workdir mesh remat unroll attention compiler_options accumulation workers"
+  " log_every checkpoint seed group_size backbone heads losses masking total_steps"
+  " schedules optimizer data augment knn alarm_window",
+  "config.compiler_options": "cpu gpu tpu",
   "config.mesh": "data fsdp",
   "config.checkpoint": "every keep_last keep_best",
   "config.backbone": "patch_size pos_grid width depth heads ffn registers pool"
@@ -48,6 +50,8 @@ CHOICES = {
   "config.losses.targets": ("sinkhorn", "centering"),
 }
 AT_LEAST = {
+  "config.unroll": 1,
+  "config.accumulation": 1,
   "config.workers": 0,
   "config.log_every": 1,
   "config.checkpoint.every": 1,
@@ -189,8 +193,9 @@ def _check_batches(config, devices):
   for path, unit, why in (
     (
       "config.data.batch_size",
-      config.group_size * devices,
-      f"config.group_size={config.group_size} times {devices} devices",
+      config.group_size * devices * config.accumulation,
+      f"config.group_size={config.group_size} times {devices} devices times"
+      f" config.accumulation={config.accumulation}",
     ),
     ("config.knn.batch_size", devices, f"{devices} devices"),
   ):

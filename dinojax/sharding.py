@@ -93,6 +93,21 @@ def constrain_batch(x: jax.Array) -> jax.Array:
   return jax.lax.with_sharding_constraint(x, BATCH)
 
 
+@jax.custom_vjp
+def gather(weights: jax.Array) -> jax.Array:
+  """The whole of a sharded array on every device of the mesh in context, if any.
+
+  Said and not left to the compiler, which may follow the weights' sharding into the
+  activations. The gradient is free to be scattered as the weights are.
+  """
+  if jax.sharding.get_abstract_mesh().empty:
+    return weights
+  return jax.lax.with_sharding_constraint(weights, PartitionSpec())
+
+
+gather.defvjp(lambda weights: (gather(weights), None), lambda _, grad: (grad,))
+
+
 def per_device(function: Callable) -> Callable:
   """Runs a function of batch-sharded arrays on each device's share, by itself.
 
@@ -104,7 +119,7 @@ def per_device(function: Callable) -> Callable:
 
 
 def platform() -> str:
-  """ "cpu", "gpu" or "tpu": of the mesh in context, else of JAX's default devices."""
+  """Returns "cpu", "gpu" or "tpu": of the mesh in context, else JAX's default."""
   device = jax.sharding.get_abstract_mesh().abstract_device
   return device.platform if device else jax.default_backend()
 

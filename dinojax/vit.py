@@ -1,4 +1,4 @@
-"""VisionTransformer: patches, tokens, blocks, LayerScale, batch-subset drop path.
+"""VisionTransformer: crops to patches, tokens, blocks (blocks.py) and features.
 
 One call takes crops of several resolutions at once, each as its own batch: a single
 scan over the blocks carries all, so a layer's weights are gathered once per pass
@@ -6,7 +6,6 @@ and attention needs no mask. The residual stream is float32: LayerScale starts a
 and bfloat16 would round a branch that small away. Matmuls run in `dtype`.
 """
 
-import functools
 from collections.abc import Callable, Sequence
 
 import chex
@@ -16,24 +15,11 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.ad_checkpoint import checkpoint_name
 
-from dinojax import attention, positions, sharding
+from dinojax import blocks, positions, sharding
 
-LN_EPS = 1e-6
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
-
-# What the backward pass finds in memory of each block besides its input; the rest it
-# computes again. None keeps everything; from top to bottom, less memory and more work.
-REMAT = {
-  "none": None,
-  "matmuls": ("qkv", "attention", "proj", "ffn"),  # no matrix product runs again
-  "attention": ("qkv", "attention", "proj"),  # the first layer of the FFN does
-  "full": (),
-}
-
-_dense_init = nn.initializers.normal(0.02)
 
 
 def uniform(bound: float) -> Callable:
@@ -64,191 +50,14 @@ def normalize(images: jax.Array) -> jax.Array:
   return (images.astype(jnp.float32) / 255 - mean) / std
 
 
-def add_on_subset(
-  x: jax.Array, branch: Callable, *, rate: float, groups: int, key: jax.Array | None
-) -> jax.Array:
-  """Adds branch(x), where drop path computes the branch on a subset of crops alone.
-
-  Of each group's c crops, max(int(c * (1 - rate)), 1) random ones go through the
-  branch, scaled by c / kept to keep the expectation; the others skip it, and its cost.
-
-  Args:
-    x: [G*c, T, D] tokens, groups along the leading axis.
-    branch: maps [crops, T, D] to the same shape.
-    rate: drop path rate; 0 runs every crop.
-    groups: G.
-    key: random key; unused at rate 0.
-  """
-  if not rate:
-    return x + branch(x)
-  crops = len(x) // groups
-  kept = max(int(crops * (1 - rate)), 1)
-  order = jax.random.uniform(key, (groups, crops)).argsort(-1)
-  subset = order[:, :kept]  # [G, kept]
-  x = einops.rearrange(x, "(g c) t d -> g c t d", g=groups)
-  chosen = jax.vmap(lambda crop, i: crop[i])(x, subset)  # [G, kept, T, D]
-  delta = branch(einops.rearrange(chosen, "g k t d -> (g k) t d")) * (crops / kept)
-  delta = einops.rearrange(delta, "(g k) t d -> g k t d", g=groups)
-  x = jax.vmap(lambda crop, i, d: crop.at[i].add(d))(x, subset, delta)
-  return einops.rearrange(x, "g c t d -> (g c) t d")
-
-
-@jax.custom_vjp
-def add_bias(x: jax.Array, bias: jax.Array) -> jax.Array:
-  """[..., D] of any type + [D] float32, in the type of `x`."""
-  return x + bias.astype(x.dtype)
-
-
-def _add_bias_backward(_, grad):
-  rows = einops.rearrange(grad, "... d -> (...) d")
-  # A product with ones, eight for a full tile: TPUs sum columns several times slower.
-  ones = jnp.ones((8, len(rows)), grad.dtype)
-  return grad, jnp.dot(ones, rows, preferred_element_type=jnp.float32)[0]
-
-
-add_bias.defvjp(lambda x, bias: (add_bias(x, bias), None), _add_bias_backward)
-
-
-class Dense(nn.Module):
-  """A linear layer: float32 weights, products in `dtype`."""
-
-  features: int
-  dtype: str
-
-  @nn.compact
-  def __call__(self, x):
-    """[..., H] -> [..., features]."""
-    kernel = self.param("kernel", _dense_init, (x.shape[-1], self.features))
-    bias = self.param("bias", nn.initializers.zeros, (self.features,))
-    x = x.astype(self.dtype) @ kernel.astype(self.dtype)
-    return add_bias(x, bias)
-
-
-class Projection(nn.Module):
-  """A linear layer back to the tokens' width, with LayerScale folded into its weights.
-
-  (x W + b) gamma = x (W gamma) + b gamma: so the gradient of gamma comes from the
-  weights' own gradient, and the unscaled output is neither kept nor computed again.
-  """
-
-  dtype: str
-
-  @nn.compact
-  def __call__(self, x, gamma):
-    """[..., H], [D] float32 -> [..., D]."""
-    shape = (x.shape[-1], len(gamma))
-    kernel = self.param("kernel", _dense_init, shape) * gamma
-    bias = self.param("bias", nn.initializers.zeros, gamma.shape) * gamma
-    x = x.astype(self.dtype) @ kernel.astype(self.dtype)
-    return add_bias(x, bias)
-
-
-class LayerScale(nn.Module):
-  """gamma, a factor per channel of a branch (arXiv:2103.17239)."""
-
-  width: int
-  init: float
-
-  @nn.compact
-  def __call__(self):
-    """Returns gamma, [D] float32."""
-    return self.param("gamma", nn.initializers.constant(self.init), (self.width,))
-
-
-class Attention(nn.Module):
-  """Multi-head self-attention over all tokens of a crop; softmax in float32."""
-
-  heads: int
-  dtype: str
-  kernel: str
-
-  @nn.compact
-  def __call__(self, x, gamma):
-    """[B, T, D], [D] -> [B, T, D], scaled by gamma."""
-    width = 3 * x.shape[-1]
-    qkv = Dense(width, self.dtype, name="qkv")(x)
-    qkv = checkpoint_name(qkv, "qkv")
-    kernel = "xla" if self.is_initializing() else self.kernel  # a batch of one
-    out = attention.attention(qkv, heads=self.heads, kind=kernel)
-    out = checkpoint_name(out, "attention")
-    return checkpoint_name(Projection(self.dtype, name="proj")(out, gamma), "proj")
-
-
-class Mlp(nn.Module):
-  """Two linears around an exact GELU, four times as wide as the tokens."""
-
-  dtype: str
-
-  @nn.compact
-  def __call__(self, x, gamma):
-    """[..., D], [D] -> [..., D], scaled by gamma."""
-    width = 4 * x.shape[-1]
-    hidden = Dense(width, self.dtype, name="fc1")(x)
-    hidden = jax.nn.gelu(checkpoint_name(hidden, "ffn"), approximate=False)
-    return Projection(self.dtype, name="fc2")(hidden, gamma)
-
-
-class SwiGLU(nn.Module):
-  """Gated FFN (arXiv:2002.05202): w3(silu(a) * b), where w12 packs a and b."""
-
-  dtype: str
-
-  @nn.compact
-  def __call__(self, x, gamma):
-    """[..., D], [D] -> [..., D], scaled by gamma.
-
-    Width: two thirds of 4D, rounded up to a multiple of 8.
-    """
-    width = 2 * ((int(4 * x.shape[-1] * 2 / 3) + 7) // 8 * 8)
-    packed = Dense(width, self.dtype, name="w12")(x)
-    gate, value = jnp.split(checkpoint_name(packed, "ffn"), 2, axis=-1)
-    return Projection(self.dtype, name="w3")(jax.nn.silu(gate) * value, gamma)
-
-
-class Block(nn.Module):
-  """x += LS1(attention(LN1 x)); x += LS2(FFN(LN2 x)), for each resolution in turn."""
-
-  heads: int
-  ffn: str
-  layerscale_init: float
-  drop_path: float
-  groups: int
-  dtype: str
-  attention: str
-
-  @nn.compact
-  def __call__(self, tokens, _):
-    """Tuple of [B_i, T_i, D] float32 -> the same, and nothing for scan to stack."""
-    norm = functools.partial(nn.LayerNorm, epsilon=LN_EPS, dtype=self.dtype)
-    ffn = {"mlp": Mlp, "swiglu": SwiGLU}[self.ffn]
-    norm1, norm2 = norm(name="norm1"), norm(name="norm2")
-    attend = Attention(self.heads, self.dtype, self.attention, name="attn")
-    feed_forward = ffn(self.dtype, name="mlp")
-    width = tokens[0].shape[-1]
-    gamma1 = LayerScale(width, self.layerscale_init, name="ls1")()
-    gamma2 = LayerScale(width, self.layerscale_init, name="ls2")()
-
-    def residual(x, branch):
-      key = self.make_rng("drop_path") if self.drop_path else None
-      x = add_on_subset(x, branch, rate=self.drop_path, groups=self.groups, key=key)
-      return sharding.constrain_batch(x)
-
-    outputs = []
-    for x in tokens:
-      x = residual(x, lambda y: attend(norm1(y), gamma1))
-      x = residual(x, lambda y: feed_forward(norm2(y), gamma2))
-      outputs.append(x)
-    return tuple(outputs), None
-
-
 class VisionTransformer(nn.Module):
   """ViT of DINOv2 (arXiv:2304.07193). Fields are those of `config.backbone`.
 
   patch_size: pixels. pos_grid: M, patches along a side of the position embedding.
   width: D. ffn: "mlp" or "swiglu". registers: extra tokens after CLS
   (arXiv:2309.16588). pool: image feature, "gap" (mean of the patch tokens) or "cls".
-  drop_path: rate in every block, while training. remat: a key of `REMAT`. attention: a
-  kind of attention.py.
+  drop_path: rate in every block, while training. remat: a key of `blocks.REMAT`.
+  unroll: blocks per turn of the scan. attention: a kind of attention.py.
   """
 
   patch_size: int
@@ -263,6 +72,7 @@ class VisionTransformer(nn.Module):
   layerscale_init: float
   dtype: str
   remat: str
+  unroll: int
   attention: str
 
   @nn.compact
@@ -271,7 +81,7 @@ class VisionTransformer(nn.Module):
     crops: Sequence[jax.Array],
     masks: Sequence[jax.Array | None],
     *,
-    groups: int = 1,
+    groups: jax.Array | Sequence[int] = (0,),
     train: bool = False,
   ) -> list[Features]:
     """Runs crops of one or more resolutions through the same blocks.
@@ -279,31 +89,33 @@ class VisionTransformer(nn.Module):
     Args:
       crops: each [B_i, H_i, W_i, 3] float32, normalised.
       masks: each [B_i, N_i] bool, True where the mask token hides the patch, or None.
-      groups: G, equal parts of each batch that drop path draws its subsets in.
+      groups: [G] int32, ids of the equal parts of each batch that drop path draws its
+        subsets in.
       train: draws drop path from the "drop_path" rng.
     """
     tokens = self._embed(crops, masks)
-    block = Block
-    if REMAT[self.remat] is not None:
-      policy = jax.checkpoint_policies.save_only_these_names(*REMAT[self.remat])
-      block = nn.remat(Block, prevent_cse=False, policy=policy)
-    blocks = nn.scan(
+    block = blocks.Block
+    if (kept := blocks.REMAT[self.remat]) is not None:
+      policy = jax.checkpoint_policies.save_only_these_names(*kept)
+      block = nn.remat(block, prevent_cse=False, policy=policy)
+    scan = nn.scan(
       block,
       variable_axes={"params": 0},
       split_rngs={"params": True, "drop_path": True},
+      in_axes=nn.broadcast,
       length=self.depth,
+      unroll=self.unroll,
     )(
       heads=self.heads,
       ffn=self.ffn,
       layerscale_init=self.layerscale_init,
       drop_path=self.drop_path if train else 0.0,
-      groups=groups,
       dtype=self.dtype,
       attention=self.attention,
       name="blocks",
     )
-    tokens, _ = blocks(tokens, None)
-    norm = nn.LayerNorm(epsilon=LN_EPS, name="norm")
+    tokens, _ = scan(tokens, jnp.asarray(groups))
+    norm = nn.LayerNorm(epsilon=blocks.LN_EPS, name="norm")
     outputs = []
     for x in tokens:
       x = norm(x)

@@ -26,9 +26,17 @@ def get_config():
   config.workdir = "runs/vitg14"
   # Weights are gathered among 16 neighbours; -1: all the devices that the other leaves.
   config.mesh = dict(data=-1, fsdp=16)
-  # What the backward pass computes again: "full", "attention", "matmuls", "none".
+  # What the backward pass computes again: "full", "attention", "matmuls" or "none".
   config.remat = "attention"
+  config.unroll = 1  # blocks per turn of the loop over them; more compile for longer
   config.attention = "auto"  # the platform's kernel; or "xla", "cudnn", "pallas"
+  # For XLA, by platform. TPUs gather weights while they compute without being asked.
+  config.compiler_options = dict(
+    cpu=dict(), gpu=dict(xla_gpu_enable_latency_hiding_scheduler=True), tpu=dict()
+  )
+  # Parts of a step's batch that run one after the other, for memory: a multiple of it
+  # trains on as many times fewer devices, to the same result but for rounding.
+  config.accumulation = 1
   config.workers = 16  # Grain processes per host; 0: threads of the training process
   config.log_every = 50
   # A save costs seconds, a lost step costs 128 chips: 5,000 steps are under an hour.

@@ -49,7 +49,16 @@ def setup(*, targets="sinkhorn", shared=False, pool="gap", drop_path=0.0):
   step = functools.partial(
     dino.train_step, nets=nets, tx=tx, schedules=plan, cfg=config
   )
-  loss = functools.partial(dino.student_loss, nets=nets, cfg=config)
+
+  def loss(student, targets, batch):
+    groups = np.arange(config.data.batch_size // config.group_size)
+    it = dict(key=KEY, nets=nets, cfg=config)
+    return dino.student_loss(student, targets, batch, groups, **it)[1]
+
+  def targets_and_centers(teacher, batch, centers, temp):
+    logits = dino.teacher_logits(teacher, batch, nets=nets)
+    return dino.teacher_targets(logits, centers, temp)
+
   return types.SimpleNamespace(
     init=jax.jit(init),
     config=config,
@@ -57,10 +66,8 @@ def setup(*, targets="sinkhorn", shared=False, pool="gap", drop_path=0.0):
     state=state,
     batch=tiny.batch(config),
     step=jax.jit(step, donate_argnums=0),  # copies host arrays, such as `state`
-    losses=jax.jit(
-      lambda student, targets, batch: loss(student, targets, batch, KEY)[1]
-    ),
-    targets=jax.jit(functools.partial(dino.teacher_targets, nets=nets)),
+    losses=jax.jit(loss),
+    targets=jax.jit(targets_and_centers),
   )
 
 

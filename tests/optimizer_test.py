@@ -34,6 +34,7 @@ def shapes():
     layerscale_init=1e-5,
     dtype="float32",
     remat="none",
+    unroll=1,
     attention="xla",
   )
   head = heads.DINOHead(hidden=8, bottleneck=4, prototypes=6, dtype="float32")

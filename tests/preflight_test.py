@@ -14,19 +14,26 @@ ERRORS = [
     {"data.batch_size": 3000},
     128,
     "config.data.batch_size=3000 must be a multiple of 2048 (config.group_size=16 times"
-    " 128 devices); try 4096",
+    " 128 devices times config.accumulation=1); try 4096",
   ),
   (
     {"data.batch_size": 40},
     2,
     "config.data.batch_size=40 must be a multiple of 32 (config.group_size=16 times 2"
-    " devices); try 64",
+    " devices times config.accumulation=1); try 64",
+  ),
+  ({"accumulation": 0}, 1, "config.accumulation=0 must be at least 1"),
+  (
+    {"accumulation": 3, "data.batch_size": 64},
+    2,
+    "config.data.batch_size=64 must be a multiple of 96 (config.group_size=16 times 2"
+    " devices times config.accumulation=3); try 96",
   ),
   (
     {"group_size": 24},
     1,
     "config.data.batch_size=2048 must be a multiple of 24 (config.group_size=24 times 1"
-    " devices); try 2064",
+    " devices times config.accumulation=1); try 2064",
   ),
   (
     {"knn.batch_size": 100},
@@ -148,10 +155,11 @@ def test_a_number_below_its_least_is_refused(path, least):
   assert text == f"{path}={least - 1} must be at least {least}"
 
 
-@pytest.mark.parametrize("batch_size", [4096, 64])
-def test_the_way_out_of_a_batch_size_works(batch_size):
-  config = make_config({"data.batch_size": batch_size - 7})
-  devices = batch_size // 16
+@pytest.mark.parametrize("batch_size, accumulation", [(4096, 1), (64, 1), (64, 4)])
+def test_the_way_out_of_a_batch_size_works(batch_size, accumulation):
+  changes = {"data.batch_size": batch_size - 7, "accumulation": accumulation}
+  config = make_config(changes)
+  devices = batch_size // 16 // accumulation
   way_out = int(re.search(r"try (\d+)$", message(config, devices))[1])
   config.data.batch_size = way_out
   config.knn.batch_size = devices

@@ -32,6 +32,7 @@ def make_vit(*, ffn="mlp", registers=0, pool="cls"):
     layerscale_init=1e-5,
     dtype="float32",
     remat="none",
+    unroll=1,
     attention="xla",
   )
 

@@ -1,0 +1,241 @@
+"""Transformer blocks: linear layers, LayerScale, attention, FFN, drop path on subsets.
+
+Each is written for what it costs: what the backward pass needs is small, named for
+`REMAT`, and in `dtype`; skipped crops are not computed.
+"""
+
+import functools
+from collections.abc import Sequence
+
+import einops
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jax.ad_checkpoint import checkpoint_name
+
+from dinojax import attention, sharding
+
+LN_EPS = 1e-6
+
+# What the backward pass finds in memory of each block besides its input; the rest it
+# computes again. None keeps everything; from top to bottom, less memory and more work.
+REMAT = {
+  "none": None,
+  "matmuls": ("qkv", "attention", "proj", "ffn"),  # no matrix product runs again
+  "attention": ("qkv", "attention", "proj"),  # the first layer of the FFN does
+  "full": (),
+}
+
+_dense_init = nn.initializers.normal(0.02)
+
+
+def choose(
+  x: jax.Array, *, rate: float, groups: jax.Array, key: jax.Array
+) -> tuple[jax.Array, jax.Array]:
+  """The crops of each group that drop path lets through a branch.
+
+  Of a group's c crops they are max(int(c * (1 - rate)), 1) random ones. The others
+  skip the branch, and its cost.
+
+  Args:
+    x: [G*c, T, D] tokens, groups along the leading axis.
+    rate: drop path rate.
+    groups: [G] int32, their ids: what a group draws depends on its id and the key
+      alone, not on the groups beside it.
+    key: random key.
+
+  Returns:
+    The crops [G*kept, T, D], and their positions [G, kept] within their groups.
+  """
+  crops = len(x) // len(groups)
+  kept = max(int(crops * (1 - rate)), 1)
+  keys = jax.vmap(jax.random.fold_in, (None, 0))(key, groups)
+  order = jax.vmap(lambda k: jax.random.uniform(k, (crops,)).argsort())(keys)
+  chosen = order[:, :kept]
+  x = einops.rearrange(x, "(g c) t d -> g c t d", g=len(groups))
+  x = jax.vmap(lambda crop, i: crop[i])(x, chosen)
+  return einops.rearrange(x, "g k t d -> (g k) t d"), chosen
+
+
+def add_on_chosen(x: jax.Array, delta: jax.Array, chosen: jax.Array) -> jax.Array:
+  """Adds a branch of the chosen crops, scaled up to keep its expectation over draws.
+
+  Args:
+    x: [G*c, T, D] tokens.
+    delta: [G*kept, T, D], the branch of the crops that `choose` returned.
+    chosen: [G, kept], their positions.
+  """
+  groups, kept = chosen.shape
+  delta = delta * (len(x) // groups / kept)
+  delta = einops.rearrange(delta, "(g k) t d -> g k t d", g=groups)
+  x = einops.rearrange(x, "(g c) t d -> g c t d", g=groups)
+  x = jax.vmap(lambda crop, i, d: crop.at[i].add(d))(x, chosen, delta)
+  return einops.rearrange(x, "g c t d -> (g c) t d")
+
+
+@jax.custom_vjp
+def add_bias(x: jax.Array, bias: jax.Array) -> jax.Array:
+  """[..., D] of any type + [D] float32, in the type of `x`."""
+  return x + bias.astype(x.dtype)
+
+
+def _add_bias_backward(_, grad):
+  rows = einops.rearrange(grad, "... d -> (...) d")
+  # A product with ones, eight for a full tile: TPUs sum columns several times slower.
+  ones = jnp.ones((8, len(rows)), grad.dtype)
+  return grad, jnp.dot(ones, rows, preferred_element_type=jnp.float32)[0]
+
+
+add_bias.defvjp(lambda x, bias: (add_bias(x, bias), None), _add_bias_backward)
+
+
+class Dense(nn.Module):
+  """A linear layer of crops of several resolutions: float32 weights, `dtype` products.
+
+  Its weights are cast and gathered once for all resolutions, and their gradients added
+  up before they are scattered. `parts` splits the output into equal pieces.
+  """
+
+  features: int
+  dtype: str
+  parts: int = 1
+
+  @nn.compact
+  def __call__(self, xs: Sequence[jax.Array], gamma: jax.Array | float = 1.0):
+    """Applies the layer.
+
+    With LayerScale's gamma: (x W + b) gamma = x (W gamma) + b gamma. So the gradient of
+    gamma comes from that of the weights, and the unscaled output is neither kept nor
+    computed again.
+
+    Args:
+      xs: each [B_i, T_i, H].
+      gamma: [features], or 1.
+
+    Returns:
+      For each of `xs`, a list of `parts` arrays [B_i, T_i, features / parts].
+    """
+    kernel = self.param("kernel", _dense_init, (xs[0].shape[-1], self.features))
+    bias = self.param("bias", nn.initializers.zeros, (self.features,))
+    kernel = sharding.gather((kernel * gamma).astype(self.dtype))
+    kernels = jnp.split(kernel, self.parts, axis=1)
+    biases = jnp.split(bias * gamma, self.parts)
+    return [
+      [
+        add_bias(x.astype(self.dtype) @ k, b)
+        for k, b in zip(kernels, biases, strict=True)
+      ]
+      for x in xs
+    ]
+
+
+class LayerScale(nn.Module):
+  """gamma, a factor per channel of a branch (arXiv:2103.17239)."""
+
+  width: int
+  init: float
+
+  @nn.compact
+  def __call__(self):
+    """Returns gamma, [D] float32."""
+    return self.param("gamma", nn.initializers.constant(self.init), (self.width,))
+
+
+class Attention(nn.Module):
+  """Multi-head self-attention over all tokens of a crop; softmax in float32."""
+
+  heads: int
+  dtype: str
+  kernel: str
+
+  @nn.compact
+  def __call__(self, xs, gamma):
+    """[B_i, T_i, D] each, [D] -> [B_i, T_i, D] each, scaled by gamma."""
+    width = len(gamma)
+    kernel = "xla" if self.is_initializing() else self.kernel  # a batch of one
+    outputs = []
+    for (qkv,) in Dense(3 * width, self.dtype, name="qkv")(xs):
+      qkv = checkpoint_name(qkv, "qkv")
+      out = attention.attention(qkv, heads=self.heads, kind=kernel)
+      outputs.append(checkpoint_name(out, "attention"))
+    projected = Dense(width, self.dtype, name="proj")(outputs, gamma)
+    return [checkpoint_name(x, "proj") for (x,) in projected]
+
+
+class Mlp(nn.Module):
+  """Two linears around an exact GELU, four times as wide as the tokens."""
+
+  dtype: str
+
+  @nn.compact
+  def __call__(self, xs, gamma):
+    """[B_i, T_i, D] each, [D] -> [B_i, T_i, D] each, scaled by gamma."""
+    width = len(gamma)
+    hidden = [
+      jax.nn.gelu(checkpoint_name(x, "ffn"), approximate=False)
+      for (x,) in Dense(4 * width, self.dtype, name="fc1")(xs)
+    ]
+    return [x for (x,) in Dense(width, self.dtype, name="fc2")(hidden, gamma)]
+
+
+class SwiGLU(nn.Module):
+  """Gated FFN (arXiv:2002.05202): w3(silu(a) * b), where w12 packs a and b."""
+
+  dtype: str
+
+  @nn.compact
+  def __call__(self, xs, gamma):
+    """[B_i, T_i, D] each, [D] -> [B_i, T_i, D] each, scaled by gamma.
+
+    Width: two thirds of 4D, rounded up to a multiple of 8.
+    """
+    width = len(gamma)
+    hidden = (int(4 * width * 2 / 3) + 7) // 8 * 8
+    # Split in the weights: split in the output, its gradient would be joined again.
+    packed = Dense(2 * hidden, self.dtype, parts=2, name="w12")(xs)
+    gated = [
+      jax.nn.silu(checkpoint_name(gate, "ffn")) * checkpoint_name(value, "ffn")
+      for gate, value in packed
+    ]
+    return [x for (x,) in Dense(width, self.dtype, name="w3")(gated, gamma)]
+
+
+class Block(nn.Module):
+  """x += LS1(attention(LN1 x)); x += LS2(FFN(LN2 x)), for all resolutions together."""
+
+  heads: int
+  ffn: str
+  layerscale_init: float
+  drop_path: float
+  dtype: str
+  attention: str
+
+  @nn.compact
+  def __call__(self, tokens, groups):
+    """Tuple of [B_i, T_i, D] float32 -> the same, and nothing for scan to stack."""
+    width = tokens[0].shape[-1]
+    norm = functools.partial(nn.LayerNorm, epsilon=LN_EPS, dtype=self.dtype)
+    ffn = {"mlp": Mlp, "swiglu": SwiGLU}[self.ffn]
+    attend = Attention(self.heads, self.dtype, self.attention, name="attn")
+    branches = (
+      (norm(name="norm1"), attend, LayerScale(width, self.layerscale_init, name="ls1")),
+      (
+        norm(name="norm2"),
+        ffn(self.dtype, name="mlp"),
+        LayerScale(width, self.layerscale_init, name="ls2"),
+      ),
+    )
+    for normalize, branch, scale in branches:
+      if self.drop_path:
+        draw = functools.partial(choose, rate=self.drop_path, groups=groups)
+        seen = [draw(x, key=self.make_rng("drop_path")) for x in tokens]
+        deltas = branch([normalize(x) for x, _ in seen], scale())
+        tokens = [
+          add_on_chosen(x, delta, chosen)
+          for x, delta, (_, chosen) in zip(tokens, deltas, seen, strict=True)
+        ]
+      else:
+        deltas = branch([normalize(x) for x in tokens], scale())
+        tokens = [x + delta for x, delta in zip(tokens, deltas, strict=True)]
+      tokens = [sharding.constrain_batch(x) for x in tokens]
+    return tuple(tokens), None

@@ -1,0 +1,144 @@
+"""A batch in parts trains as the undivided batch does, in less memory."""
+
+import functools
+import re
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+import tiny
+from jax.sharding import AxisType, Mesh
+
+from dinojax import accumulate, dino, schedules, sharding
+
+LEARNING_RATE = 0.01  # as in dino_mesh_test.py, and for its reason
+KINDS = [
+  dict(targets="sinkhorn", shared=False, pool="gap"),
+  dict(targets="centering", shared=True, pool="cls"),
+]
+# Kind, mesh and parts; each is a program of its own to compile.
+CASES = [
+  *((0, mesh, parts) for mesh in ((1, 1), (2, 4)) for parts in (2, 4)),
+  *((1, (1, 1), 2), (1, (2, 4), 4)),
+]
+RESHARDING = re.compile(r" (all-to-all|collective-permute)(?:-start)?\(")
+
+
+def get_config(parts, images, *, targets, shared, pool):
+  config = tiny.config()
+  with config.unlocked():
+    config.accumulation = parts
+    config.remat = False  # quicker to compile
+    config.data.batch_size = images
+    config.augment.num_local = 2
+    config.backbone.update(pool=pool, drop_path=0.5)
+    config.heads.dino.prototypes = config.heads.ibot.prototypes = 64
+    config.losses.targets = targets
+    if shared:
+      del config.heads.ibot
+  return config
+
+
+def make_mesh(data, fsdp):
+  devices = np.array(jax.devices()[: data * fsdp]).reshape(data, fsdp)
+  return Mesh(devices, sharding.AXES, axis_types=(AxisType.Auto,) * 2)
+
+
+@functools.cache
+def step(kind, mesh_shape, parts, images=64):
+  """One SGD step: the compiled step, its scalars, and the state after.
+
+  64 images are 32 groups of 2, one for each of 8 devices and 4 parts.
+  """
+  config, mesh = get_config(parts, images, **KINDS[kind]), make_mesh(*mesh_shape)
+  nets, tx = dino.make_nets(config), optax.sgd(LEARNING_RATE)
+  plan = schedules.make_schedules(**config.schedules, total_steps=config.total_steps)
+  train_step = functools.partial(
+    dino.train_step, nets=nets, tx=tx, schedules=plan, cfg=config
+  )
+
+  def init(key):
+    # Fresh heads map to tiny vectors: gradients pass 1000, and so do their roundings.
+    state = dino.init_state(key, nets=nets, tx=tx, cfg=config)
+    centers = jax.tree.map(lambda x: x + 0.1, state.centers)
+    student = jax.tree.map(lambda x: 4 * x, state.student)
+    return state.replace(step=jnp.int32(50), student=student, centers=centers)
+
+  groups = config.data.batch_size // config.group_size
+  with pytest.MonkeyPatch.context() as patch, jax.set_mesh(mesh):
+    patch.setattr(sharding, "SMALLEST_SHARDED", 2**9)
+    where = sharding.state_sharding(mesh, jax.eval_shape(init, jax.random.key(0)))
+    state = jax.device_put(jax.jit(init)(jax.random.key(0)), where)
+    batch = sharding.put_batch(mesh, tiny.batch(config), range(groups), groups)
+    lowered = jax.jit(
+      train_step, out_shardings=(where, sharding.replicated(mesh))
+    ).lower(state, batch, jax.random.key(1))
+    compiled = lowered.compile({"xla_backend_optimization_level": 0})  # quicker, too
+    after, scalars = compiled(state, batch, jax.random.key(1))
+  return compiled, jax.device_get(scalars), jax.device_get(after)
+
+
+@pytest.mark.parametrize("kind, mesh_shape, parts", CASES, ids=str)
+def test_a_step_in_parts_is_the_undivided_step(kind, mesh_shape, parts):
+  _, wanted_scalars, wanted = step(kind, (1, 1), 1)
+  _, scalars, state = step(kind, mesh_shape, parts)
+  for name, value in wanted_scalars.items():
+    np.testing.assert_allclose(scalars[name], value, 1e-5, 1e-5, err_msg=name)
+  for name in ("student", "teacher", "centers"):
+    found, tree = getattr(state, name), getattr(wanted, name)
+    jax.tree.map(
+      functools.partial(np.testing.assert_allclose, rtol=1e-5, atol=1e-5), found, tree
+    )
+  assert state.step == wanted.step == 51
+  assert set(state.centers) == ({"dino", "ibot"} if kind else set())
+
+
+def test_a_part_moves_between_devices_what_a_batch_of_its_size_does_and_no_crop():
+  # At sizes as small as these the compiler moves activations, not weights.
+  divided = step(0, (2, 4), 4)[0].as_text()
+  alone = step(0, (2, 4), 1, images=16)[0].as_text()
+  moves = [sorted(RESHARDING.findall(text)) for text in (divided, alone)]
+  assert moves[0] == moves[1]
+  assert not re.search(r"= [^=]*u8\[[^=]* (all-|collective-)", divided)
+
+
+def test_four_parts_need_less_memory():
+  temporaries = [
+    step(0, (1, 1), parts)[0].memory_analysis().temp_size_in_bytes
+    for parts in (1, 2, 4)
+  ]
+  assert temporaries[1] < 0.65 * temporaries[0]
+  assert temporaries[2] < 0.4 * temporaries[0]
+
+
+def test_collected_rows_stay_in_order_and_on_their_devices():
+  mesh = make_mesh(2, 4)
+  batch = {"a": np.arange(96.0).reshape(96, 1), "b": np.arange(64.0).reshape(32, 2)}
+  whole = functools.partial(
+    accumulate.collect, lambda x: (x["a"] * 2, x["b"][:, :1]), groups=32, parts=4
+  )
+  with jax.set_mesh(mesh):
+    placed = jax.device_put(batch, sharding.batch_sharding(mesh))
+    compiled = jax.jit(whole).lower(placed).compile()
+    a, b = compiled(placed)
+  np.testing.assert_array_equal(a, batch["a"] * 2)
+  np.testing.assert_array_equal(b, batch["b"][:, :1])
+  assert not re.search("all-|collective-", compiled.as_text())
+  for x in (a, b):
+    assert x.sharding.is_equivalent_to(sharding.batch_sharding(mesh), ndim=2)
+
+
+def test_the_mean_is_of_the_parts_and_sums_bfloat16_in_float32():
+  # Parts of 256, 1, 1 and 1, where bfloat16 would lose every 1.
+  x = jnp.array([256, 1, 1, 1] * 2, jnp.bfloat16)
+  seen = accumulate.mean(lambda x: {"mean": x.mean()}, x, groups=8, parts=4)
+  assert seen["mean"].dtype == jnp.float32
+  assert seen["mean"] == 259 / 4
+
+
+def test_an_undivided_batch_goes_through_as_it_is():
+  batch = {"x": np.ones(3)}
+  for function in (accumulate.collect, accumulate.mean):
+    assert function(lambda x: x, batch, groups=3, parts=1) is batch

@@ -1,0 +1,113 @@
+"""The parts of a block: drop path on subsets, and layers beside what they stand for."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from dinojax import blocks
+
+
+def add_on_subset(x, branch, *, rate, groups, key):
+  """x with a branch of some crops added, as a block does it."""
+  seen, chosen = blocks.choose(x, rate=rate, groups=groups, key=key)
+  return blocks.add_on_chosen(x, branch(seen), chosen)
+
+
+def test_drop_path_runs_the_branch_on_exactly_the_kept_crops_of_each_group():
+  x = jnp.zeros((3 * 5, 2, 4))
+  seen = []
+
+  def branch(crops):
+    seen.append(crops.shape)
+    return jnp.ones_like(crops)
+
+  out = add_on_subset(x, branch, rate=0.4, groups=jnp.arange(3), key=jax.random.key(0))
+  assert seen == [(3 * 3, 2, 4)]
+  changed = np.asarray(out)[:, 0, 0].reshape(3, 5) != 0
+  np.testing.assert_array_equal(changed.sum(1), [3, 3, 3])
+  np.testing.assert_allclose(np.unique(out), [0, 5 / 3], rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+  "crops, kept", [(1, 1), (2, 1), (3, 1), (5, 3), (10, 6), (32, 19), (128, 76)]
+)
+def test_drop_path_of_two_fifths_keeps_three_fifths_rounded_down_but_one(crops, kept):
+  out = add_on_subset(
+    jnp.zeros((2 * crops, 1, 1)),
+    jnp.ones_like,
+    rate=0.4,
+    groups=jnp.arange(2),
+    key=jax.random.key(0),
+  )
+  np.testing.assert_array_equal((out.reshape(2, crops) != 0).sum(1), [kept, kept])
+
+
+def test_drop_path_preserves_the_expectation():
+  x = np.random.default_rng(0).normal(size=(2 * 3, 2, 4)).astype(np.float32)
+  branch = lambda y: jnp.sin(3 * y)  # noqa: E731
+  kwargs = dict(rate=0.5, groups=jnp.arange(2))
+  draw = lambda key: add_on_subset(x, branch, key=key, **kwargs)  # noqa: E731
+  draws = jax.vmap(draw)(jax.random.split(jax.random.key(0), 4000))
+  # One of three is kept, scaled by 3: the deviation of a mean is below 0.023.
+  np.testing.assert_allclose(draws.mean(0), x + np.sin(3 * x), atol=0.1)
+
+
+def test_drop_path_groups_draw_each_for_itself_and_never_mix():
+  x = np.random.default_rng(0).normal(size=(4 * 6, 2, 4)).astype(np.float32)
+  other = x.copy()
+  other[6:] = 9  # groups 1 to 3
+
+  def out(x):
+    branch = lambda y: y**2  # noqa: E731
+    kwargs = dict(rate=0.5, groups=jnp.arange(4), key=jax.random.key(1))
+    return add_on_subset(x, branch, **kwargs)
+
+  np.testing.assert_array_equal(out(x)[:6], out(other)[:6])
+  picks = np.asarray(out(x) != x)[:, 0, 0].reshape(4, 6)
+  assert len({tuple(pick) for pick in picks}) > 1
+
+
+def test_what_a_group_draws_depends_on_its_id_and_not_on_the_groups_beside_it():
+  def picks(ids):
+    x, kwargs = jnp.zeros((len(ids) * 6, 1, 1)), dict(rate=0.5, key=jax.random.key(1))
+    out = add_on_subset(x, jnp.ones_like, groups=jnp.array(ids), **kwargs)
+    return np.asarray(out).reshape(len(ids), 6)
+
+  np.testing.assert_array_equal(picks([0, 1, 2, 3])[[3, 1]], picks([3, 1]))
+
+
+@pytest.mark.parametrize("dtype, tolerance", [("float32", 1e-5), ("bfloat16", 2e-2)])
+def test_layerscale_in_the_weights_scales_a_linear_layer_with_all_its_gradients(
+  dtype, tolerance
+):
+  rng = np.random.default_rng(0)
+  x, grad = rng.normal(size=(3, 5, 24)), rng.normal(size=(3, 5, 16))
+  kernel, bias, gamma = (rng.normal(size=s) for s in ((24, 16), (16,), (16,)))
+  layer = blocks.Dense(16, dtype)
+
+  def apply(kernel, bias, gamma, x):
+    ((out,),) = layer.apply({"params": {"kernel": kernel, "bias": bias}}, [x], gamma)
+    return out
+
+  args = [np.float32(a) for a in (kernel, bias, gamma, x)]
+  found, vjp = jax.vjp(apply, *args)
+  scaled, rows, grads = grad * gamma, x.reshape(-1, 24), grad.reshape(-1, 16)
+  wanted = [
+    (x @ kernel + bias) * gamma,
+    rows.T @ scaled.reshape(-1, 16),
+    scaled.sum((0, 1)),
+    (grads * (rows @ kernel + bias)).sum(0),
+    scaled @ kernel.T,
+  ]
+  for a, b in zip([found, *vjp(jnp.asarray(grad, dtype))], wanted, strict=True):
+    np.testing.assert_allclose(np.float64(a), b, atol=tolerance * np.abs(b).max())
+
+
+def test_the_gradient_of_a_bias_is_summed_in_float32():
+  x, bias = jnp.zeros((4096, 3), jnp.bfloat16), jnp.zeros(3)
+  _, vjp = jax.vjp(blocks.add_bias, x, bias)
+  grad = jnp.broadcast_to(1 + jnp.arange(3) / 128, (4096, 3)).astype(jnp.bfloat16)
+  _, found = vjp(grad)
+  assert found.dtype == jnp.float32  # where bfloat16 would stop at 256
+  np.testing.assert_array_equal(found, 4096 * (1 + np.arange(3) / 128))

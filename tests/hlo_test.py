@@ -1,0 +1,104 @@
+"""What is read off a compiled program, beside counts by hand."""
+
+import jax
+import jax.numpy as jnp
+import pytest
+from jax.sharding import NamedSharding, PartitionSpec
+
+from dinojax import hlo, sharding
+
+# As the TPU compiler writes them: a batch of products as a dilated convolution, an
+# estimate, a collective in two fusions of one channel.
+TPU = """HloModule jit_f, is_scheduled=true
+
+%body (p: (s32[], bf16[9,2,5,5], bf16[9,2,5,16])) -> (s32[], bf16[9,2,5,5]) {
+  %p = (s32[]{:T(128)}, bf16[9,2,5,5]{3,2,1,0}, bf16[9,2,16,5]{3,2,1,0}) parameter(0)
+  %n = s32[]{:T(128)} get-tuple-element(%p), index=0
+  %x = bf16[9,2,5,5]{3,2,1,0:T(8,128)(2,1)} get-tuple-element(%p), index=1
+  %y = bf16[9,2,16,5]{3,2,1,0:T(8,128)(2,1)S(1)} get-tuple-element(%p), index=2
+  %product = bf16[9,2,16,5]{2,3,1,0:T(8,128)(2,1)} convolution(%y, %x), \
+window={size=9x2 stride=8x1 lhs_dilate=9x2}, dim_labels=01bf_01io->01bf, \
+backend_config={"window_config":{"estimated_cycles":"70"}}
+  ROOT %out = (s32[], bf16[9,2,5,5]{3,2,1,0}) tuple(%n, %x)
+}
+
+%condition (q: (s32[], bf16[9,2,5,5])) -> pred[] {
+  %q = (s32[]{:T(128)}, bf16[9,2,5,5]{3,2,1,0}) parameter(0)
+  %i = s32[]{:T(128)} get-tuple-element(%q), index=0
+  %limit = s32[]{:T(128)} constant(40)
+  ROOT %lt = pred[]{:T(512)} compare(%i, %limit), direction=LT
+}
+
+%gathering.1 (a: bf16[64,12]) -> bf16[64,192] {
+  %a = bf16[64,12]{1,0} parameter(0)
+  ROOT %all-gather.1 = bf16[64,192]{1,0} all-gather(%a), channel_id=7, \
+replica_groups=mesh['data'=8,'fsdp'=16] {'fsdp'}, dimensions={1}
+}
+
+ENTRY %main (arg: (s32[], bf16[9,2,5,5], bf16[9,2,16,5]), w: bf16[64,12]) -> s32[] {
+  %arg = (s32[], bf16[9,2,5,5]{3,2,1,0}, bf16[9,2,16,5]{3,2,1,0}) parameter(0)
+  %w = bf16[64,12]{1,0} parameter(1)
+  %one = bf16[64,192]{1,0} fusion(%w), kind=kCustom, calls=%gathering.1
+  %two = bf16[64,192]{1,0} fusion(%w), kind=kCustom, calls=%gathering.1
+  %while.1 = (s32[], bf16[9,2,5,5]{3,2,1,0}) while(%arg), condition=%condition, \
+body=%body, metadata={op_name="jit(f)/while"}
+  ROOT %r = s32[] get-tuple-element(%while.1), index=0
+}
+""".replace("\\\n", "")
+
+
+def test_a_loops_body_counts_as_often_as_it_turns():
+  program = hlo.Program(TPU)
+  (product,) = [run for run in program.runs() if run.op.name == "product"]
+  assert product.times == 40
+  assert product.op.cycles == 70
+  # 9 x 2 products of [16, 5] x [5, 5]; the dilation adds positions, not work.
+  assert program.flops(product) == 2 * 9 * 2 * 16 * 5 * 5
+  # y lies on the chip: x is read and the product written.
+  assert program.bytes(product) == 2 * (9 * 2 * 5 * 5 + 9 * 2 * 16 * 5)
+
+
+def test_a_collective_in_two_fusions_has_one_channel():
+  program = hlo.Program(TPU)
+  found = [c for run in program.runs() for c in program.collectives(run)]
+  assert found == [("all-gather", 15 * 64 * 12 * 2, "7 (64, 192)")] * 2
+
+
+def test_flops_of_a_scan_equal_the_count_by_hand():
+  def f(x, w):
+    return jax.lax.scan(lambda x, w: (jnp.tanh(x @ w), None), x, w)[0].sum()
+
+  x, w = jnp.ones((16, 32)), jnp.ones((7, 32, 32))
+  program = hlo.Program(jax.jit(jax.grad(f, 1)).lower(x, w).compile().as_text())
+  flops = sum(program.flops(run) * run.times for run in program.runs())
+  # Forward, and backward for input (the first turn's is nobody's) and weights.
+  assert flops == pytest.approx(2 * 16 * 32 * 32 * 7 * 3, rel=0.05)
+
+
+@pytest.mark.parametrize(
+  "kind, size", [("all-gather", 7 * 8 * 64 * 4), ("all-reduce", 2 * 7 * 8 * 64 * 4)]
+)
+def test_bytes_of_collectives_equal_those_of_a_ring(kind, size):
+  mesh = sharding.make_mesh(data=1, fsdp=8)
+
+  def put(*spec):
+    return NamedSharding(mesh, PartitionSpec(*spec))
+
+  if kind == "all-gather":  # [64, 64] in shares of [8, 64]
+    x, out = jax.device_put(jnp.ones((64, 64)), put("fsdp")), put()
+    compiled = jax.jit(lambda x: x + 1, out_shardings=out).lower(x).compile()
+  else:  # partial products [64, 64] on each device
+    x = jax.device_put(jnp.ones((64, 64)), put(None, "fsdp"))
+    compiled = jax.jit(lambda x: x @ x.T, out_shardings=put()).lower(x).compile()
+  program = hlo.Program(compiled.as_text())
+  found = [c[:2] for run in program.runs() for c in program.collectives(run)]
+  assert found == [(kind, size)]
+
+
+def test_reading_a_slice_of_a_stack_costs_the_slice():
+  def f(stack, i):
+    return jax.lax.dynamic_index_in_dim(stack, i, keepdims=False) * 2
+
+  args = jnp.ones((100, 1000)), 3
+  program = hlo.Program(jax.jit(f).lower(*args).compile().as_text())
+  assert sum(program.bytes(r) for r in program.runs()) < 4 * 1000 * 4

@@ -1,0 +1,97 @@
+"""Plans, as a user asks for them: for a TPU slice that is not there, and for here."""
+
+import json
+import os
+import pathlib
+import subprocess
+import sys
+
+import jax
+import pytest
+import tiny
+
+from dinojax import costs, plan
+
+ROOT = pathlib.Path(__file__).parent.parent
+SMALL = (
+  *("backbone.width=128", "backbone.depth=2", "backbone.heads=2", "group_size=2"),
+  *("heads.dino.prototypes=512", "heads.ibot.prototypes=512", "data.batch_size=8"),
+  *("heads.dino.hidden=64", "heads.ibot.hidden=64", "augment.num_local=2"),
+  *("mesh.data=2", "mesh.fsdp=2"),
+)
+
+
+def run(*flags, code=0):
+  done = subprocess.run(
+    [
+      *(sys.executable, "-m", "dinojax.plan", "--config=experiments/vitg14.py"),
+      *(f"--config.{setting}" for setting in SMALL),
+      *flags,
+    ],
+    cwd=ROOT,
+    env={**os.environ, "XLA_FLAGS": "--xla_force_host_platform_device_count=4"},
+    capture_output=True,
+    text=True,
+    timeout=400,
+    check=False,
+  )
+  assert done.returncode == code, done.stdout + done.stderr
+  return done
+
+
+def test_a_step_is_planned_for_a_tpu_slice_that_is_not_there(tmp_path):
+  done = run("--topology=v5e:2x2", f"--json={tmp_path / 'plan.json'}")
+  assert "4 x v5e" in done.stdout
+  assert done.stderr == ""  # libtpu misses its chips, and is not heard
+  found = json.loads((tmp_path / "plan.json").read_text())
+  assert found["fits"] and found["peak_bytes"] < found["memory_bytes"]
+  assert found["seconds"] > 0 and found["seconds_by"] == "compiler's cycles"
+  assert {"attention_forward", "attention_backward"} <= set(
+    found["kernels_by_roofline"]
+  )
+  assert len(found["costliest"]) == 5
+  assert found["hardware_flops"] == pytest.approx(
+    found["model_flops"] + found["recomputed_flops"], rel=0.2
+  )
+
+
+def test_an_unknown_slice_is_one_line():
+  done = run("--topology=v5e:3x5", code=1)
+  assert done.stderr.startswith("dinojax: --topology=v5e:3x5 cannot be planned for")
+  assert "Traceback" not in done.stderr
+
+
+def test_the_devices_at_hand_are_planned_for_without_a_chip_to_compare_with():
+  config = tiny.config()
+  with config.unlocked():
+    config.mesh.update(data=2, fsdp=4)
+    config.data.batch_size = 16
+  found = plan.make_plan(config, jax.devices())
+  assert found["fits"] and "seconds" not in found
+  assert sum(found["parameters"].values()) > 0
+  assert "peak memory per device" in plan.table(found)
+
+
+def test_out_of_memory_says_how_much_is_missing_and_what_to_change():
+  found = {
+    "devices": "128 x v5e",
+    "mesh": {"data": 8, "fsdp": 16},
+    "batch_size": 2048,
+    "remat": "attention",
+    "fits": False,
+    "peak_bytes": 20 * 2**30,
+    "missing_bytes": 4.25 * 2**30,
+  }
+  text = plan.table(found)
+  assert "4.25 GiB" in text
+  assert "--config.remat=full, or --config.mesh.fsdp=32, or a smaller" in text
+
+
+def test_model_flops_of_the_reference_are_those_of_the_method():
+  from experiments import vitg14
+
+  config = vitg14.get_config()
+  assert costs.model_flops(config) == pytest.approx(5.0e12, rel=0.03)
+  with config.unlocked():
+    config.backbone.drop_path = 0.0
+  assert costs.model_flops(config) == pytest.approx(7.5e12, rel=0.03)
