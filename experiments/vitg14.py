@@ -26,8 +26,8 @@ def get_config():
   config.workdir = "runs/vitg14"
   config.mesh = dict(data=1, fsdp=-1)  # -1: all the devices that the other axis leaves
   config.remat = True  # recompute each block's activations in the backward pass
-  # Parts of a step's batch that run one after the other, for memory: a multiple of it
-  # trains on as many times fewer devices, to the same result but for rounding.
+  # Parts of each batch that run one after the other; their activations share memory, so
+  # that n parts need n times fewer devices. The result is the same but for rounding.
   config.accumulation = 1
   config.workers = 16  # Grain processes per host; 0: threads of the training process
   config.log_every = 50
