@@ -34,8 +34,8 @@ def get_config():
   config.compiler_options = dict(
     cpu=dict(), gpu=dict(xla_gpu_enable_latency_hiding_scheduler=True), tpu=dict()
   )
-  # Parts of a step's batch that run one after the other, for memory: a multiple of it
-  # trains on as many times fewer devices, to the same result but for rounding.
+  # Parts of each batch that run one after the other; their activations share memory, so
+  # that n parts need n times fewer devices. The result is the same but for rounding.
   config.accumulation = 1
   config.workers = 16  # Grain processes per host; 0: threads of the training process
   config.log_every = 50
