@@ -3,9 +3,9 @@
 import einops
 import jax
 
-from dinojax import attention_tpu, sharding
+from dinojax import attention_cpu, attention_tpu, sharding
 
-KINDS = ("auto", "xla", "cudnn", "pallas")
+KINDS = ("auto", "xla", "cpu", "cudnn", "pallas")
 
 
 def attention(qkv: jax.Array, *, heads: int, kind: str) -> jax.Array:
@@ -14,25 +14,27 @@ def attention(qkv: jax.Array, *, heads: int, kind: str) -> jax.Array:
   Args:
     qkv: [B, T, 3 * D] queries, keys, values, each with its heads side by side.
     heads: number of heads; d = D / heads.
-    kind: "xla" anywhere; "cudnn" on NVIDIA, bfloat16; "pallas" on TPU, d = 64; "auto"
-      takes the platform's kernel if it can do the job, "xla" otherwise.
+    kind: "xla" and "cpu" run anywhere; "cudnn" on NVIDIA, in bfloat16; "pallas" on TPU,
+      with d = 64; "auto" takes the platform's own if it can do the job, else "xla".
 
   Returns:
     [B, T, D], in the type of `qkv`.
   """
   if kind == "auto":
-    kind = _kernel_for(qkv, heads)
+    kind = _of_platform(qkv, heads)
   if kind == "pallas":
     return attention_tpu.attention(qkv)
+  if kind == "cpu":
+    return attention_cpu.attention(qkv, heads=heads)
   q, k, v = einops.rearrange(qkv, "b t (s h d) -> s b t h d", s=3, h=heads)
   out = jax.nn.dot_product_attention(q, k, v, implementation=kind)
   return einops.rearrange(out, "b t h d -> b t (h d)")
 
 
-def _kernel_for(qkv: jax.Array, heads: int) -> str:
+def _of_platform(qkv: jax.Array, heads: int) -> str:
   platform = sharding.platform()
   if platform == "tpu" and attention_tpu.fits(qkv, heads):
     return "pallas"
   if platform == "gpu" and qkv.dtype == "bfloat16":
     return "cudnn"
-  return "xla"
+  return "cpu" if platform == "cpu" else "xla"

@@ -10,7 +10,7 @@ import re
 from collections.abc import Iterator
 from typing import NamedTuple
 
-import numpy as np
+from dinojax import hlo_ops
 
 COLLECTIVES = (
   *("all-gather", "all-reduce", "reduce-scatter", "all-to-all", "collective-permute"),
@@ -109,7 +109,7 @@ class Program:
 
   def flops(self, run: Run) -> float:
     """FLOPs of matrix products in one run of an op: two per multiply-add."""
-    return sum(_op_flops(op, scope) for op, scope in self._parts(run))
+    return sum(hlo_ops.flops(op, scope) for op, scope in self._parts(run))
 
   def bytes(self, run: Run) -> int:
     """Main-memory traffic of one run of an op: operands read and results written."""
@@ -119,12 +119,14 @@ class Program:
     scope = self.computations[run.computation]
     operands = [scope[name] for name in op.operands]
     if op.kind in SLICES:  # reads what it returns
-      return 2 * _main_bytes(op)
+      return 2 * hlo_ops.main_bytes(op)
     if op.kind == "dynamic-update-slice":
-      return 2 * _main_bytes(operands[1])
+      return 2 * hlo_ops.main_bytes(operands[1])
     if op.kind == "fusion":
       return self._fusion_bytes(op, operands)
-    return _main_bytes(op) + sum(_main_bytes(operand) for operand in operands)
+    return hlo_ops.main_bytes(op) + sum(
+      hlo_ops.main_bytes(operand) for operand in operands
+    )
 
   def collectives(self, run: Run) -> Iterator[tuple[str, int, str]]:
     """Each collective in one run of an op.
@@ -140,7 +142,7 @@ class Program:
       if kind in COLLECTIVES:
         channel = re.search(r"channel_id=(\d+)", op.attributes)
         channel = f"{channel[1]} {op.arrays[0].dims}" if channel else op.name
-        yield kind, _received_bytes(op, kind, scope), channel
+        yield kind, hlo_ops.received_bytes(op, kind, scope), channel
 
   def _parts(self, run: Run) -> Iterator[tuple[Op, dict[str, Op]]]:
     """The op, or what a fusion holds, all the way down; each with its computation."""
@@ -178,7 +180,7 @@ class Program:
       if part.kind == "dynamic-update-slice" and part.arrays[0].dims in [
         a.dims for a in root.arrays
       ]:
-        total += 2 * _main_bytes(inside[part.operands[1]], force=True)
+        total += 2 * hlo_ops.main_bytes(inside[part.operands[1]], on_chip=True)
         aliased.add(part.arrays[0].dims)
     total += sum(a.bytes for a in op.arrays if not a.on_chip and a.dims not in aliased)
     parameters = [p for p in inside.values() if p.kind == "parameter"]
@@ -189,22 +191,8 @@ class Program:
         if not operand.arrays[0].on_chip:
           total += sum(a.bytes for r in readers for a in r.arrays)
       elif operand.arrays[0].dims not in aliased:
-        total += _main_bytes(operand)
+        total += hlo_ops.main_bytes(operand)
     return total
-
-
-def _op_flops(op: Op, scope: dict[str, Op]) -> float:
-  if op.kind == "dot":
-    lhs = scope[op.operands[0]].arrays[0].dims
-    dims = re.search(r"lhs_contracting_dims=\{([\d,]*)\}", op.attributes)[1]
-    contracted = math.prod(lhs[int(d)] for d in dims.split(",") if d)
-    return 2.0 * math.prod(op.arrays[0].dims) * contracted
-  if op.kind == "convolution":
-    return _convolution_flops(op, scope)
-  if op.kind == "custom-call":
-    found = re.search(r'"flops":"?(\d+)', op.attributes)
-    return float(found[1]) if found else 0.0
-  return 0.0
 
 
 def _through_bitcasts(name, users):
@@ -247,63 +235,3 @@ def _arrays(shape: str) -> tuple[Array, ...]:
     on_chip = bool(_ON_CHIP.search(layout))
     arrays.append(Array(dims, math.prod(dims) * bits // 8, on_chip))
   return tuple(arrays)
-
-
-def _main_bytes(op: Op, force: bool = False) -> int:
-  return sum(a.bytes for a in op.arrays if force or not a.on_chip)
-
-
-def _received_bytes(op: Op, kind: str, scope: dict[str, Op]) -> int:
-  """What a ring of n devices brings to each of them."""
-  n = _group_size(op.attributes)
-  operands = sum(_main_bytes(scope[x], force=True) for x in op.operands if x in scope)
-  share = (n - 1) / n
-  return int(
-    {
-      "all-gather": operands * (n - 1),
-      "reduce-scatter": operands * share,
-      "all-reduce": 2 * operands * share,
-      "collective-permute": operands,
-    }.get(kind, operands * share)
-  )
-
-
-def _group_size(attributes: str) -> int:
-  """Devices that a collective connects, in any of the ways HLO writes them."""
-  if found := re.search(r"replica_groups=\[\d+,(\d+)\]", attributes):
-    return int(found[1])
-  if found := re.search(r"replica_groups=\{\{([\d,]+)\}", attributes):
-    return len(found[1].split(","))
-  if found := re.search(r"replica_groups=mesh\[([^\]]*)\][^{]*\{([^}]*)\}", attributes):
-    sizes = dict(re.findall(r"'(\w+)'=(\d+)", found[1]))
-    return math.prod(int(sizes[axis]) for axis in re.findall(r"'(\w+)'", found[2]))
-  return 2  # a permutation: from one to another
-
-
-def _convolution_flops(op: Op, scope: dict[str, Op]) -> float:
-  """TPU programs have their matrix products as convolutions, batches as dilations."""
-  lhs, rhs = (scope[name].arrays[0].dims for name in op.operands[:2])
-  labels = re.search(r"dim_labels=(\w+)_(\w+)->(\w+)", op.attributes)
-  lhs_labels, rhs_labels, out_labels = labels.groups()
-  window = re.search(r"window=\{([^}]*)\}", op.attributes)
-  fields = dict(part.split("=") for part in window[1].split()) if window else {}
-  out = op.arrays[0].dims
-
-  def values(name, default):
-    found = fields.get(name)
-    return found.split("x") if found else [default] * 9
-
-  flops = 2.0 * rhs[rhs_labels.index("i")]
-  flops *= out[out_labels.index("b")] * out[out_labels.index("f")]
-  for d in range(sum(label.isdigit() for label in out_labels)):
-    size, stride, lhs_dilate, rhs_dilate = (
-      int(values(name, "1")[d])
-      for name in ("size", "stride", "lhs_dilate", "rhs_dilate")
-    )
-    low = int(values("pad", "0_0")[d].split("_")[0])
-    inputs, outputs = lhs[lhs_labels.index(str(d))], out[out_labels.index(str(d))]
-    position = np.arange(outputs)[:, None] * stride - low
-    position = position + np.arange(size)[None] * rhs_dilate
-    valid = (position >= 0) & (position <= (inputs - 1) * lhs_dilate)
-    flops *= (valid & (position % lhs_dilate == 0)).sum()
-  return flops

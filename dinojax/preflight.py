@@ -43,7 +43,7 @@ FIELDS = {
 OPTIONAL = {"config.heads.ibot"}
 CHOICES = {
   "config.remat": ("none", "matmuls", "attention", "full"),
-  "config.attention": ("auto", "xla", "cudnn", "pallas"),
+  "config.attention": ("auto", "xla", "cpu", "cudnn", "pallas"),
   "config.backbone.ffn": ("mlp", "swiglu"),
   "config.backbone.pool": ("gap", "cls"),
   "config.backbone.dtype": ("float32", "bfloat16"),

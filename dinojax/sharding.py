@@ -111,11 +111,18 @@ gather.defvjp(lambda weights: (gather(weights), None), lambda _, grad: (grad,))
 def per_device(function: Callable) -> Callable:
   """Runs a function of batch-sharded arrays on each device's share, by itself.
 
-  For kernels, which the compiler cannot split. Outside of a mesh it changes nothing.
+  For kernels, which the compiler cannot split. Without a mesh, or for a batch that it
+  does not divide, such as the one of a network's initialisation, nothing changes.
   """
-  if jax.sharding.get_abstract_mesh().empty:
-    return function
-  return jax.shard_map(function, in_specs=BATCH, out_specs=BATCH, check_vma=False)
+
+  def apply(*arrays):
+    mesh = jax.sharding.get_abstract_mesh()
+    if mesh.empty or len(arrays[0]) % mesh.size:
+      return function(*arrays)
+    mapped = jax.shard_map(function, in_specs=BATCH, out_specs=BATCH, check_vma=False)
+    return mapped(*arrays)
+
+  return apply
 
 
 def platform() -> str:

@@ -29,7 +29,7 @@ def get_config():
   # What the backward pass computes again: "full", "attention", "matmuls" or "none".
   config.remat = "attention"
   config.unroll = 1  # blocks per turn of the loop over them; more compile for longer
-  config.attention = "auto"  # the platform's kernel; or "xla", "cudnn", "pallas"
+  config.attention = "auto"  # the platform's own; or "xla", "cpu", "cudnn", "pallas"
   # For XLA, by platform. TPUs gather weights while they compute without being asked.
   config.compiler_options = dict(
     cpu=dict(), gpu=dict(xla_gpu_enable_latency_hiding_scheduler=True), tpu=dict()

@@ -10,7 +10,8 @@ from dinojax import blocks
 
 def add_on_subset(x, branch, *, rate, groups, key):
   """x with a branch of some crops added, as a block does it."""
-  seen, chosen = blocks.choose(x, rate=rate, groups=groups, key=key)
+  chosen = blocks.draw(key, groups, len(x) // len(groups), rate=rate)
+  x, seen = blocks.choose(x, chosen)
   return blocks.add_on_chosen(x, branch(seen), chosen)
 
 
