@@ -10,17 +10,16 @@ device. The peak is a large matrix product in the config's dtype, timed after ea
 on either side; the greater of the two medians counts for both. FLOPs are the model's
 own, counted by hand: recomputation is not work.
 
-The peer has a process of its own, so that its thread pools, CUDA libraries and peak
-memory are not mixed with ours, and takes turns with us step by step: whatever else the
-machine does, it does to both. Neither reserves memory ahead. Where both don't fit the
-device at once, --apart ends the peer before our own state is made.
+The peer has a process of its own and takes turns with us step by step: whatever else
+the machine does, it does to both. Neither reserves memory ahead. Where both don't fit
+the device at once, --apart ends the peer before our own state is made. On a CPU that
+others use too, CPU time says more than images per second.
 """
 
 import argparse
 import importlib.util
 import json
 import math
-import multiprocessing
 import os
 import pathlib
 import statistics
@@ -34,18 +33,10 @@ import numpy as np
 
 sys.path.insert(0, str(pathlib.Path(__file__).parents[2]))
 
+import torch_peer
 import workload
 
 from dinojax import assembly, errors, preflight, sharding
-
-
-def host_peak(pid) -> int | None:
-  """Peak resident bytes of a process, where the kernel tells."""
-  try:
-    status = pathlib.Path(f"/proc/{pid}/status").read_text()
-  except OSError:
-    return None
-  return int(status.split("VmHWM:")[1].split()[0]) * 1024
 
 
 class Ours:
@@ -64,54 +55,23 @@ class Ours:
     self.product = jax.jit(lambda x: x @ x)
 
   def turn(self) -> dict:
-    """Seconds of a step and of a product, the loss, and peak bytes so far."""
+    """As `torch_peer.Peer.turn`."""
     with jax.set_mesh(self.mesh):
-      seconds, (self.state, scalars) = timed(
+      seconds, cpu_seconds, (self.state, scalars) = timed(
         self.run.train_step, self.state, self.batch, self.key
       )
-    product_seconds, _ = timed(self.product, self.matrix)
+    product_seconds, _, _ = timed(self.product, self.matrix)
     memory = jax.local_devices()[0].memory_stats() or {}
     return {
       "step": seconds,
+      "cpu": cpu_seconds,
       "product": product_seconds,
       "loss": float(scalars["loss"]),
-      "peak": memory.get("peak_bytes_in_use") or host_peak(os.getpid()),
+      "peak": memory.get("peak_bytes_in_use") or torch_peer.host_peak(os.getpid()),
     }
 
   def close(self):
     """Nothing: the process ends with the table."""
-
-
-class Torch:
-  """The same of torch_step.py, in its own process, on the kind of device we run on."""
-
-  def __init__(self, config, batch, *, side, compiled):
-    import torch_step  # needs PyTorch, which --peer=none does without
-
-    spawn = multiprocessing.get_context("spawn")
-    self.pipe, theirs = spawn.Pipe()
-    self.process = spawn.Process(
-      daemon=True,
-      target=torch_step.serve,
-      args=(theirs, config.to_dict(), batch),
-      kwargs=dict(side=side, compiled=compiled, device=torch_device()),
-    )
-    self.process.start()
-    theirs.close()
-
-  def turn(self) -> dict:
-    """As `Ours.turn`."""
-    try:
-      self.pipe.send(True)
-      answer = self.pipe.recv()
-    except (EOFError, OSError):
-      sys.exit("the PyTorch peer failed, see above; try a smaller --batch, or --apart")
-    return {**answer, "peak": answer["peak"] or host_peak(self.process.pid)}
-
-  def close(self):
-    """Ends the process, and with it its hold on the device's memory."""
-    self.pipe.send(False)
-    self.process.join()
 
 
 def torch_device() -> str:
@@ -120,10 +80,10 @@ def torch_device() -> str:
 
 
 def timed(function, *args):
-  """Seconds until the result is there, and the result."""
-  start = time.perf_counter()
+  """Seconds until the result is there, by the wall and of the CPU, and the result."""
+  cpu, wall = time.process_time(), time.perf_counter()
   result = jax.block_until_ready(function(*args))
-  return time.perf_counter() - start, result
+  return time.perf_counter() - wall, time.process_time() - cpu, result
 
 
 def measure(makers: dict, steps: int, *, apart: bool) -> dict:
@@ -151,6 +111,7 @@ def summarize(turns: list, config, *, side: int, devices: int) -> dict:
     "step_s": statistics.median(seconds),
     "fastest_s": min(seconds),
     "slowest_s": max(seconds),
+    "cpu_s": statistics.median(turn["cpu"] for turn in turns[2:]),
     "images_per_s": images,
     "model_flops_per_s": images * workload.step_flops(config),
     # The product runs on one device; the step on all.
@@ -181,6 +142,7 @@ def table(results: dict) -> str:
         "step, fastest to slowest, s",
         lambda c: f"{c['fastest_s']:.3f}-{c['slowest_s']:.3f}",
       ),
+      row("CPU time of a step, median, s", lambda c: f"{c['cpu_s']:.3f}", "cpu_s"),
       row("images per second", lambda c: f"{c['images_per_s']:.2f}", "images_per_s"),
       row("model FLOP/s", lambda c: f"{c['model_flops_per_s']:.3e}"),
       row("matrix product, FLOP/s", lambda c: f"{c['product_flops_per_s']:.3e}"),
@@ -269,12 +231,14 @@ def main():
   # With --apart the first ends before the second begins: only ours stays to the end.
   makers = {"dinojax": lambda: Ours(config, batch, side=side)}
   if args.peer == "torch":
-    peer = {"PyTorch": lambda: Torch(config, batch, side=side, compiled=compiled)}
+    options = dict(side=side, compiled=compiled, device=torch_device())
+    peer = {"PyTorch": lambda: torch_peer.Peer(config, batch, **options)}
     makers = {**peer, **makers}
   turns = measure(makers, args.steps, apart=args.apart)
   results = {
     name: summarize(turns[name], config, side=side, devices=devices)
-    for name in sorted(turns, reverse=True)
+    for name in ("dinojax", "PyTorch")
+    if name in turns
   }
   c = config.backbone
   settings = {

@@ -12,9 +12,7 @@ Dimension key: as in dinojax/dino.py. R are the masked patches of the whole batc
 import copy
 import functools
 import math
-import time
 
-import ml_collections
 import torch
 import torch.nn.functional as F
 import torch_vit
@@ -211,43 +209,3 @@ class TrainStep:
     entropy = torch.special.entr(targets["dino"]).sum(-1).mean()
     metrics = {name: value.detach() for name, value in metrics.items()}
     return {**metrics, "teacher_entropy": entropy}
-
-
-def serve(pipe, config, batch, *, side, compiled, device):
-  """Runs in its own process: for each True received, times a step and a product.
-
-  Args:
-    pipe: receives booleans, False to end; sends dicts of seconds, loss and bytes.
-    config: the experiment, as a plain dict.
-    batch: the host batch.
-    side: of the square matrices of the product, in the config's dtype.
-    compiled: whether to use torch.compile.
-    device: "cuda" or "cpu".
-  """
-  config = ml_collections.ConfigDict(config)
-  cuda = device == "cuda"
-  dtype = getattr(torch, config.backbone.dtype)
-  if cuda and dtype == torch.float32:
-    torch.set_float32_matmul_precision("high")  # TF32, which is XLA's default
-  step = TrainStep(config, device=device, compiled=compiled)
-  batch = step.put(batch)
-  matrix = torch.randn(side, side, device=device, dtype=dtype)
-
-  def timed(function, *args):
-    start = time.perf_counter()
-    result = function(*args)
-    if cuda:
-      torch.cuda.synchronize()
-    return time.perf_counter() - start, result
-
-  while pipe.recv():
-    seconds, scalars = timed(step, batch)
-    product_seconds, _ = timed(torch.matmul, matrix, matrix)
-    pipe.send(
-      {
-        "step": seconds,
-        "product": product_seconds,
-        "loss": float(scalars["loss"]),
-        "peak": torch.cuda.max_memory_allocated() if cuda else None,
-      }
-    )
