@@ -12,8 +12,12 @@ own, counted by hand: recomputation is not work.
 
 The peer has a process of its own and takes turns with us step by step: whatever else
 the machine does, it does to both. Neither reserves memory ahead. Where both don't fit
-the device at once, --apart ends the peer before our own state is made. On a CPU that
-others use too, CPU time says more than images per second.
+the device at once, --apart ends the peer before our own state is made.
+
+On a CPU that others use too, PyTorch's threads spin while they wait for one another,
+which costs it a factor of 4. Pin both sides to one core, and read CPU time:
+
+  taskset -c 0 python tests/bench/step.py --small
 """
 
 import argparse
@@ -192,7 +196,8 @@ def parse_args():
   parser.add_argument(
     "--compile",
     choices=("yes", "no"),
-    help="whether the peer uses torch.compile; default: on a GPU",
+    help="whether the peer uses torch.compile; default: on a GPU alone, since on a CPU"
+    " it takes minutes to compile and steps are no faster",
   )
   parser.add_argument(
     "--apart", action="store_true", help="time the peer first and ourselves after it"
