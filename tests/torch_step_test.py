@@ -114,7 +114,8 @@ def test_every_scalar_of_four_steps_is_ours(kind):
     theirs = peer(rows)
     assert {"loss", "loss_dino", "loss_ibot", "loss_koleo"} < theirs.keys()
     for name, value in theirs.items():
-      np.testing.assert_allclose(value, ours[name], rtol=1e-4, err_msg=f"{name}, {i}")
+      close = dict(rtol=1e-4, atol=1e-5)  # KoLeo passes through zero
+      np.testing.assert_allclose(value, ours[name], **close, err_msg=f"{name}, {i}")
     seen.append([float(ours[f"loss_{part}"]) for part in ("dino", "ibot", "koleo")])
   assert (np.abs(np.diff(seen, axis=0))[1:] > 1e-3 * np.abs(seen[1:-1])).all(), seen
 
