@@ -97,6 +97,15 @@ def load(networks, params):
   assert set(missing) == {"backbone.mean", "backbone.std"} and not unexpected
 
 
+@pytest.fixture(autouse=True)
+def one_thread():
+  """Threads of PyTorch spin while they wait: on a busy machine, for seconds a step."""
+  threads = torch.get_num_threads()
+  torch.set_num_threads(1)
+  yield
+  torch.set_num_threads(threads)
+
+
 @pytest.mark.parametrize("kind", ["sinkhorn", "centering"])
 def test_every_scalar_of_four_steps_is_ours(kind):
   # Losses show the forward pass, norms the backward, later steps the updates.
