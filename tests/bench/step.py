@@ -1,162 +1,268 @@
-"""Images per second of the training step, and its share of the device's peak.
+"""Images per second of the training step, beside plain PyTorch and the device's peak.
 
   python tests/bench/step.py --config=experiments/vits14.py --batch=64
+  python tests/bench/step.py --config=experiments/vitg14.py --batch=32 --apart
+  python tests/bench/step.py --small
 
 Runs the real `dino.train_step` of a config on all devices of this machine, on random
-pixels. The peak is a large matrix product in the config's dtype, timed in between the
-steps of the same run. FLOPs are the model's own, counted by hand: recomputation is not
-work.
+pixels. The peer is torch_step.py: the same method, config and host batch, on one
+device. The peak is a large matrix product in the config's dtype, timed after each step
+on either side; the greater of the two medians counts for both. FLOPs are the model's
+own, counted by hand: recomputation is not work.
+
+The peer has a process of its own and takes turns with us step by step: whatever else
+the machine does, it does to both. Neither reserves memory ahead. Where both don't fit
+the device at once, --apart ends the peer before our own state is made.
+
+On a CPU that others use too, PyTorch's threads spin while they wait for one another,
+which costs it a factor of 4. Pin both sides to one core, and read CPU time:
+
+  taskset -c 0 python tests/bench/step.py --small
 """
 
 import argparse
 import importlib.util
+import json
 import math
+import os
 import pathlib
 import statistics
 import sys
 import time
 
+os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
+
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 sys.path.insert(0, str(pathlib.Path(__file__).parents[2]))
 
-from dinojax import assembly, preflight, sharding
-from dinojax.data import masking
+import torch_peer
+import workload
+
+from dinojax import assembly, errors, preflight, sharding
 
 
-def step_flops(config) -> float:
-  """Model FLOPs of one training step per image: 2 per multiply-add, backward twice."""
-  c, views, locals_ = config.backbone, 2, config.augment.num_local
-  hidden = (int(4 * c.width * 2 / 3) + 7) // 8 * 8
-  ffn = 3 * c.width * hidden if c.ffn == "swiglu" else 8 * c.width**2
+class Ours:
+  """Our step on all devices; each turn times one step and one product."""
 
-  def forward(size):
-    patches = (size // c.patch_size) ** 2
-    tokens = patches + 1 + c.registers
-    layer = 2 * tokens * (4 * c.width**2 + ffn) + 4 * tokens**2 * c.width
-    return 2 * patches * 3 * c.patch_size**2 * c.width, c.depth * layer
+  def __init__(self, config, batch, *, side):
+    self.mesh = sharding.make_mesh(**config.mesh)
+    self.run = assembly.assemble(config, self.mesh)
+    self.key = jax.random.key(0)
+    groups = config.data.batch_size // config.group_size
+    positions = sharding.local_positions(self.mesh, groups)
+    with jax.set_mesh(self.mesh):
+      self.state = self.run.init(self.key)
+      self.batch = sharding.put_batch(self.mesh, batch, positions, groups)
+    self.matrix = jax.random.normal(self.key, (side, side), config.backbone.dtype)
+    self.product = jax.jit(lambda x: x @ x)
 
-  def head(name):
-    h = config.heads.get(name, config.heads.dino)
-    body = c.width * h.hidden + h.hidden**2 + h.hidden * h.bottleneck
-    return 2 * (body + h.bottleneck * h.prototypes)
+  def turn(self) -> dict:
+    """As `torch_peer.Peer.turn`."""
+    with jax.set_mesh(self.mesh):
+      seconds, cpu_seconds, (self.state, scalars) = timed(
+        self.run.train_step, self.state, self.batch, self.key
+      )
+    product_seconds, _, _ = timed(self.product, self.matrix)
+    memory = jax.local_devices()[0].memory_stats() or {}
+    return {
+      "step": seconds,
+      "cpu": cpu_seconds,
+      "product": product_seconds,
+      "loss": float(scalars["loss"]),
+      "peak": memory.get("peak_bytes_in_use") or torch_peer.host_peak(os.getpid()),
+    }
 
-  (embed, blocks), (local_embed, local_blocks) = (
-    forward(config.augment[kind].size) for kind in ("global1", "local")
-  )
-  kept = 1 - c.drop_path
-  hidden_patches = masking.slots(**mask_arguments(config)) / config.group_size
-  teacher = views * (embed + blocks + head("dino")) + hidden_patches * head("ibot")
-  student = views * (embed + kept * blocks + head("dino")) + hidden_patches * head(
-    "ibot"
-  )
-  student += locals_ * (local_embed + kept * local_blocks + head("dino"))
-  return teacher + 3 * student
-
-
-def mask_arguments(config) -> dict:
-  """Arguments of `masking.block_masks` besides the generator."""
-  return dict(
-    group_size=config.group_size,
-    views=2,
-    grid=config.augment.global1.size // config.backbone.patch_size,
-    **config.masking,
-  )
+  def close(self):
+    """Nothing: the process ends with the table."""
 
 
-def random_batch(config, rng) -> dict:
-  """A host batch of noise, with real masks."""
-  b, groups = config.data.batch_size, config.data.batch_size // config.group_size
-  masks = [masking.block_masks(rng, **mask_arguments(config)) for _ in range(groups)]
-
-  def crops(count, size):
-    return rng.integers(0, 256, (b, count, size, size, 3), dtype=np.uint8)
-
-  return {
-    "global_crops": crops(2, config.augment.global1.size),
-    "local_crops": crops(config.augment.num_local, config.augment["local"].size),
-    "mask": np.concatenate([m["mask"] for m in masks]),
-    "masked_indices": np.stack([m["masked_indices"] for m in masks]),
-    "masked_weights": np.stack([m["masked_weights"] for m in masks]),
-  }
+def torch_device() -> str:
+  """PyTorch's name of the kind of device that JAX found."""
+  return "cuda" if jax.default_backend() == "gpu" else "cpu"
 
 
 def timed(function, *args):
-  """Seconds until the result is there, and the result."""
-  start = time.perf_counter()
+  """Seconds until the result is there, by the wall and of the CPU, and the result."""
+  cpu, wall = time.process_time(), time.perf_counter()
   result = jax.block_until_ready(function(*args))
-  return time.perf_counter() - start, result
+  return time.perf_counter() - wall, time.process_time() - cpu, result
 
 
-def main():
-  """Prints the table."""
+def measure(makers: dict, steps: int, *, apart: bool) -> dict:
+  """Turns of each side by name: the first, which compiles, one more, then `steps`."""
+  turns = {name: [] for name in makers}
+  for names in [[name] for name in makers] if apart else [list(makers)]:
+    sides = {name: makers[name]() for name in names}
+    for i in range(steps + 2):
+      for name in names[:: -1 if i % 2 else 1]:
+        turns[name].append(sides[name].turn())
+        if not math.isfinite(turns[name][-1]["loss"]):
+          sys.exit(f"the loss of {name} is not finite: not a step worth timing")
+    for side in sides.values():
+      side.close()
+  return turns
+
+
+def summarize(turns: list, config, *, side: int, devices: int) -> dict:
+  """Numbers of one side."""
+  seconds = [turn["step"] for turn in turns[2:]]
+  product = statistics.median(turn["product"] for turn in turns[2:])
+  images = config.data.batch_size / statistics.median(seconds)
+  return {
+    "first_call_s": turns[0]["step"],
+    "step_s": statistics.median(seconds),
+    "fastest_s": min(seconds),
+    "slowest_s": max(seconds),
+    "cpu_s": statistics.median(turn["cpu"] for turn in turns[2:]),
+    "images_per_s": images,
+    "model_flops_per_s": images * workload.step_flops(config),
+    # The product runs on one device; the step on all.
+    "product_flops_per_s": 2 * side**3 / product * devices,
+    "peak_bytes": turns[-1]["peak"],
+  }
+
+
+def table(results: dict) -> str:
+  """One column a side; with two, the first over the second."""
+  columns = list(results.values())
+  ceiling = max(side["product_flops_per_s"] for side in columns)
+
+  def row(name, show, ratio=None):
+    cells = "".join(f"{show(side):>14}" for side in columns)
+    if ratio and len(columns) == 2:
+      ours, theirs = (side[ratio] for side in columns)
+      cells += f"{ours / theirs:8.2f}" if ours and theirs else ""
+    return f"{name:32}{cells}"
+
+  heading = "".join(f"{name:>14}" for name in results)
+  return "\n".join(
+    [
+      " " * 32 + heading + ("   ratio" if len(columns) == 2 else ""),
+      row("first call, with compilation, s", lambda c: f"{c['first_call_s']:.1f}"),
+      row("step, median, s", lambda c: f"{c['step_s']:.3f}", "step_s"),
+      row(
+        "step, fastest to slowest, s",
+        lambda c: f"{c['fastest_s']:.3f}-{c['slowest_s']:.3f}",
+      ),
+      row("CPU time of a step, median, s", lambda c: f"{c['cpu_s']:.3f}", "cpu_s"),
+      row("images per second", lambda c: f"{c['images_per_s']:.2f}", "images_per_s"),
+      row("model FLOP/s", lambda c: f"{c['model_flops_per_s']:.3e}"),
+      row("matrix product, FLOP/s", lambda c: f"{c['product_flops_per_s']:.3e}"),
+      row(
+        "share of the greater product",
+        lambda c: f"{c['model_flops_per_s'] / ceiling:.1%}",
+      ),
+      row(
+        "peak memory, GiB",
+        lambda c: f"{c['peak_bytes'] / 2**30:.2f}" if c["peak_bytes"] else "unknown",
+        "peak_bytes",
+      ),
+    ]
+  )
+
+
+def parse_args():
+  """The command line."""
   parser = argparse.ArgumentParser(
     description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
   )
   parser.add_argument("--config", default="experiments/vits14.py", help="experiment")
   parser.add_argument(
-    "--batch", type=int, default=64, help="images of the global batch"
+    "--set",
+    action="append",
+    default=[],
+    metavar="FIELD=VALUE",
+    help="overrides a field of the config, for example backbone.drop_path=0.0",
+  )
+  parser.add_argument(
+    "--small",
+    action="store_true",
+    help="4 blocks of width 192 on 112 and 56 px crops in float32, for two CPU cores",
+  )
+  parser.add_argument(
+    "--batch", type=int, help="images of the global batch; default 64, 16 if --small"
   )
   parser.add_argument("--steps", type=int, default=10, help="steps that count")
   parser.add_argument(
     "--matmul", type=int, default=4096, help="side of the peak product"
   )
+  parser.add_argument(
+    "--peer",
+    choices=("torch", "none"),
+    help="default: torch where it is installed and there is one device",
+  )
+  parser.add_argument(
+    "--compile",
+    choices=("yes", "no"),
+    help="whether the peer uses torch.compile; default: on a GPU alone, since on a CPU"
+    " it takes minutes to compile and steps are no faster",
+  )
+  parser.add_argument(
+    "--apart", action="store_true", help="time the peer first and ourselves after it"
+  )
+  parser.add_argument("--json", metavar="FILE", help="also writes the numbers there")
   args = parser.parse_args()
-  spec = importlib.util.spec_from_file_location("experiment", args.config)
-  module = importlib.util.module_from_spec(spec)
-  spec.loader.exec_module(module)
-  config = module.get_config()
-  with config.unlocked():
-    config.data.batch_size = args.batch
+  devices = jax.device_count()
+  if args.peer is None:
+    found = importlib.util.find_spec("torch") and devices == 1
+    args.peer = "torch" if found else "none"
+  if args.peer == "torch" and devices > 1:
+    sys.exit(
+      f"--peer=torch runs on one device, not {devices}; show one alone, for example by"
+      " CUDA_VISIBLE_DEVICES=0, or pass --peer=none"
+    )
+  if args.steps < 1:
+    sys.exit(f"--steps={args.steps} must be at least 1")
+  if args.compile is None:
+    args.compile = "yes" if torch_device() == "cuda" else "no"
+  return args
 
-  preflight.check(config, devices=jax.device_count())
-  mesh = sharding.make_mesh(**config.mesh)
-  run = assembly.assemble(config, mesh)
-  key = jax.random.key(0)
-  with jax.set_mesh(mesh):
-    state = run.init(key)
-    groups = args.batch // config.group_size
-    positions = sharding.local_positions(mesh, groups)
-    batch = random_batch(config, np.random.default_rng(0))
-    batch = sharding.put_batch(mesh, batch, positions, groups)
-    compile_seconds, (state, _) = timed(run.train_step, state, batch, key)
 
-    side, dtype = args.matmul, jnp.dtype(config.backbone.dtype)
-    a = jax.random.normal(key, (side, side), dtype)
-    product = jax.jit(lambda x: x @ x)
-    timed(product, a)
-    step_seconds, product_seconds = [], []
-    for _ in range(args.steps):
-      seconds, (state, scalars) = timed(run.train_step, state, batch, key)
-      step_seconds.append(seconds)
-      product_seconds.append(timed(product, a)[0])
-  if not math.isfinite(float(scalars["loss"])):
-    sys.exit(f"the loss is {scalars['loss']}: not a step worth timing")
-
-  # The product runs on one device; the step on all.
-  peak = 2 * side**3 / statistics.median(product_seconds) * mesh.size
-  seconds = statistics.median(step_seconds)
-  rate = step_flops(config) * args.batch / seconds
-  rows = [
-    ("config", args.config),
-    ("devices", f"{mesh.size} x {jax.devices()[0].device_kind}"),
-    ("batch, dtype", f"{args.batch}, {dtype}"),
-    ("first call, with compilation", f"{compile_seconds:.1f} s"),
-    ("step, median", f"{seconds:.3f} s"),
-    (
-      "step, fastest and slowest",
-      f"{min(step_seconds):.3f}, {max(step_seconds):.3f} s",
-    ),
-    ("images per second", f"{args.batch / seconds:.2f}"),
-    ("model FLOPs per image", f"{step_flops(config):.3e}"),
-    ("model FLOP/s", f"{rate:.3e}"),
-    (f"matrix product of {side}, FLOP/s", f"{peak:.3e}"),
-    ("share of that peak", f"{rate / peak:.1%}"),
-  ]
-  for name, value in rows:
-    print(f"{name:32} {value}")
+def main():
+  """Prints the table."""
+  args = parse_args()
+  config = workload.load_config(
+    args.config, batch=args.batch, small=args.small, assignments=args.set
+  )
+  devices = jax.device_count()
+  try:
+    preflight.check(config, devices=devices)
+  except errors.UserError as e:
+    sys.exit(str(e))
+  batch = workload.random_batch(config, np.random.default_rng(0))
+  side, compiled = args.matmul, args.compile == "yes"
+  # With --apart the first ends before the second begins: only ours stays to the end.
+  makers = {"dinojax": lambda: Ours(config, batch, side=side)}
+  if args.peer == "torch":
+    options = dict(side=side, compiled=compiled, device=torch_device())
+    peer = {"PyTorch": lambda: torch_peer.Peer(config, batch, **options)}
+    makers = {**peer, **makers}
+  turns = measure(makers, args.steps, apart=args.apart)
+  results = {
+    name: summarize(turns[name], config, side=side, devices=devices)
+    for name in ("dinojax", "PyTorch")
+    if name in turns
+  }
+  c = config.backbone
+  settings = {
+    "config": " ".join([args.config, *(["--small"] if args.small else []), *args.set]),
+    "devices": f"{devices} x {jax.devices()[0].device_kind}",
+    "backbone": f"{c.depth} blocks of {c.width}, drop path {c.drop_path}, {c.dtype}",
+    "batch, remat": f"{config.data.batch_size}, {config.remat}",
+    "model FLOPs per image": f"{workload.step_flops(config):.3e}",
+    "side of the matrix product": str(side),
+  }
+  if args.peer == "torch":
+    settings["peer"] = f"torch.compile {'on' if compiled else 'off'}, " + (
+      "before ours" if args.apart else "in turns with ours"
+    )
+  for name, value in settings.items():
+    print(f"{name:32}{value}")
+  print("\n" + table(results))
+  if args.json:
+    pathlib.Path(args.json).write_text(json.dumps({**settings, **results}, indent=2))
 
 
 if __name__ == "__main__":
