@@ -56,20 +56,21 @@ def model_flops(config) -> float:
     body = b.width * h.hidden + h.hidden**2 + h.hidden * h.bottleneck
     return 2 * (body + h.bottleneck * h.prototypes)
 
-  embed, blocks = crop(config.augment.global1.size)
-  local_embed, local_blocks = crop(config.augment["local"].size)
-  group = dict(
-    group_size=config.group_size,
-    views=2,
-    grid=config.augment.global1.size // b.patch_size,
+  def kept(crops):
+    """Share of a group's crops that a branch runs on."""
+    return max(int(crops * (1 - b.drop_path)), 1) / crops
+
+  size, views, locals_ = config.group_size, 2, config.augment.num_local
+  grid = config.augment.global1.size // b.patch_size
+  masks = dict(group_size=size, views=views, grid=grid, **config.masking)
+  (embed, blocks), (local_embed, local_blocks) = (
+    crop(config.augment[kind].size) for kind in ("global1", "local")
   )
-  patches = masking.slots(**group, **config.masking) / config.group_size * head("ibot")
-  kept = 1 - b.drop_path
-  teacher = 2 * (embed + blocks + head("dino")) + patches
-  student = 2 * (embed + kept * blocks + head("dino")) + patches
-  student += config.augment.num_local * (
-    local_embed + kept * local_blocks + head("dino")
-  )
+  shared = views * (embed + head("dino")) + masking.slots(**masks) / size * head("ibot")
+  teacher = shared + views * blocks
+  student = shared + views * kept(size * views) * blocks
+  student += locals_ * (local_embed + head("dino"))
+  student += locals_ * kept(size * locals_) * local_blocks
   return teacher + 3 * student
 
 

@@ -22,7 +22,7 @@ def make_config(kind):
   """Two configs that between them take every branch of the method."""
   config = tiny.config()
   with config.unlocked():
-    config.remat = False
+    config.remat = "none"
     config.backbone.update(pos_grid=tiny.GRID + 1, drop_path=0.0)  # resized everywhere
     config.optimizer.update(freeze_prototypes_steps=2, layer_decay=0.8, clip_norm=0.5)
     config.schedules.learning_rate.update(peak=1e-3, warmup_steps=1)

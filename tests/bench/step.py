@@ -40,7 +40,7 @@ sys.path.insert(0, str(pathlib.Path(__file__).parents[2]))
 import torch_peer
 import workload
 
-from dinojax import assembly, errors, preflight, sharding
+from dinojax import assembly, costs, errors, preflight, sharding
 
 
 class Ours:
@@ -117,7 +117,7 @@ def summarize(turns: list, config, *, side: int, devices: int) -> dict:
     "slowest_s": max(seconds),
     "cpu_s": statistics.median(turn["cpu"] for turn in turns[2:]),
     "images_per_s": images,
-    "model_flops_per_s": images * workload.step_flops(config),
+    "model_flops_per_s": images * costs.model_flops(config),
     # The product runs on one device; the step on all.
     "product_flops_per_s": 2 * side**3 / product * devices,
     "peak_bytes": turns[-1]["peak"],
@@ -251,7 +251,7 @@ def main():
     "devices": f"{devices} x {jax.devices()[0].device_kind}",
     "backbone": f"{c.depth} blocks of {c.width}, drop path {c.drop_path}, {c.dtype}",
     "batch, remat": f"{config.data.batch_size}, {config.remat}",
-    "model FLOPs per image": f"{workload.step_flops(config):.3e}",
+    "model FLOPs per image": f"{costs.model_flops(config):.3e}",
     "side of the matrix product": str(side),
   }
   if args.peer == "torch":

@@ -73,7 +73,7 @@ class Block(nn.Module):
 class VisionTransformer(nn.Module):
   def __init__(self, config):
     super().__init__()
-    c, self.remat = config.backbone, config.remat
+    c, self.remat = config.backbone, config.remat != "none"
     self.grid, self.registers, self.pool = c.pos_grid, c.registers, c.pool
     self.mean = nn.Buffer(torch.tensor(MEAN))
     self.std = nn.Buffer(torch.tensor(STD))

@@ -1,4 +1,4 @@
-"""What step.py times: a config, its FLOPs by hand, and a batch of noise for it."""
+"""What step.py times: a config, and a batch of noise for it."""
 
 import ast
 import importlib.util
@@ -21,38 +21,6 @@ SMALL = {
   "augment.local.size": 56,
 }
 SMALL_HEAD = dict(hidden=512, prototypes=4096)
-
-
-def step_flops(config) -> float:
-  """Model FLOPs of one training step per image: 2 per multiply-add, backward twice."""
-  c, views, locals_ = config.backbone, 2, config.augment.num_local
-  hidden = (int(4 * c.width * 2 / 3) + 7) // 8 * 8
-  ffn = 3 * c.width * hidden if c.ffn == "swiglu" else 8 * c.width**2
-
-  def forward(size):
-    patches = (size // c.patch_size) ** 2
-    tokens = patches + 1 + c.registers
-    layer = 2 * tokens * (4 * c.width**2 + ffn) + 4 * tokens**2 * c.width
-    return 2 * patches * 3 * c.patch_size**2 * c.width, c.depth * layer
-
-  def head(name):
-    h = config.heads.get(name, config.heads.dino)
-    body = c.width * h.hidden + h.hidden**2 + h.hidden * h.bottleneck
-    return 2 * (body + h.bottleneck * h.prototypes)
-
-  def kept(crops):  # of a group, as in vit.add_on_subset
-    return max(int(crops * (1 - c.drop_path)), 1)
-
-  (embed, blocks), (local_embed, local_blocks) = (
-    forward(config.augment[kind].size) for kind in ("global1", "local")
-  )
-  g = config.group_size
-  hidden_patches = masking.slots(**mask_arguments(config)) / g
-  shared = views * (embed + head("dino")) + hidden_patches * head("ibot")
-  student = shared + kept(g * views) / g * blocks
-  student += locals_ * (local_embed + head("dino"))
-  student += kept(g * locals_) / g * local_blocks
-  return shared + views * blocks + 3 * student
 
 
 def mask_arguments(config) -> dict:
