@@ -17,6 +17,7 @@ import jax
 from absl import flags, logging
 
 from dinojax import (
+  allocator,
   assembly,
   checkpoint,
   cli,
@@ -54,6 +55,8 @@ def train(config) -> None:
     UserError: config, data or workdir will not do, or the run had to end early.
     SystemExit: 128 + signal after Ctrl-C or SIGTERM, when all is saved.
   """
+  if jax.default_backend() == "cpu":
+    allocator.keep_pages()
   preflight.check(config, devices=jax.device_count())
   preflight.check_workdir(config.workdir)
   mesh = sharding.make_mesh(**config.mesh)

@@ -40,7 +40,7 @@ sys.path.insert(0, str(pathlib.Path(__file__).parents[2]))
 import torch_peer
 import workload
 
-from dinojax import assembly, costs, errors, preflight, sharding
+from dinojax import allocator, assembly, costs, errors, preflight, sharding
 
 
 class Ours:
@@ -226,6 +226,8 @@ def main():
   config = workload.load_config(
     args.config, batch=args.batch, small=args.small, assignments=args.set
   )
+  if jax.default_backend() == "cpu":
+    allocator.keep_pages()  # as training does
   devices = jax.device_count()
   try:
     preflight.check(config, devices=devices)
