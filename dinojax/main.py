@@ -55,8 +55,6 @@ def train(config) -> None:
     UserError: config, data or workdir will not do, or the run had to end early.
     SystemExit: 128 + signal after Ctrl-C or SIGTERM, when all is saved.
   """
-  if jax.default_backend() == "cpu":
-    allocator.keep_pages()
   preflight.check(config, devices=jax.device_count())
   preflight.check_workdir(config.workdir)
   mesh = sharding.make_mesh(**config.mesh)
@@ -163,6 +161,7 @@ def introduce(config, mesh, source, student, start):
 
 def main(_) -> None:
   """Joins the other processes, if there are any, and trains."""
+  allocator.keep_pages()
   if not flags.FLAGS["verbosity"].present:
     logging.set_verbosity(logging.WARNING)
   address = (COORDINATOR.value, NUM_PROCESSES.value, PROCESS_ID.value)

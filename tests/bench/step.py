@@ -222,12 +222,11 @@ def parse_args():
 
 def main():
   """Prints the table."""
+  allocator.keep_pages()  # as training does
   args = parse_args()
   config = workload.load_config(
     args.config, batch=args.batch, small=args.small, assignments=args.set
   )
-  if jax.default_backend() == "cpu":
-    allocator.keep_pages()  # as training does
   devices = jax.device_count()
   try:
     preflight.check(config, devices=devices)
