@@ -116,6 +116,9 @@ class Program:
     op = run.op
     if op.kind in FREE or op.kind.endswith("-done"):
       return 0
+    if op.kind in ("copy-start", "slice-start"):  # returns both ends and a counter
+      ends = [a for a in op.arrays if a.dims]
+      return min(a.bytes for a in ends) * sum(not a.on_chip for a in ends[:2])
     scope = self.computations[run.computation]
     operands = [scope[name] for name in op.operands]
     if op.kind in SLICES:  # reads what it returns

@@ -39,6 +39,9 @@ ENTRY %main (arg: (s32[], bf16[9,2,5,5], bf16[9,2,16,5]), w: bf16[64,12]) -> s32
   %arg = (s32[], bf16[9,2,5,5]{3,2,1,0}, bf16[9,2,16,5]{3,2,1,0}) parameter(0)
   %w = bf16[64,12]{1,0} parameter(1)
   %one = bf16[64,192]{1,0} fusion(%w), kind=kCustom, calls=%gathering.1
+  %fetch = ((bf16[64,12]{1,0}), bf16[16,12]{1,0:S(1)}, s32[]{:S(2)}) slice-start(%w), \
+slice={[0:16], [0:12]}
+  %fetched = bf16[16,12]{1,0:S(1)} slice-done(%fetch)
   %two = bf16[64,192]{1,0} fusion(%w), kind=kCustom, calls=%gathering.1
   %while.1 = (s32[], bf16[9,2,5,5]{3,2,1,0}) while(%arg), condition=%condition, \
 body=%body, metadata={op_name="jit(f)/while"}
@@ -56,6 +59,13 @@ def test_a_loops_body_counts_as_often_as_it_turns():
   assert program.flops(product) == 2 * 9 * 2 * 16 * 5 * 5
   # y lies on the chip: x is read and the product written.
   assert program.bytes(product) == 2 * (9 * 2 * 5 * 5 + 9 * 2 * 16 * 5)
+
+
+def test_fetching_a_slice_onto_the_chip_reads_the_slice_alone():
+  program = hlo.Program(TPU)
+  runs = {run.op.name: program.bytes(run) for run in program.runs()}
+  assert runs["fetch"] == 16 * 12 * 2
+  assert runs["fetched"] == 0
 
 
 def test_a_collective_in_two_fusions_has_one_channel():
