@@ -39,8 +39,10 @@ setuptools.setup(
   extras_require={
     "tpu": ["jax[tpu]>=0.10,<0.12"],
     "cuda": ["jax[cuda13]>=0.10,<0.12"],
+    "plan": ["jax[tpu]>=0.10,<0.12"],  # its compiler works without a TPU
     "tensorboard": ["tensorboard>=2.17"],
     "test": [
+      "jax[tpu]>=0.10,<0.12",  # plan_test.py compiles for TPUs that are not there
       "pytest>=8.3",
       "ruff>=0.12",
       "torch==2.13.0",

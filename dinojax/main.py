@@ -154,6 +154,8 @@ def introduce(config, mesh, source, student, start):
     f" {config.data.batch_size}; step {start:,} of {config.total_steps:,};"
     f" workdir {config.workdir}"
   )
+  if jax.default_backend() == "cpu" and config.backbone.dtype == "bfloat16":
+    metrics.say("CPUs emulate bfloat16: --config.backbone.dtype=float32 is faster")
   if jax.process_index() == 0:
     path = pathlib.Path(config.workdir, "config.json")
     path.write_text(config.to_json_best_effort(indent=2))

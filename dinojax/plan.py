@@ -11,7 +11,6 @@ config can be overridden as in training.
 
 import contextlib
 import importlib.util
-import itertools
 import json
 import math
 import os
@@ -28,7 +27,7 @@ from dinojax.data import pipeline
 TOPOLOGY = flags.DEFINE_string("topology", None, "TPU slice, as v5e:8x16.")
 JSON = flags.DEFINE_string("json", None, "Also writes the plan to this file.")
 SEARCH = flags.DEFINE_bool(
-  "search", False, "Tries remat policies and mesh splits, and ranks what fits."
+  "search", False, "Tries remat policies, mesh splits and scan settings; ranks them."
 )
 
 
@@ -68,10 +67,8 @@ def _without_native_stderr():
     os.close(saved)
 
 
-def compile_step(config, devices):
-  """(assembly, compiled train_step) of a config for devices, without running it."""
-  preflight.check(config, devices=len(devices))
-  mesh = sharding.make_mesh(**config.mesh, devices=devices)
+def compile_step(config, mesh):
+  """(assembly, compiled train_step) of a config for a mesh, without running it."""
   run = assembly.assemble(config, mesh)
   batch = {
     name: jax.ShapeDtypeStruct(shape, kind, sharding=sharding.batch_sharding(mesh))
@@ -90,18 +87,20 @@ def make_plan(config, devices) -> dict:
     The plan as JSON. Where memory does not suffice: {"fits": False, "missing_bytes"},
     with the parameters and the state, and without what only a program can tell.
   """
+  preflight.check(config, devices=len(devices))
+  mesh = sharding.make_mesh(**config.mesh, devices=devices)
   chip = costs.CHIPS.get(devices[0].device_kind)
   start = time.perf_counter()
   plan = {
-    "config": config.workdir,
     "devices": f"{len(devices)} x {chip.name if chip else devices[0].device_kind}",
-    "mesh": config.mesh.to_dict(),
+    "mesh": dict(mesh.shape),
     "remat": config.remat,
+    "unroll": config.unroll,
     "batch_size": config.data.batch_size,
     "fits": True,
   }
   try:
-    run, compiled = compile_step(config, devices)
+    run, compiled = compile_step(config, mesh)
   except jax.errors.JaxRuntimeError as error:
     used = re.search(r"Used ([\d.]+)([GMK]) of ([\d.]+)([GMK])", str(error))
     if "RESOURCE_EXHAUSTED" not in str(error) or not used:
@@ -213,20 +212,33 @@ def advice(plan: dict) -> str:
 
 
 def search(config, devices) -> list[dict]:
-  """Plans every remat policy with every useful mesh; the fastest that fits first."""
+  """Plans remat policies, then mesh splits, then scan settings; the best one first.
+
+  Each with the best of what came before: a search along one axis after the other, since
+  every plan is a compilation.
+  """
   count = len(devices)
-  splits = [n for n in (8, 16, 32, 64, 128, 256) if count % n == 0] or [count]
+  splits = [n for n in (1, 4, 8, 16, 32, 64, 128, 256) if count % n == 0]
+  meshes = [dict(data=count // fsdp, fsdp=fsdp) for fsdp in splits]
   plans = []
-  for fsdp, remat in itertools.product(splits, blocks.REMAT):
-    with config.unlocked():
-      config.mesh = dict(data=count // fsdp, fsdp=fsdp)
-      config.remat = remat
-    plan = make_plan(config, devices)
-    plans.append(plan)
-    print(_search_line(plan), flush=True)
-  return sorted(
-    plans, key=lambda plan: (not plan["fits"], plan.get("seconds", math.inf))
-  )
+  for field, values in (("remat", blocks.REMAT), ("mesh", meshes), ("unroll", (1, 2))):
+    best = plans[0] if plans else {}
+    for value in values:
+      if best.get(field) == value:
+        continue
+      with config.unlocked():
+        config.update({k: best[k] for k in ("remat", "mesh", "unroll") if k in best})
+        config[field] = value
+      plans.append(make_plan(config, devices))
+      print(_search_line(plans[-1]), flush=True)
+    plans.sort(key=_rank)
+  return plans
+
+
+def _rank(plan):
+  """Sorts what fits first; by time, or where no chip is known by repeated work."""
+  slow = plan.get("seconds", plan.get("recomputed_flops", math.inf))
+  return not plan["fits"], slow, plan["peak_bytes"]
 
 
 def _search_line(plan) -> str:
@@ -234,7 +246,10 @@ def _search_line(plan) -> str:
   seconds = f"{plan['seconds']:.3f} s" if "seconds" in plan else "-"
   mesh = "x".join(str(n) for n in plan["mesh"].values())
   memory = f"{plan['peak_bytes'] / 2**30:.2f} GiB"
-  return f"mesh {mesh:8} remat {plan['remat']:10} {memory:>10} {seconds:>8}  {fits}"
+  return (
+    f"mesh {mesh:8} remat {plan['remat']:10} unroll {plan['unroll']} {memory:>10}"
+    f" {seconds:>8}  {fits}"
+  )
 
 
 def main(_) -> None:

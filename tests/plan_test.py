@@ -10,7 +10,7 @@ import jax
 import pytest
 import tiny
 
-from dinojax import costs, plan
+from dinojax import costs, losses, plan, sharding
 
 ROOT = pathlib.Path(__file__).parent.parent
 SMALL = (
@@ -69,7 +69,30 @@ def test_the_devices_at_hand_are_planned_for_without_a_chip_to_compare_with():
   found = plan.make_plan(config, jax.devices())
   assert found["fits"] and "seconds" not in found
   assert sum(found["parameters"].values()) > 0
+  assert found["mesh"] == {"data": 2, "fsdp": 4}
   assert "peak memory per device" in plan.table(found)
+
+
+def test_the_losses_hold_two_arrays_of_rows_and_prototypes_and_no_third():
+  devices = plan.topology_devices("v5e:2x2")
+  mesh = sharding.make_mesh(data=1, fsdp=1, devices=devices[:1])
+  where, rows, prototypes, width = sharding.replicated(mesh), 512, 16_384, 64
+
+  def shape(*dims):
+    return jax.ShapeDtypeStruct(dims, "float32", sharding=where)
+
+  def step(teacher, student, weights):
+    targets = losses.sinkhorn_knopp(teacher @ weights, temp=0.05)
+
+    def loss(student, weights):
+      return losses.cross_entropy(student @ weights, targets, temp=0.1).mean()
+
+    return jax.grad(loss, (0, 1))(student, weights)
+
+  x, weights = shape(rows, width), shape(width, prototypes)
+  compiled = jax.jit(step).lower(x, x, weights).compile()
+  held = compiled.memory_analysis().temp_size_in_bytes / (rows * prototypes * 4)
+  assert held < 2.2  # the logits of teacher and student; the gradient is never whole
 
 
 def test_out_of_memory_says_how_much_is_missing_and_what_to_change():
@@ -78,6 +101,7 @@ def test_out_of_memory_says_how_much_is_missing_and_what_to_change():
     "mesh": {"data": 8, "fsdp": 16},
     "batch_size": 2048,
     "remat": "attention",
+    "unroll": 1,
     "fits": False,
     "peak_bytes": 20 * 2**30,
     "missing_bytes": 4.25 * 2**30,
@@ -85,6 +109,19 @@ def test_out_of_memory_says_how_much_is_missing_and_what_to_change():
   text = plan.table(found)
   assert "4.25 GiB" in text
   assert "--config.remat=full, or --config.mesh.fsdp=32, or a smaller" in text
+
+
+def test_a_search_ranks_policies_meshes_and_scan_settings(capsys):
+  config = tiny.config()
+  with config.unlocked():
+    config.backbone.update(depth=2, width=16)
+    config.augment.num_local = 1
+    config.mesh.update(data=2, fsdp=1)
+  ranked = plan.search(config, jax.devices()[:2])
+  tried = [(p["remat"], p["mesh"]["fsdp"], p["unroll"]) for p in ranked]
+  assert len(set(tried)) == len(tried) == 5  # 4 policies, then unrolled
+  assert ranked[0]["remat"] in ("none", "matmuls")  # no product is computed again
+  assert capsys.readouterr().out.count("\n") == 5
 
 
 def test_model_flops_of_the_reference_are_those_of_the_method():
