@@ -94,7 +94,8 @@ def add_on_chosen(x: jax.Array, delta: jax.Array, chosen: jax.Array) -> jax.Arra
     chosen: [G, kept], of `draw`.
   """
   groups, kept = chosen.shape
-  return _add_at(x, delta * (len(x) // groups / kept), chosen)
+  # In float32: bfloat16 would round the factor itself, alike for all.
+  return _add_at(x, delta * jnp.float32(len(x) // groups / kept), chosen)
 
 
 @jax.custom_vjp
@@ -108,7 +109,8 @@ def _add_bias_backward(_, grad):
   # A product with ones, eight for a full tile: TPUs sum columns several times slower.
   # Its rows are equal; taking the first one of them trips a bug of XLA's partitioner.
   ones = jnp.ones((8, len(rows)), grad.dtype)
-  return grad, jnp.dot(ones, rows, preferred_element_type=jnp.float32).max(0)
+  sums = jnp.dot(ones, rows, precision="highest", preferred_element_type=jnp.float32)
+  return grad, sums.max(0)
 
 
 add_bias.defvjp(lambda x, bias: (add_bias(x, bias), None), _add_bias_backward)
@@ -275,15 +277,10 @@ class Block(nn.Module):
     )
     for normalize, branch, scale in branches:
       if self.drop_path:
-        chosen = [
-          draw(
-            self.make_rng("drop_path"),
-            groups,
-            len(x) // len(groups),
-            rate=self.drop_path,
-          )
-          for x in tokens
-        ]
+        sizes = [len(x) // len(groups) for x in tokens]
+        keys = [self.make_rng("drop_path") for _ in tokens]
+        pick = functools.partial(draw, rate=self.drop_path)
+        chosen = [pick(k, groups, n) for k, n in zip(keys, sizes, strict=True)]
         tokens, seen = zip(*map(choose, tokens, chosen), strict=True)
         deltas = branch([normalize(x) for x in seen], scale())
         tokens = map(add_on_chosen, tokens, deltas, chosen)

@@ -112,3 +112,9 @@ def test_the_gradient_of_a_bias_is_summed_in_float32():
   _, found = vjp(grad)
   assert found.dtype == jnp.float32  # where bfloat16 would stop at 256
   np.testing.assert_array_equal(found, 4096 * (1 + np.arange(3) / 128))
+
+
+def test_the_scale_of_a_chosen_branch_is_not_rounded_to_the_branchs_type():
+  x, chosen = jnp.zeros((5, 1, 1)), jnp.array([[0, 1, 2]])
+  out = blocks.add_on_chosen(x, jnp.ones((3, 1, 1), jnp.bfloat16), chosen)
+  np.testing.assert_allclose(out[:, 0, 0], [5 / 3, 5 / 3, 5 / 3, 0, 0], rtol=1e-6)

@@ -1,0 +1,64 @@
+"""Every kind of attention beside XLA's own, and who is chosen where."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from dinojax import attention, attention_tpu, preflight
+
+
+def run(kind, dtype, tokens=50):
+  """Output and gradient of two heads of 64 channels."""
+  rng = np.random.default_rng(0)
+  qkv = jnp.asarray(rng.normal(size=(4, tokens, 3 * 128)), dtype)
+  grad = jnp.asarray(rng.normal(size=(4, tokens, 128)), dtype)
+
+  @jax.jit
+  def both(qkv):
+    out, vjp = jax.vjp(lambda x: attention.attention(x, heads=2, kind=kind), qkv)
+    return out, vjp(grad)[0]
+
+  return [np.float64(x) for x in both(qkv)]
+
+
+def kinds_of_this_machine():
+  platform = jax.default_backend()
+  own = {"cpu": [], "gpu": ["cudnn"], "tpu": ["pallas"]}[platform]
+  return ["auto", "cpu", *own]
+
+
+@pytest.mark.parametrize("kind", kinds_of_this_machine())
+@pytest.mark.parametrize("dtype, tolerance", [("float32", 1e-5), ("bfloat16", 1e-2)])
+@pytest.mark.parametrize("tokens", [50, 257])
+def test_every_kernel_equals_xlas_own_forward_and_backward(
+  kind, dtype, tolerance, tokens
+):
+  if kind == "cudnn" and dtype == "float32":
+    pytest.skip("cuDNN attends in half precision alone")
+  # In bfloat16 XLA's own rounds its probabilities: float32 is the measure.
+  wanted = run("xla", "float32", tokens)
+  for found, value in zip(run(kind, dtype, tokens), wanted, strict=True):
+    assert np.abs(found - value).max() <= tolerance * np.abs(value).max()
+
+
+def test_a_cpu_takes_its_own_kernel():
+  if jax.default_backend() == "cpu":
+    for found, wanted in zip(
+      run("auto", "float32"), run("cpu", "float32"), strict=True
+    ):
+      np.testing.assert_array_equal(found, wanted)
+
+
+def test_a_tpu_takes_the_pallas_kernel_where_it_fits(monkeypatch):
+  monkeypatch.setattr(attention.sharding, "platform", lambda: "tpu")
+  called = []
+  monkeypatch.setattr(attention_tpu, "attention", lambda x: called.append(x.shape) or x)
+  for heads in (2, 1):
+    qkv = jnp.zeros((1, 5, 3 * 128))
+    attention.attention(qkv, heads=heads, kind="auto")
+  assert called == [(1, 5, 384)]  # one head of 128 channels is left to XLA
+
+
+def test_preflight_knows_every_kind():
+  assert preflight.CHOICES["config.attention"] == attention.KINDS
