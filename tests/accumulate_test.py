@@ -30,7 +30,7 @@ def get_config(parts, images, *, targets, shared, pool):
   config = tiny.config()
   with config.unlocked():
     config.accumulation = parts
-    config.remat = False  # quicker to compile
+    config.remat = "none"  # quicker to compile
     config.data.batch_size = images
     config.augment.num_local = 2
     config.backbone.update(pool=pool, drop_path=0.5)

@@ -148,7 +148,7 @@ batch = {
 with jax.set_mesh(mesh):
   state = run.init(jax.random.key(0))
   prototypes = state.student["dino_head"]["prototypes"]["v"]
-  assert prototypes.addressable_shards[0].data.shape == (32, 32), prototypes.sharding
+  assert prototypes.addressable_shards[0].data.shape == (32, 256), prototypes.sharding
   for _ in range(2):
     placed = sharding.put_batch(mesh, batch, range(128), 128)
     state, scalars = run.train_step(state, placed, jax.random.key(1))
