@@ -94,8 +94,9 @@ def add_on_chosen(x: jax.Array, delta: jax.Array, chosen: jax.Array) -> jax.Arra
     chosen: [G, kept], of `draw`.
   """
   groups, kept = chosen.shape
-  # In float32: bfloat16 would round the factor itself, alike for all.
-  return _add_at(x, delta * jnp.float32(len(x) // groups / kept), chosen)
+  # By a factor in float32: bfloat16 would round it, and so shift all alike.
+  scaled = delta * jnp.float32(len(x) // groups / kept)
+  return _add_at(x, scaled.astype(delta.dtype), chosen)
 
 
 @jax.custom_vjp
