@@ -3,7 +3,7 @@
 import sys
 from collections.abc import Callable
 
-from absl import app, flags
+from absl import app, flags, logging
 from ml_collections import config_flags
 
 from dinojax import errors
@@ -37,8 +37,11 @@ def _parse_flags(argv: list[str]) -> list[str]:
     reason = " ".join(str(error).split())
     raise errors.UserError(f"--config: {reason}") from error
   except (KeyError, AttributeError) as error:
-    reason = " ".join(str(error.args[0]).split())
+    reason = str(error.args[0]).replace("\\n", " ").replace("\\'", "'")
+    reason = " ".join(reason.split()).removeprefix("'").removesuffix("'")
     raise errors.UserError(f"--config has no such field: {reason}") from error
+  if not flags.FLAGS["verbosity"].present:
+    logging.set_verbosity(logging.WARNING)
   if len(rest) > 1:
     raise errors.UserError(f"{rest[1]!r} is no option; options start with --")
   return rest

@@ -14,7 +14,7 @@ import pathlib
 import sys
 
 import jax
-from absl import flags, logging
+from absl import flags
 
 from dinojax import (
   allocator,
@@ -30,6 +30,7 @@ from dinojax import (
 from dinojax.data import pipeline, sources
 from dinojax.evals import knn
 
+flags.adopt_module_key_flags(cli)  # so that --help shows --config
 COORDINATOR = flags.DEFINE_string(
   "coordinator", None, "HOST:PORT of process 0, the same on every process of a run."
 )
@@ -164,8 +165,6 @@ def introduce(config, mesh, source, student, start):
 def main(_) -> None:
   """Joins the other processes, if there are any, and trains."""
   allocator.keep_pages()
-  if not flags.FLAGS["verbosity"].present:
-    logging.set_verbosity(logging.WARNING)
   address = (COORDINATOR.value, NUM_PROCESSES.value, PROCESS_ID.value)
   if None not in address:
     jax.distributed.initialize(*address, cluster_detection_method="deactivate")

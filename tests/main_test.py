@@ -205,5 +205,5 @@ def test_a_mistake_is_told_in_one_line_without_a_traceback(tmp_path, override, s
 def test_help_names_the_config_flag():
   command = [sys.executable, "-m", "dinojax.main", "--help"]
   output = subprocess.run(command, cwd=ROOT, capture_output=True, text=True).stdout
-  assert "--config" in output
+  assert "--config: Experiment file to run." in output
   assert "python -m dinojax.main --config=experiments/quickstart.py" in output
