@@ -85,8 +85,8 @@ def make_plan(config, devices) -> dict:
   """Compiles the step and measures the program; all numbers are per step.
 
   Returns:
-    The plan as JSON. Where memory does not suffice: {"fits": False, "missing_bytes"},
-    with the parameters and the state, and without what only a program can tell.
+    The plan as JSON; where memory does not suffice, {"fits": False, "missing_bytes"}
+    and little else, since the compiler gives up.
   """
   preflight.check(config, devices=len(devices))
   mesh = sharding.make_mesh(**config.mesh, devices=devices)
@@ -103,14 +103,16 @@ def make_plan(config, devices) -> dict:
   try:
     run, compiled = compile_step(config, mesh)
   except jax.errors.JaxRuntimeError as error:
-    used = re.search(r"Used ([\d.]+)([GMK]) of ([\d.]+)([GMK])", str(error))
-    if "RESOURCE_EXHAUSTED" not in str(error) or not used:
+    if (found := exhausted(str(error))) is None:
       raise
-    unit = {"K": 2**10, "M": 2**20, "G": 2**30}
-    needed = float(used[1]) * unit[used[2]]
-    limit = float(used[3]) * unit[used[4]]
-    missing = needed - limit
-    return {**plan, "fits": False, "peak_bytes": needed, "missing_bytes": missing}
+    needed, limit = found
+    return {
+      **plan,
+      "fits": False,
+      "peak_bytes": needed,
+      "memory_bytes": limit,
+      "missing_bytes": needed - limit,
+    }
   plan["compile_seconds"] = time.perf_counter() - start
   student = run.abstract_state.student
   plan["parameters"] = {
@@ -143,6 +145,19 @@ def make_plan(config, devices) -> dict:
     peak = chip.flops * len(devices)
     plan["share_of_peak"] = plan["model_flops"] / plan["seconds"] / peak
   return plan
+
+
+def exhausted(message: str) -> tuple[float, float] | None:
+  """Bytes needed and bytes there are, from XLA's message that memory does not suffice.
+
+  They stand first in it: "Used 17.02G of 15.75G hbm", or "HLO temporaries (122.59G)
+  exceeds available HBM (15.75G)". None for any other message.
+  """
+  sizes = re.findall(r"([\d.]+)([KMG])\b", message)
+  if "RESOURCE_EXHAUSTED" not in message or len(sizes) < 2:
+    return None
+  unit = {"K": 2**10, "M": 2**20, "G": 2**30}
+  return tuple(float(number) * unit[letter] for number, letter in sizes[:2])
 
 
 def table(plan: dict) -> str:

@@ -3,6 +3,7 @@
 import json
 import os
 import pathlib
+import re
 import subprocess
 import sys
 
@@ -96,19 +97,36 @@ def test_the_losses_hold_two_arrays_of_rows_and_prototypes_and_no_third():
 
 
 def test_out_of_memory_says_how_much_is_missing_and_what_to_change():
-  found = {
-    "devices": "128 x v5e",
-    "mesh": {"data": 8, "fsdp": 16},
-    "batch_size": 2048,
-    "remat": "attention",
-    "unroll": 1,
-    "fits": False,
-    "peak_bytes": 20 * 2**30,
-    "missing_bytes": 4.25 * 2**30,
-  }
-  text = plan.table(found)
-  assert "4.25 GiB" in text
-  assert "--config.remat=full, or --config.mesh.fsdp=32, or a smaller" in text
+  done = subprocess.run(
+    [
+      *(sys.executable, "-m", "dinojax.plan", "--config=experiments/vits14.py"),
+      *("--topology=v5e:2x2", "--config.mesh.fsdp=2", "--config.mesh.data=2"),
+    ],
+    cwd=ROOT,
+    capture_output=True,
+    text=True,
+    timeout=400,
+    check=False,
+  )
+  assert done.returncode == 0, done.stderr
+  missing = re.search(r"missing +([\d.]+) GiB", done.stdout)
+  assert float(missing[1]) > 50  # 512 images on each of four chips
+  helps = "--config.remat=matmuls, or --config.mesh.fsdp=4, or a smaller"
+  assert helps in done.stdout
+
+
+@pytest.mark.parametrize(
+  "message",
+  [
+    "RESOURCE_EXHAUSTED: Ran out of memory in memory space hbm. Used 17.00G of 15.75G"
+    " hbm. Exceeded hbm capacity by 1.25G.",
+    "RESOURCE_EXHAUSTED: total memory required for HLO temporaries (17.00G) exceeds"
+    " available HBM (15.75G).",
+  ],
+)
+def test_both_ways_to_say_out_of_memory_are_understood(message):
+  assert plan.exhausted(message) == (17 * 2**30, 15.75 * 2**30)
+  assert plan.exhausted("INTERNAL: 17.00G of 15.75G") is None
 
 
 def test_a_search_ranks_policies_meshes_and_scan_settings(capsys):
