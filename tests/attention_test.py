@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from dinojax import attention, attention_tpu, preflight
+from dinojax import attention, attention_tpu, blocks, preflight
 
 
 def run(kind, dtype, tokens=50):
@@ -60,5 +60,6 @@ def test_a_tpu_takes_the_pallas_kernel_where_it_fits(monkeypatch):
   assert called == [(1, 5, 384)]  # one head of 128 channels is left to XLA
 
 
-def test_preflight_knows_every_kind():
+def test_preflight_knows_every_kind_and_every_policy():
   assert preflight.CHOICES["config.attention"] == attention.KINDS
+  assert preflight.CHOICES["config.remat"] == tuple(blocks.REMAT)

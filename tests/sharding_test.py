@@ -30,6 +30,14 @@ def test_the_largest_dimension_that_fsdp_divides_is_split():
   assert spec(mesh, (131_072,), "gain") == PartitionSpec("fsdp")
 
 
+def test_shares_that_are_whole_tiles_come_first():
+  mesh = sharding.make_mesh(data=1, fsdp=8)
+  # 4608 / 8 = 576 are no whole 128 lanes, 1536 / 8 = 192 are whole 16 sublanes.
+  assert spec(mesh, (1536, 4608), "w") == PartitionSpec("fsdp", None)
+  assert spec(mesh, (1536, 8192), "w") == PartitionSpec(None, "fsdp")
+  assert spec(mesh, (8, 8200), "w") == PartitionSpec(None, "fsdp")  # neither: larger
+
+
 def test_an_array_that_fsdp_divides_nowhere_is_copied():
   mesh = sharding.make_mesh(data=1, fsdp=8)
   assert spec(mesh, (601, 301), "w") == PartitionSpec(None, None)
