@@ -26,7 +26,9 @@ class Interrupts:
 
   def _catch(self, number, _):
     if self._number is not None:
-      raise KeyboardInterrupt
+      # An exception would be lost where Python happens to be in a callback.
+      metrics.say_at_once("ended; steps since the last checkpoint are lost")
+      os._exit(128 + number)
     self._number = number
     metrics.say_at_once("saving after this step; once more ends at once, unsaved")
     if not self._alone:

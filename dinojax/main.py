@@ -57,13 +57,13 @@ def train(config) -> None:
     SystemExit: 128 + signal after Ctrl-C or SIGTERM, when all is saved.
   """
   preflight.check(config, devices=jax.device_count())
-  preflight.check_workdir(config.workdir)
   mesh = sharding.make_mesh(**config.mesh)
   source = sources.open_source(config.data.source, field="config.data.source")
   run = assembly.assemble(config, mesh)
   feature = functools.partial(assembly.image_feature, run.nets)
   make_rater = knn.open_rater(config.knn, mesh=mesh, workers=config.workers)
   rate = make_rater(feature) if make_rater else None
+  preflight.check_workdir(config.workdir)
   init_key, step_key = jax.random.split(jax.random.key(config.seed))
   record = {"config": config.to_dict(), "data_fingerprint": source.fingerprint}
   stop = interrupts.Interrupts()
@@ -153,7 +153,8 @@ def introduce(config, mesh, source, student, start):
     f" {sum(millions.values()):,.1f} M; {devices} as {dict(mesh.shape)}\n"
     f"{len(source):,} images of {config.data.source}, batches of"
     f" {config.data.batch_size}; step {start:,} of {config.total_steps:,};"
-    f" workdir {config.workdir}"
+    f" workdir {config.workdir}\n"
+    "the first step waits for the compiler"
   )
   if jax.default_backend() == "cpu" and config.backbone.dtype == "bfloat16":
     metrics.say("CPUs emulate bfloat16: --config.backbone.dtype=float32 is faster")
@@ -171,7 +172,13 @@ def main(_) -> None:
   elif address != (None, None, None):
     raise errors.UserError("--coordinator, --num_processes, --process_id go together")
   elif MULTIHOST.value:
-    jax.distributed.initialize()
+    try:
+      jax.distributed.initialize()
+    except ValueError as error:
+      raise errors.UserError(
+        f"--multihost finds no cluster here ({error}); leave it out on one host, or"
+        " give --coordinator, --num_processes and --process_id"
+      ) from error
   train(cli.CONFIG.value)
 
 
