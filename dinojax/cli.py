@@ -36,6 +36,10 @@ def _parse_flags(argv: list[str]) -> list[str]:
   except OSError as error:
     reason = " ".join(str(error).split())
     raise errors.UserError(f"--config: {reason}") from error
+  except ModuleNotFoundError as error:
+    raise errors.UserError(
+      f"--config: {error}; run from the folder that holds experiments/"
+    ) from error
   except (KeyError, AttributeError) as error:
     reason = str(error.args[0]).replace("\\n", " ").replace("\\'", "'")
     reason = " ".join(reason.split()).removeprefix("'").removesuffix("'")

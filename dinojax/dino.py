@@ -10,11 +10,10 @@ of the student, sees the global crops whole. Three losses teach the student:
 Dimension key: B images of the global batch, V global crops of an image (2), L local
 ones, N patches of a global crop, D width, K prototypes, G groups, U masked patches of a
 group. A group is `cfg.group_size` neighbouring images of the batch, on one device.
-KoLeo, masks and drop path work within groups, so no loss depends on the machine, nor
-on how many parts `cfg.accumulation` splits the batch into.
+DIFFERS: KoLeo, masks and drop path work within groups where the reference's work within
+a GPU. So no loss depends on the machine, nor on the parts of `cfg.accumulation`.
 """
 
-import functools
 from typing import Any, NamedTuple
 
 import chex
@@ -181,18 +180,20 @@ def train_step(state: TrainState, batch: dict, key, *, nets, tx, schedules, cfg)
   at = {name: schedule(state.step) for name, schedule in schedules._asdict().items()}
   groups = jnp.arange(len(batch["masked_indices"]))
   split = dict(groups=len(groups), parts=cfg.accumulation)
-  look = functools.partial(teacher_logits, state.teacher, nets=nets)
-  logits = accumulate.collect(look, batch, **split)
+  logits = accumulate.collect(
+    lambda part: teacher_logits(state.teacher, part, nets=nets), batch, **split
+  )
   targets, centers = teacher_targets(logits, state.centers, at["teacher_temp"])
   key = jax.random.fold_in(key, state.step)
-  gradient = functools.partial(jax.grad(student_loss, has_aux=True), state.student)
-  gradient = functools.partial(gradient, key=key, nets=nets, cfg=cfg)
-  grads, metrics = accumulate.mean(gradient, targets, batch, groups, **split)
+  gradient = jax.grad(student_loss, has_aux=True)
+  grads, metrics = accumulate.mean(
+    lambda *part: gradient(state.student, *part, key=key, nets=nets, cfg=cfg),
+    *(targets, batch, groups),
+    **split,
+  )
   updates, opt_state = tx.update(grads, state.opt_state, state.student)
   student = optax.apply_updates(state.student, updates)
-  new_share = 1 - at["teacher_momentum"]
-  teacher = optax.incremental_update(student, state.teacher, new_share)
-  entropy = jax.scipy.special.entr(targets["dino"]).sum(-1).mean()
-  norms = {f"grad_norm_{name}": optax.tree.norm(g) for name, g in grads.items()}
-  state = TrainState(state.step + 1, student, teacher, opt_state, centers)
-  return state, {**metrics, "teacher_entropy": entropy, **norms, **at}
+  teacher = optax.incremental_update(student, state.teacher, 1 - at["teacher_momentum"])
+  metrics |= {f"grad_norm_{name}": optax.tree.norm(g) for name, g in grads.items()}
+  metrics["teacher_entropy"] = jax.scipy.special.entr(targets["dino"]).sum(-1).mean()
+  return TrainState(state.step + 1, student, teacher, opt_state, centers), metrics | at

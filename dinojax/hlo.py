@@ -169,7 +169,9 @@ class Program:
       for op in ops.values()
       if op.kind == "constant" and not op.arrays[0].dims
     ]
-    return max(limits, default=1)
+    if not limits:
+      raise ValueError(f"loop {loop.name}: no number of turns in the program's text")
+    return max(limits)
 
   def _fusion_bytes(self, op, operands):
     inside = self.computations[op.called[0]]

@@ -12,15 +12,36 @@ import numpy as np
 def flops(op, scope) -> float:
   """FLOPs of matrix products, two per multiply-add."""
   if op.kind == "dot":
-    lhs = scope[op.operands[0]].arrays[0].dims
     dims = re.search(r"lhs_contracting_dims=\{([\d,]*)\}", op.attributes)[1]
-    contracted = math.prod(lhs[int(d)] for d in dims.split(",") if d)
-    return 2.0 * math.prod(op.arrays[0].dims) * contracted
+    return _product_flops(op, scope, dims)
   if op.kind == "convolution":
     return _convolution_flops(op, scope)
   if op.kind == "custom-call":
-    found = re.search(r'"flops":"?(\d+)', op.attributes)
-    return float(found[1]) if found else 0.0
+    return _custom_call_flops(op, scope)
+  return 0.0
+
+
+def _product_flops(op, scope, contracted: str) -> float:
+  """Of a product whose left operand is summed over these dimensions, as "1,2"."""
+  lhs = scope[op.operands[0]].arrays[0].dims
+  terms = math.prod(lhs[int(d)] for d in re.findall(r"\d+", contracted))
+  return 2.0 * math.prod(op.arrays[0].dims) * terms
+
+
+def _custom_call_flops(op, scope) -> float:
+  """Of a kernel: its own estimate (Pallas), or by shapes (cuBLAS, cuDNN)."""
+  if found := re.search(r'"flops":"?(\d+)', op.attributes):
+    return float(found[1])
+  if "__cublas" in op.attributes:
+    found = re.search(r'"lhs_contracting_dimensions":\[([^\]]*)\]', op.attributes)
+    return _product_flops(op, scope, found[1])
+  if "__cudnn$fmha" in op.attributes:
+    scores = re.search(
+      r'"intermediate_tensor_shape":\{.*?"dimensions":\[([^\]]*)\]', op.attributes
+    )
+    scores = math.prod(int(n) for n in re.findall(r"\d+", scores[1]))
+    width = scope[op.operands[0]].arrays[0].dims[-1]
+    return 2.0 * scores * width * (5 if "Backward" in op.attributes else 2)
   return 0.0
 
 

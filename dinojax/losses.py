@@ -32,8 +32,8 @@ def sinkhorn_knopp(
   """
   chex.assert_rank(logits, 2)
   z = logits.astype(jnp.float32)
-  # One maximum for all: a shift per sample would change the prototypes' sums.
-  # Rows have their own maximum in the vector instead, lest a whole row underflow.
+  # exp((z - max of all) / temp), in two factors: by its row's own maximum no row
+  # underflows as a whole, and what that shift changes stands in `per_sample`.
   peak = jax.lax.stop_gradient(z.max(1))  # [rows]
   scores = jnp.exp((z - peak[:, None]) / temp)  # [rows, K]
   # Full precision: by default TPU and GPU round the factors to 8 or 11 bits.

@@ -168,6 +168,7 @@ class Progress:
     """Shows `start` of `total` steps."""
     self._lines = not sys.stderr.isatty()
     self._last_line = time.perf_counter()
+    self._started = False
     self._bar = tqdm.tqdm(
       total=total,
       initial=start,
@@ -180,6 +181,10 @@ class Progress:
   def update(self, steps: int) -> None:
     """Advances by so many steps."""
     self._bar.update(steps)
+    if not self._started:  # the compiler's time tells nothing of the steps to come
+      self._started, done = True, self._bar.n
+      self._bar.reset(self._bar.total)
+      self._bar.n = self._bar.initial = done
     now = time.perf_counter()
     if self._lines and now - self._last_line > SECONDS_BETWEEN_LINES:
       self._last_line = now

@@ -222,9 +222,11 @@ def advice(plan: dict) -> str:
   policies = list(blocks.REMAT)
   rest = policies[policies.index(plan["remat"]) + 1 :]
   ways = [f"--config.remat={rest[0]}"] if rest else []
-  if plan["mesh"]["data"] != 1:
-    ways.append(f"--config.mesh.fsdp={plan['mesh']['fsdp'] * 2}")
-  return ", or ".join([*ways, "a smaller --config.data.batch_size"])
+  data, fsdp = plan["mesh"]["data"], plan["mesh"]["fsdp"]
+  if data % 2 == 0:
+    ways.append(f"--config.mesh.data={data // 2} --config.mesh.fsdp={fsdp * 2}")
+  ways.append("a larger --config.accumulation, or a smaller --config.data.batch_size")
+  return ", or ".join(ways)
 
 
 def search(config, devices) -> list[dict]:

@@ -149,6 +149,13 @@ def _check_ranges(config):
       f"config.schedules.learning_rate.warmup_steps={warmup} must be below"
       f" config.total_steps={config.total_steps}"
     )
+  frozen = config.optimizer.freeze_prototypes_steps
+  if not 0 <= frozen < config.total_steps:
+    raise errors.UserError(
+      f"config.optimizer.freeze_prototypes_steps={frozen} must be below"
+      f" config.total_steps={config.total_steps}, or prototypes never learn; try"
+      f" {config.total_steps // 100}"
+    )
   every = config.checkpoint.every
   if config.knn.every % every:
     raise errors.UserError(

@@ -1,11 +1,13 @@
 """Every kind of attention beside XLA's own, and who is chosen where."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from dinojax import attention, attention_tpu, blocks, preflight
+from dinojax import attention, blocks, plan, preflight, sharding
 
 
 def run(kind, dtype, tokens=50):
@@ -50,14 +52,16 @@ def test_a_cpu_takes_its_own_kernel():
       np.testing.assert_array_equal(found, wanted)
 
 
-def test_a_tpu_takes_the_pallas_kernel_where_it_fits(monkeypatch):
-  monkeypatch.setattr(attention.sharding, "platform", lambda: "tpu")
-  called = []
-  monkeypatch.setattr(attention_tpu, "attention", lambda x: called.append(x.shape) or x)
-  for heads in (2, 1):
-    qkv = jnp.zeros((1, 5, 3 * 128))
-    attention.attention(qkv, heads=heads, kind="auto")
-  assert called == [(1, 5, 384)]  # one head of 128 channels is left to XLA
+@pytest.mark.parametrize("heads, fits", [(2, True), (1, False)])  # 64 channels, or 128
+def test_a_tpu_takes_the_pallas_kernel_where_it_fits(heads, fits):
+  devices = plan.topology_devices("v5e:2x2")
+  mesh = sharding.make_mesh(data=2, fsdp=2, devices=devices)
+  where = sharding.batch_sharding(mesh)
+  qkv = jax.ShapeDtypeStruct((4, 5, 3 * 128), "bfloat16", sharding=where)
+  with jax.set_mesh(mesh):
+    attend = functools.partial(attention.attention, heads=heads, kind="auto")
+    program = jax.jit(attend).lower(qkv).as_text()
+  assert ("tpu_custom_call" in program) == fits
 
 
 def test_preflight_knows_every_kind_and_every_policy():

@@ -112,3 +112,37 @@ def test_reading_a_slice_of_a_stack_costs_the_slice():
   args = jnp.ones((100, 1000)), 3
   program = hlo.Program(jax.jit(f).lower(*args).compile().as_text())
   assert sum(program.bytes(r) for r in program.runs()) < 4 * 1000 * 4
+
+
+def test_kernels_of_gpus_count_by_their_shapes():
+  # Written after XLA's form of them: none has been compiled on a GPU here.
+  scores = '"intermediate_tensor_shape":{"element_type":"BF16","dimensions":["4","2",'
+  scores += '"50","50"],"tuple_shapes":[]}'
+  text = f"""HloModule jit_f
+
+ENTRY %main (a: bf16[16,32], b: bf16[32,8], q: bf16[4,50,2,64]) -> bf16[16,8] {{
+  %a = bf16[16,32]{{1,0}} parameter(0)
+  %b = bf16[32,8]{{1,0}} parameter(1)
+  %q = bf16[4,50,2,64]{{3,2,1,0}} parameter(2)
+  %gemm = (bf16[16,8]{{1,0}}, s8[4096]{{0}}) custom-call(%a, %b), \
+custom_call_target="__cublas$gemm", backend_config={{"gemm_backend_config":\
+{{"dot_dimension_numbers":{{"lhs_contracting_dimensions":["1"]}}}}}}
+  %attend = (bf16[4,2,50,64]{{3,2,1,0}}, u8[0]{{0}}) custom-call(%q, %q, %q), \
+custom_call_target="__cudnn$fmhaSoftmax", backend_config={{{scores}}}
+  %back = (bf16[4,2,50,64]{{3,2,1,0}}, u8[0]{{0}}) custom-call(%q, %q, %q), \
+custom_call_target="__cudnn$fmhaSoftmaxBackward", backend_config={{{scores}}}
+  ROOT %out = bf16[16,8]{{1,0}} get-tuple-element(%gemm), index=0
+}}
+""".replace("\\\n", "")
+  program = hlo.Program(text)
+  found = {run.op.name: program.flops(run) for run in program.runs()}
+  # The product's FLOPs, of the first of two results: the other is scratch memory.
+  assert found["gemm"] == 2 * 16 * 8 * 32
+  assert found["attend"] == 2 * 2 * 4 * 2 * 50 * 50 * 64
+  assert found["back"] == 5 * 2 * 4 * 2 * 50 * 50 * 64
+
+
+def test_a_loop_of_unknown_length_is_an_error_and_not_one_turn():
+  program = hlo.Program(TPU.replace("constant(40)", "parameter(1)"))
+  with pytest.raises(ValueError, match=r"while\.1: no number of turns"):
+    list(program.runs())

@@ -111,7 +111,7 @@ def test_out_of_memory_says_how_much_is_missing_and_what_to_change():
   assert done.returncode == 0, done.stderr
   missing = re.search(r"missing +([\d.]+) GiB", done.stdout)
   assert float(missing[1]) > 50  # 512 images on each of four chips
-  helps = "--config.remat=matmuls, or --config.mesh.fsdp=4, or a smaller"
+  helps = "--config.remat=matmuls, or --config.mesh.data=1 --config.mesh.fsdp=4, or a"
   assert helps in done.stdout
 
 

@@ -71,6 +71,12 @@ ERRORS = [
     "config.backbone.drop_path=-0.1 must be within [0, 1)",
   ),
   (
+    {"total_steps": 1_000_000, "optimizer.freeze_prototypes_steps": 1_000_000},
+    1,
+    "config.optimizer.freeze_prototypes_steps=1000000 must be below"
+    " config.total_steps=1000000, or prototypes never learn; try 10000",
+  ),
+  (
     {"masking.ratio_min": 0.6},
     1,
     "config.masking.ratio_min=0.6 and ratio_max=0.5 must rise within (0, 1)",

@@ -13,6 +13,7 @@ def config():
   with config.unlocked():
     config.group_size = 2
     config.total_steps = 100
+    config.optimizer.freeze_prototypes_steps = 10
     config.data.batch_size = 8
     config.backbone.update(width=32, depth=2, heads=2, pos_grid=GRID, dtype="float32")
     config.backbone.layerscale_init = 1.0  # blocks show from the first step on
