@@ -22,6 +22,7 @@ setuptools.setup(
     "array_record>=0.8; platform_system == 'Linux'",
     "chex>=0.1.90",
     "einops>=0.8",
+    "flatbuffers>=24",  # jax.export writes with it
     "flax>=0.12,<0.13",
     "grain>=0.2.18,<0.3",
     "jax>=0.10,<0.12",
@@ -31,6 +32,7 @@ setuptools.setup(
     "optax>=0.2.8,<0.3",
     "orbax-checkpoint>=0.12,<0.13",
     "pillow>=11.0",
+    "safetensors>=0.5",
     "scikit-learn>=1.5",  # carries the quickstart's images
     "tensorboardX>=2.6.2",
     "tensorflow-datasets>=4.9.9",
@@ -41,6 +43,7 @@ setuptools.setup(
     "cuda": ["jax[cuda13]>=0.10,<0.12"],
     "plan": ["jax[tpu]>=0.10,<0.12"],  # its compiler works without a TPU
     "tensorboard": ["tensorboard>=2.17"],
+    "torch": ["torch>=2.6"],  # reads and writes .pth
     "test": [
       "jax[tpu]>=0.10,<0.12",  # plan_test.py compiles for TPUs that are not there
       "pytest>=8.3",

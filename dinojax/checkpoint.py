@@ -2,16 +2,15 @@
 
 A checkpoint is the folder WORKDIR/checkpoints/STEP. It holds the state, as sharded
 arrays that any mesh can read, and a record in JSON: step, data_fingerprint, config,
-k-NN metrics if there are any, and a checksum of the state. Orbax writes it in the
+k-NN metrics if there are any, and a checksum of every array. Orbax writes it in the
 background, from its own copy; the folder gets its name when all is written.
 """
 
 import contextlib
-import json
 import logging
 import sys
 import traceback
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import jax
@@ -40,7 +39,7 @@ class Checkpoints:
       keep_last: how many of the newest to keep, at least 1.
       keep_best: how many of the best by k-NN top-1 to keep besides.
     """
-    _mute_orbax()
+    mute_orbax()
     self.directory = epath.Path(workdir).resolve() / "checkpoints"
     self._every = every
     self._writing: int | None = None
@@ -86,7 +85,7 @@ class Checkpoints:
     if step in self._manager.all_steps():
       return False
     self._policy.rate(step, metrics)
-    record = {**record, "metrics": metrics, "checksum": int(_checksum(state))}
+    record = {**record, "metrics": metrics, "checksums": checksums(state)}
     self._writing = step
     with self._failing_in_one_line():
       # The CPU backend hands out its own memory here instead of a copy, yet leaves it
@@ -162,8 +161,9 @@ class Checkpoints:
       )
     )
     # TensorStore notices missing and short files, not changed bytes in large ones.
-    if int(_checksum(state)) != record["checksum"]:
-      raise _DamagedError("its arrays are not those that were saved")
+    found = checksums(state)
+    if changed := [k for k, v in found.items() if record["checksums"].get(k) != v]:
+      raise _DamagedError(f"{changed[0]} is not what was saved")
     return state, record
 
   def _set_aside(self, damaged: dict[int, Exception], restored: int):
@@ -189,7 +189,7 @@ class Checkpoints:
       whole = ocp.utils.checkpoint_steps(self.directory)
       raise errors.UserError(
         f"cannot write checkpoint {self._writing} to {self.directory}"
-        f" ({_reason(error)}); the last good one is {max(whole, default=None)};"
+        f" ({explain(error)}); the last good one is {max(whole, default=None)};"
         " make room there, or let it be written to, and run again"
       ) from error
 
@@ -217,45 +217,25 @@ class _KeepLastAndBest:
     return [step in best or step in steps[-self._keep_last :] for step in steps]
 
 
-def check_same_run(
-  record: dict, config: dict, data_fingerprint: str, *, free: Collection[str]
-):
-  """Raises UserError, with each field that differs, if the record is of another run.
-
-  `free` are the fields or groups of the config that may differ, as "data.source".
-  """
-  before = _fields(record["config"], record["data_fingerprint"], free)
-  now = _fields(config, data_fingerprint, free)
-  differing = [
-    f"{name}: {before.get(name)} in the workdir, {now.get(name)} now"
-    for name in {**before, **now}
-    if before.get(name) != now.get(name)
-  ]
-  if differing:
-    raise errors.UserError(
-      f"config.workdir={config['workdir']} holds another run ({'; '.join(differing)});"
-      " choose another config.workdir, or remove this one"
-    )
-
-
-def _fields(config: dict, fingerprint: str, free: Collection[str]) -> dict[str, Any]:
-  """{"config.backbone.depth": 24, ...}; tuples as the lists that JSON makes of them."""
-  tree = json.loads(json.dumps({"config": config}))
-  leaves = jax.tree.leaves_with_path(tree, is_leaf=lambda x: not isinstance(x, dict))
-  fields = {".".join(part.key for part in path): value for path, value in leaves}
-  free_paths = tuple(f"config.{name}." for name in free)
-  bound = {k: v for k, v in fields.items() if not f"{k}.".startswith(free_paths)}
-  return {"the data": fingerprint, **bound}
-
-
 @jax.jit
-def _checksum(state: Any) -> jax.Array:
-  """[] uint32 over all bits of a state; integer sums are the same on any mesh."""
-  total = jnp.uint32(0)
-  for leaf in jax.tree.leaves(state):
+def _checksums(tree: Any) -> list[jax.Array]:
+  sums = []
+  for leaf in jax.tree.leaves(tree):
     bits = jax.lax.bitcast_convert_type(leaf, f"uint{8 * leaf.dtype.itemsize}")
-    total = total * 31 + jnp.sum(bits, dtype=jnp.uint32)
-  return total
+    place = jnp.arange(leaf.size, dtype=jnp.uint32).reshape(leaf.shape)
+    sums.append(jnp.sum(bits * (2 * place + 1), dtype=jnp.uint32))
+  return sums
+
+
+def checksums(tree: Any) -> dict[str, int]:
+  """{"teacher.backbone.norm.scale": 32 bits over an array's bits and order, ...}.
+
+  Integer sums are the same on any mesh.
+  """
+  paths = [path for path, _ in jax.tree.leaves_with_path(tree)]
+  names = [jax.tree_util.keystr(path, simple=True, separator=".") for path in paths]
+  sums = map(int, jax.device_get(_checksums(tree)))
+  return dict(zip(names, sums, strict=True))
 
 
 class _DamagedError(Exception):
@@ -268,13 +248,13 @@ def _on_all_processes(read: Callable[[], Any]) -> Any:
   try:
     value = read()
   except Exception as error:  # Damage shows as anything: KeyError, JSONDecodeError ...
-    reason = _reason(error)
+    reason = explain(error)
   if not np.all(multihost_utils.process_allgather(np.array(reason is None))):
     raise _DamagedError(reason or "another process cannot read it")
   return value
 
 
-def _reason(error: BaseException) -> str:
+def explain(error: BaseException) -> str:
   """What went wrong at the bottom, in one line; TensorStore says it last."""
   while error.__cause__ is not None:
     error = error.__cause__
@@ -282,7 +262,7 @@ def _reason(error: BaseException) -> str:
   return line if len(line) <= 200 else f"...{line[-200:]}"
 
 
-def _mute_orbax():
+def mute_orbax():
   """Keeps Orbax from printing the tracebacks of failures that are one line here."""
   logging.getLogger("absl").addFilter(_not_from_orbax)
   logging.getLogger("asyncio").addFilter(_not_from_orbax)

@@ -1,38 +1,76 @@
-"""What the commands share: --config, its overrides, and mistakes told in one line."""
+"""What the commands share: flags, several processes, mistakes told in one line."""
 
+import functools
 import sys
 from collections.abc import Callable
 
+import jax
 from absl import app, flags, logging
 from ml_collections import config_flags
 
-from dinojax import errors
+from dinojax import allocator, errors
 
 CONFIG = config_flags.DEFINE_config_file("config", None, "Experiment file to run.")
+COORDINATOR = flags.DEFINE_string(
+  "coordinator", None, "HOST:PORT of process 0, the same on every process of a run."
+)
+NUM_PROCESSES = flags.DEFINE_integer("num_processes", None, "With --coordinator.")
+PROCESS_ID = flags.DEFINE_integer("process_id", None, "With --coordinator, from 0.")
+MULTIHOST = flags.DEFINE_bool(
+  "multihost", False, "Find the other hosts by the cluster's own means (TPU, SLURM)."
+)
 
 
-def run(main: Callable[[list[str]], None], *, on_interrupt: str) -> None:
+def run(
+  main: Callable[[list[str]], None],
+  *,
+  on_interrupt: str,
+  config: bool = True,
+  arguments: str = "",
+) -> None:
   """Parses the flags and calls `main`; a UserError becomes one line and status 1.
 
   Args:
-    main: takes what stands behind the options.
+    main: takes the program's name and what stands behind the options.
     on_interrupt: said when a Ctrl-C ends the program.
+    config: whether --config has to be given.
+    arguments: what `main` wants besides options, such as "SRC DST".
   """
+  parse = functools.partial(_parse_flags, config=config, arguments=arguments.split())
   try:
-    app.run(main, flags_parser=_parse_flags)
+    app.run(main, flags_parser=parse)
   except errors.UserError as error:
     sys.exit(f"dinojax: {error}")
   except KeyboardInterrupt:
     sys.exit(f"dinojax: {on_interrupt}")
 
 
-def _parse_flags(argv: list[str]) -> list[str]:
-  """Flags and config file; what is wrong with them becomes one line."""
+def join_processes() -> None:
+  """Joins the other processes of a run, if there are any; before anything of JAX."""
+  allocator.keep_pages()
+  address = (COORDINATOR.value, NUM_PROCESSES.value, PROCESS_ID.value)
+  if None not in address:
+    jax.distributed.initialize(*address, cluster_detection_method="deactivate")
+  elif address != (None, None, None):
+    raise errors.UserError("--coordinator, --num_processes, --process_id go together")
+  elif MULTIHOST.value:
+    try:
+      jax.distributed.initialize()
+    except ValueError as error:
+      raise errors.UserError(
+        f"--multihost finds no cluster here ({error}); leave it out on one host, or"
+        " give --coordinator, --num_processes and --process_id"
+      ) from error
+
+
+def _parse_flags(argv: list[str], *, config: bool, arguments: list[str]) -> list[str]:
+  """Flags, config file and arguments; what is wrong with them becomes one line."""
   try:
     rest = app.parse_flags_with_usage(argv)
-    if flags.FLAGS.config is None:
+    if config and flags.FLAGS.config is None:
       raise errors.UserError("--config=FILE is missing; try experiments/quickstart.py")
-    _ = flags.FLAGS.config.workdir  # a file that cannot be loaded shows only now
+    if config:
+      _ = flags.FLAGS.config.workdir  # a file that cannot be loaded shows only now
   except OSError as error:
     reason = " ".join(str(error).split())
     raise errors.UserError(f"--config: {reason}") from error
@@ -46,6 +84,8 @@ def _parse_flags(argv: list[str]) -> list[str]:
     raise errors.UserError(f"--config has no such field: {reason}") from error
   if not flags.FLAGS["verbosity"].present:
     logging.set_verbosity(logging.WARNING)
-  if len(rest) > 1:
-    raise errors.UserError(f"{rest[1]!r} is no option; options start with --")
+  if missing := arguments[len(rest) - 1 :]:
+    raise errors.UserError(f"{' '.join(missing)} missing; see --help")
+  if unknown := rest[1 + len(arguments) :]:
+    raise errors.UserError(f"{unknown[0]!r} is no option; options start with --")
   return rest

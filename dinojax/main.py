@@ -17,11 +17,9 @@ import jax
 from absl import flags
 
 from dinojax import (
-  allocator,
   assembly,
   checkpoint,
   cli,
-  errors,
   interrupts,
   metrics,
   preflight,
@@ -30,15 +28,7 @@ from dinojax import (
 from dinojax.data import pipeline, sources
 from dinojax.evals import knn
 
-flags.adopt_module_key_flags(cli)  # so that --help shows --config
-COORDINATOR = flags.DEFINE_string(
-  "coordinator", None, "HOST:PORT of process 0, the same on every process of a run."
-)
-NUM_PROCESSES = flags.DEFINE_integer("num_processes", None, "With --coordinator.")
-PROCESS_ID = flags.DEFINE_integer("process_id", None, "With --coordinator, from 0.")
-MULTIHOST = flags.DEFINE_bool(
-  "multihost", False, "Find the other hosts by the cluster's own means (TPU, SLURM)."
-)
+flags.adopt_module_key_flags(cli)  # so that --help shows them
 
 # Fields that change no result of training: a run may go on with others. What the data
 # are is known by their fingerprint.
@@ -73,7 +63,7 @@ def train(config) -> None:
     stack.callback(checkpoints.close)
     restored = checkpoints.restore(
       run.abstract_state,
-      check=lambda saved: checkpoint.check_same_run(saved, **record, free=FREE_FIELDS),
+      check=lambda saved: preflight.check_same_run(saved, **record, free=FREE_FIELDS),
     )
     state = restored[0] if restored else run.init(init_key)
     start = int(state.step)
@@ -165,20 +155,7 @@ def introduce(config, mesh, source, student, start):
 
 def main(_) -> None:
   """Joins the other processes, if there are any, and trains."""
-  allocator.keep_pages()
-  address = (COORDINATOR.value, NUM_PROCESSES.value, PROCESS_ID.value)
-  if None not in address:
-    jax.distributed.initialize(*address, cluster_detection_method="deactivate")
-  elif address != (None, None, None):
-    raise errors.UserError("--coordinator, --num_processes, --process_id go together")
-  elif MULTIHOST.value:
-    try:
-      jax.distributed.initialize()
-    except ValueError as error:
-      raise errors.UserError(
-        f"--multihost finds no cluster here ({error}); leave it out on one host, or"
-        " give --coordinator, --num_processes and --process_id"
-      ) from error
+  cli.join_processes()
   train(cli.CONFIG.value)
 
 

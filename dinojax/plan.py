@@ -24,7 +24,7 @@ from absl import flags
 from dinojax import assembly, blocks, cli, costs, errors, hlo, preflight, sharding
 from dinojax.data import pipeline
 
-flags.adopt_module_key_flags(cli)  # so that --help shows --config
+flags.declare_key_flag("config")  # so that --help shows it
 TOPOLOGY = flags.DEFINE_string("topology", None, "TPU slice, as v5e:8x16.")
 JSON = flags.DEFINE_string("json", None, "Also writes the plan to this file.")
 SEARCH = flags.DEFINE_bool(

@@ -5,8 +5,13 @@ Every error names the field, its value, the limit and the way out.
 """
 
 import difflib
+import json
 import os
 import tempfile
+from collections.abc import Collection
+from typing import Any
+
+import jax
 
 from dinojax import errors
 
@@ -112,6 +117,37 @@ def check_workdir(workdir: str) -> None:
       f"config.workdir={workdir!r} is not writable ({e.strerror}); choose a folder with"
       " space and permission: --config.workdir=FOLDER"
     ) from e
+
+
+def check_same_run(
+  record: dict, config: dict, data_fingerprint: str, *, free: Collection[str]
+):
+  """Raises UserError, with each field that differs, if the record is of another run.
+
+  `free` are the fields or groups of the config that may differ, as "data.source".
+  """
+  before = _fields(record["config"], record["data_fingerprint"], free)
+  now = _fields(config, data_fingerprint, free)
+  differing = [
+    f"{name}: {before.get(name)} in the workdir, {now.get(name)} now"
+    for name in {**before, **now}
+    if before.get(name) != now.get(name)
+  ]
+  if differing:
+    raise errors.UserError(
+      f"config.workdir={config['workdir']} holds another run ({'; '.join(differing)});"
+      " choose another config.workdir, or remove this one"
+    )
+
+
+def _fields(config: dict, fingerprint: str, free: Collection[str]) -> dict[str, Any]:
+  """{"config.backbone.depth": 24, ...}; tuples as the lists that JSON makes of them."""
+  tree = json.loads(json.dumps({"config": config}))
+  leaves = jax.tree.leaves_with_path(tree, is_leaf=lambda x: not isinstance(x, dict))
+  fields = {".".join(part.key for part in path): value for path, value in leaves}
+  free_paths = tuple(f"config.{name}." for name in free)
+  bound = {k: v for k, v in fields.items() if not f"{k}.".startswith(free_paths)}
+  return {"the data": fingerprint, **bound}
 
 
 def _check_names(config):

@@ -36,11 +36,15 @@ class Features:
   """What the backbone says of a batch of crops, after the final LayerNorm, float32.
 
   image: [B, D], the image feature of `pool`. cls: [B, D]. patches: [B, N, D].
+  cls_by_block, gap_by_block: [depth, B, D], CLS token and mean patch token of every
+  block, the final LayerNorm applied, if they were asked for.
   """
 
   image: jax.Array
   cls: jax.Array
   patches: jax.Array
+  cls_by_block: jax.Array | None = None
+  gap_by_block: jax.Array | None = None
 
 
 def normalize(images: jax.Array) -> jax.Array:
@@ -48,6 +52,26 @@ def normalize(images: jax.Array) -> jax.Array:
   chex.assert_type(images, jnp.uint8)
   mean, std = np.float32(IMAGENET_MEAN), np.float32(IMAGENET_STD)
   return (images.astype(jnp.float32) / 255 - mean) / std
+
+
+class TappedBlock(blocks.Block):
+  """A block, with the same parameters, that also hands out what evaluations read."""
+
+  first_patch: int
+
+  @nn.compact
+  def __call__(self, tokens, groups):
+    """Returns the tokens, and of each resolution two vectors per crop, [2, B_i, D].
+
+    They are the CLS token and the mean patch token after a LayerNorm without scale and
+    bias, which commute with the mean.
+    """
+    tokens, _ = super().__call__(tokens, groups)
+    norm = nn.LayerNorm(epsilon=blocks.LN_EPS, use_bias=False, use_scale=False)
+    taps = [
+      jnp.stack([x[:, 0], x[:, self.first_patch :].mean(1)]) for x in map(norm, tokens)
+    ]
+    return tokens, taps
 
 
 class VisionTransformer(nn.Module):
@@ -83,6 +107,7 @@ class VisionTransformer(nn.Module):
     *,
     groups: jax.Array | Sequence[int] = (0,),
     train: bool = False,
+    by_block: bool = False,
   ) -> list[Features]:
     """Runs crops of one or more resolutions through the same blocks.
 
@@ -92,9 +117,13 @@ class VisionTransformer(nn.Module):
       groups: [G] int32, ids of the equal parts of each batch that drop path draws its
         subsets in.
       train: draws drop path from the "drop_path" rng.
+      by_block: also gives the image features of every block.
     """
     tokens = self._embed(crops, masks)
-    block = blocks.Block
+    first_patch = 1 + self.registers
+    block, more = blocks.Block, {}
+    if by_block:
+      block, more = TappedBlock, {"first_patch": first_patch}
     if (kept := blocks.REMAT[self.remat]) is not None:
       policy = jax.checkpoint_policies.save_only_these_names(*kept)
       block = nn.remat(block, prevent_cse=False, policy=policy)
@@ -112,16 +141,22 @@ class VisionTransformer(nn.Module):
       drop_path=self.drop_path if train else 0.0,
       dtype=self.dtype,
       attention=self.attention,
+      **more,
       name="blocks",
     )
-    tokens, _ = scan(tokens, jnp.asarray(groups))
+    tokens, taps = scan(tokens, jnp.asarray(groups))
     norm = nn.LayerNorm(epsilon=blocks.LN_EPS, name="norm")
     outputs = []
-    for x in tokens:
+    for i, x in enumerate(tokens):
       x = norm(x)
-      cls, patches = x[:, 0], x[:, 1 + self.registers :]
+      cls, patches = x[:, 0], x[:, first_patch:]
       image = {"gap": patches.mean(1), "cls": cls}[self.pool]
-      outputs.append(Features(image=image, cls=cls, patches=patches))
+      seen = Features(image=image, cls=cls, patches=patches)
+      if by_block:
+        affine = norm.variables["params"]
+        by = taps[i] * affine["scale"] + affine["bias"]  # [depth, 2, B, D]
+        seen = seen.replace(cls_by_block=by[:, 0], gap_by_block=by[:, 1])
+      outputs.append(seen)
     return outputs
 
   def _embed(self, crops, masks):
@@ -152,7 +187,7 @@ class VisionTransformer(nn.Module):
         x = jnp.where(mask[..., None], mask_token, x)
       x += positions.resize(pos_embed[1:], height, width, antialias=self.registers > 0)
       prefix = [cls_token + pos_embed[0]] + ([registers] if self.registers else [])
-      prefix = [jnp.broadcast_to(t, (len(x), *t.shape[1:])) for t in prefix]
+      prefix = [jnp.broadcast_to(t, (x.shape[0], *t.shape[1:])) for t in prefix]
       x = jnp.concatenate([*prefix, x], axis=1)  # [B, 1 + registers + N, D]
       tokens.append(sharding.constrain_batch(x))
     return tuple(tokens)

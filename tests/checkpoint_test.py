@@ -16,7 +16,7 @@ import optax
 import pytest
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from dinojax import checkpoint, errors
+from dinojax import checkpoint, errors, preflight
 
 CONFIG = {"workdir": "runs/a", "seed": 0, "backbone": {"depth": 12, "sizes": (1, 2)}}
 
@@ -274,7 +274,7 @@ def test_another_network_is_not_taken_for_damage(tmp_path):
   with pytest.raises(errors.UserError, match=r"config.seed: 0 in the workdir, 1 now"):
     run.restore(
       {"step": jax.ShapeDtypeStruct((), jnp.int32)},
-      check=lambda record: checkpoint.check_same_run(record, other, "f", free=()),
+      check=lambda record: preflight.check_same_run(record, other, "f", free=()),
     )
   run.close()
   assert steps_on_disk(tmp_path) == [10]
@@ -282,13 +282,13 @@ def test_another_network_is_not_taken_for_damage(tmp_path):
 
 def test_check_same_run_names_every_difference_and_forgives_the_free_fields():
   record = json.loads(json.dumps(record_of(10)))
-  checkpoint.check_same_run(record, CONFIG, "f", free=())
-  checkpoint.check_same_run(
+  preflight.check_same_run(record, CONFIG, "f", free=())
+  preflight.check_same_run(
     record, {**CONFIG, "workdir": "runs/b"}, "f", free={"workdir"}
   )
   changed = {"workdir": "w", "backbone": {"depth": 24, "sizes": (1, 3)}, "new": True}
   with pytest.raises(errors.UserError) as caught:
-    checkpoint.check_same_run(record, changed, "g", free={"workdir"})
+    preflight.check_same_run(record, changed, "g", free={"workdir"})
   message = str(caught.value)
   for part in (
     "config.workdir=w holds another run",

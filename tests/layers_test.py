@@ -55,12 +55,20 @@ MAY_IMPORT = {
   "evals.features": {"errors", "vit", "sharding", "data."},
   "preflight": {"errors"},
   "allocator": set(),
-  "cli": {"errors"},
+  "cli": {"allocator", "errors"},
   "hlo_ops": set(),
   "hlo": {"hlo_ops"},
   "costs": {"hlo", "data."},
   "interrupts": {"metrics"},
   "assembly": METHOD,
+  "weights.model": {"errors", "heads", "positions", "vit"},
+  "weights.names": set(),
+  "weights.state_dicts": {"errors", "weights.model", "weights.names"},
+  "weights.files": {"errors", "vit"},
+  "weights.runs": {"checkpoint", "errors", "sharding", "weights.model"},
+  "weights.formats": {"errors", "sharding", "weights."},
+  "backbone": {"checkpoint", "errors", "sharding", "vit", "weights."},
+  "backbone_flags": {"backbone", "errors"},
 }
 EVALS = {"errors", "vit", "sharding", "data.", "evals.features"}
 

@@ -1,0 +1,1 @@
+"""Weights in and out: our trees, released checkpoints, and files of each kind."""

@@ -1,0 +1,172 @@
+"""Files of named arrays: .pth, safetensors, and Hugging Face's model folders.
+
+Nothing in a file is run: safetensors holds arrays alone, and a .pth is read with
+PyTorch's `weights_only=True`. Every file is complete before it gets its name.
+"""
+
+import json
+import os
+import pathlib
+import pickle
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import safetensors
+import safetensors.numpy
+
+from dinojax import errors, vit
+
+HUGGINGFACE_FILES = (
+  *("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin"),
+)
+TORCH_ENDINGS = (".pth", ".pt", ".bin")
+
+
+def read_safetensors(path: pathlib.Path) -> tuple[dict[str, np.ndarray], dict]:
+  """Arrays and metadata of a safetensors file, without PyTorch."""
+  try:
+    with safetensors.safe_open(path, "np") as file:
+      arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+      return arrays, file.metadata() or {}
+  except safetensors.SafetensorError as error:
+    raise errors.UserError(f"{path} is no safetensors file ({error})") from error
+
+
+def read_torch(path: pathlib.Path) -> dict[str, np.ndarray]:
+  """Arrays of a .pth; of a training checkpoint those of its teacher."""
+  torch = import_torch(path)
+  try:
+    loaded = torch.load(path, map_location="cpu", weights_only=True)
+  except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError) as error:
+    reason = "it is damaged, or no such file"
+    if "Unsupported" in str(error) or "GLOBAL" in str(error):
+      reason = "it holds more than arrays, and might run code"
+    raise errors.UserError(f"{path} is not read as PyTorch's: {reason}") from error
+  for key in ("teacher", "model", "state_dict"):
+    if isinstance(loaded, Mapping) and isinstance(loaded.get(key), Mapping):
+      loaded = loaded[key]
+  if not isinstance(loaded, Mapping) or not all(map(torch.is_tensor, loaded.values())):
+    raise errors.UserError(f"{path} is no mapping from names to arrays")
+  return {
+    name: (x.float() if x.is_floating_point() else x).numpy()
+    for name, x in loaded.items()
+  }
+
+
+def read_huggingface(folder: pathlib.Path) -> tuple[dict, dict, dict]:
+  """Arrays, the safetensors' metadata, and config.json of a model folder."""
+  config = _read_json(folder / "config.json")
+  index, binary = folder / HUGGINGFACE_FILES[1], folder / HUGGINGFACE_FILES[2]
+  if (folder / HUGGINGFACE_FILES[0]).exists():
+    arrays, metadata = read_safetensors(folder / HUGGINGFACE_FILES[0])
+    return arrays, metadata, config
+  if index.exists():
+    files = sorted(set(_read_json(index)["weight_map"].values()))
+    parts = [read_safetensors(folder / name)[0] for name in files]
+    return {name: x for part in parts for name, x in part.items()}, {}, config
+  return read_torch(binary), {}, config
+
+
+def write_safetensors(path: pathlib.Path, arrays: Mapping, metadata: dict[str, str]):
+  """Writes arrays in the order of their names."""
+  arrays = {name: np.ascontiguousarray(arrays[name]) for name in sorted(arrays)}
+  metadata = {"format": "pt", **metadata}  # "pt" is what transformers asks for
+  new = path.with_name(f".{path.name}.new")
+  safetensors.numpy.save_file(arrays, new, metadata)
+  os.replace(new, path)
+
+
+def write_torch(path: pathlib.Path, tree: Mapping[str, Any]):
+  """Writes a .pth of arrays, or of mappings of arrays."""
+  torch = import_torch(path)
+
+  def convert(x):
+    if isinstance(x, Mapping):
+      return {name: convert(y) for name, y in x.items()}
+    return torch.from_numpy(np.array(x, order="C"))
+
+  new = path.with_name(f".{path.name}.new")
+  torch.save(convert(tree), new)
+  os.replace(new, path)
+
+
+def write_huggingface(folder: pathlib.Path, arrays: Mapping, backbone: dict, metadata):
+  """Writes a folder that `Dinov2Model.from_pretrained` and its like open."""
+  new = folder.with_name(f".{folder.name}.new")
+  new.mkdir(parents=True)
+  write_safetensors(new / HUGGINGFACE_FILES[0], arrays, metadata)
+  side = backbone["patch_size"] * backbone["pos_grid"]
+  (new / "config.json").write_text(json.dumps(_huggingface_config(backbone), indent=2))
+  # For images at the grid of the weights; resized to a bit more, then cropped.
+  preprocessor = {
+    "image_processor_type": "BitImageProcessor",
+    "do_convert_rgb": True,
+    "do_resize": True,
+    "size": {"shortest_edge": round(side * 8 / 7)},
+    "resample": 3,  # bicubic
+    "do_center_crop": True,
+    "crop_size": {"height": side, "width": side},
+    "do_rescale": True,
+    "rescale_factor": 1 / 255,
+    "do_normalize": True,
+    "image_mean": vit.IMAGENET_MEAN,
+    "image_std": vit.IMAGENET_STD,
+  }
+  (new / "preprocessor_config.json").write_text(json.dumps(preprocessor, indent=2))
+  os.replace(new, folder)
+
+
+def check_huggingface_config(config: dict, backbone: dict, path: str):
+  """Raises UserError where a config.json asks for another network than ours."""
+  wanted = _huggingface_config({**backbone, "heads": config.get("num_attention_heads")})
+  # What only speaks of training, or of images, is free.
+  free = ("architectures", "dtype", "layerscale_value", "image_size", "qkv_bias")
+  for name, value in wanted.items():
+    if name not in free and config.get(name, value) != value:
+      raise errors.UserError(
+        f"{path}/config.json has {name}={config[name]!r}, and its weights are of a"
+        f" network with {value!r}; dinojax has no other"
+      )
+
+
+def import_torch(path: pathlib.Path):
+  """PyTorch, which only .pth files need."""
+  try:
+    import torch
+  except ModuleNotFoundError as error:
+    raise errors.UserError(
+      f"{path} needs PyTorch: pip install 'dinojax[torch]'; safetensors do not"
+    ) from error
+  return torch
+
+
+def _huggingface_config(backbone: dict) -> dict:
+  registers = backbone["registers"]
+  more = {"num_register_tokens": registers} if registers else {}
+  name = "Dinov2WithRegisters" if registers else "Dinov2"
+  return {
+    "architectures": [f"{name}Model"],
+    "model_type": "dinov2_with_registers" if registers else "dinov2",
+    "hidden_size": backbone["width"],
+    "num_hidden_layers": backbone["depth"],
+    "num_attention_heads": backbone["heads"],
+    "mlp_ratio": 4,
+    "hidden_act": "gelu",
+    "use_swiglu_ffn": backbone["ffn"] == "swiglu",
+    "layer_norm_eps": 1e-6,
+    "layerscale_value": 1.0,
+    "qkv_bias": True,
+    "num_channels": 3,
+    "patch_size": backbone["patch_size"],
+    "image_size": backbone["patch_size"] * backbone["pos_grid"],
+    "dtype": "float32",
+    **more,
+  }
+
+
+def _read_json(path: pathlib.Path) -> dict:
+  try:
+    return json.loads(path.read_text())
+  except (OSError, ValueError) as error:
+    raise errors.UserError(f"{path} cannot be read: {error}") from error
