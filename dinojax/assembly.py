@@ -8,6 +8,7 @@ import jax
 from jax.sharding import Mesh
 
 from dinojax import dino, optimizer, schedules, sharding, vit
+from dinojax.weights import formats, model
 
 
 class Assembly(NamedTuple):
@@ -58,6 +59,23 @@ def assemble(config, mesh: Mesh) -> Assembly:
       state_sharding,
     ),
   )
+
+
+def start_from(path: str, state: dino.TrainState, config) -> dino.TrainState:
+  """The state with the backbone of student and teacher from a file of weights.
+
+  Raises:
+    UserError: it cannot be read, or is another network than `config.backbone`.
+  """
+  field = f"config.init.backbone={path!r}"
+  weights = formats.read(path, heads=config.backbone.heads)
+  backbone = model.fit(weights, config.backbone, field=field)
+
+  def begin(tree):
+    where = jax.tree.map(lambda x: x.sharding, tree["backbone"])
+    return {**tree, "backbone": jax.tree.map(formats.place, backbone, where)}
+
+  return state.replace(student=begin(state.student), teacher=begin(state.teacher))
 
 
 def image_feature(nets: dino.Nets, teacher: Any, images: jax.Array) -> jax.Array:

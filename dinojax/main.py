@@ -66,6 +66,8 @@ def train(config) -> None:
       check=lambda saved: preflight.check_same_run(saved, **record, free=FREE_FIELDS),
     )
     state = restored[0] if restored else run.init(init_key)
+    if config.init.backbone and not restored:
+      state = assembly.start_from(config.init.backbone, state, config)
     start = int(state.step)
     introduce(config, mesh, source, run.abstract_state.student, start)
     log = open_log(config, start)

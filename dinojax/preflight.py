@@ -19,11 +19,12 @@ _CROP = "size area aspect flip_prob jitter grey_prob blur solarize_prob"
 _HEAD = "hidden bottleneck prototypes"
 FIELDS = {
   "config": "workdir mesh remat unroll attention compiler_options accumulation workers"
-  " log_every checkpoint seed group_size backbone heads losses masking total_steps"
+  " log_every checkpoint seed group_size init backbone heads losses masking total_steps"
   " schedules optimizer data augment knn alarm_window",
   "config.compiler_options": "cpu gpu tpu",
   "config.mesh": "data fsdp",
   "config.checkpoint": "every keep_last keep_best",
+  "config.init": "backbone",
   "config.backbone": "patch_size pos_grid width depth heads ffn registers pool"
   " drop_path layerscale_init dtype",
   "config.heads": "dino ibot",

@@ -45,6 +45,8 @@ def get_config():
   # 2. Method.
   config.seed = 0
   config.group_size = 16  # images that share KoLeo neighbours, masks, drop-path draws
+  # Weights that student and teacher start from, such as a run or a .pth; "": none.
+  config.init = dict(backbone="")
   config.backbone = dict(
     patch_size=14,
     pos_grid=16,  # 224 / 14: the position embedding's own grid

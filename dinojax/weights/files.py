@@ -94,7 +94,7 @@ def write_torch(path: pathlib.Path, tree: Mapping[str, Any]):
 def write_huggingface(folder: pathlib.Path, arrays: Mapping, backbone: dict, metadata):
   """Writes a folder that `Dinov2Model.from_pretrained` and its like open."""
   new = folder.with_name(f".{folder.name}.new")
-  new.mkdir(parents=True)
+  new.mkdir(parents=True, exist_ok=True)
   write_safetensors(new / HUGGINGFACE_FILES[0], arrays, metadata)
   side = backbone["patch_size"] * backbone["pos_grid"]
   (new / "config.json").write_text(json.dumps(_huggingface_config(backbone), indent=2))

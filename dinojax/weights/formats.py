@@ -33,7 +33,7 @@ def read(
   Args:
     path: see above.
     step: of a run; None: its newest checkpoint.
-    heads: attention heads, where the file does not say and they are not D / 64.
+    heads: attention heads; needed where the file does not say and they are not D / 64.
     pool: image feature, "cls" or "gap"; None: as the file says, else "cls".
     mesh: put there, sharded like a training state; None: NumPy arrays.
     parts: "backbone", and of the heads those that are there.
@@ -46,7 +46,8 @@ def read(
     raise errors.UserError(f"{path} does not exist; give a run's workdir or weights")
   if where.is_dir() and (runs.is_checkpoint(where) or (where / "checkpoints").is_dir()):
     weights = runs.read(runs.find(where, step), mesh=mesh, parts=parts)
-    return model.override(weights, path, heads=heads, pool=pool)
+    chosen = model.with_choices(weights.backbone, path, heads=heads, pool=pool)
+    return model.Weights(chosen, weights.params)
   if step is not None:
     raise errors.UserError(f"--step={step} is for runs, and {path} is none")
   weights = _read_arrays(where, path, heads, pool)
@@ -103,12 +104,12 @@ def _read_arrays(where, path, heads, pool) -> model.Weights:
       " it after what it is"
     )
   said = metadata.get("dinojax_heads") or config.get("num_attention_heads")
+  said = int(said) if said else None
   weights = state_dicts.read(
-    arrays,
-    path,
-    heads=heads or (int(said) if said else None),
-    pool=pool or metadata.get("dinojax_pool"),
+    arrays, path, heads=said or heads, pool=pool or metadata.get("dinojax_pool")
   )
+  if said:
+    model.with_choices(weights.backbone, path, heads=heads, pool=pool)
   if config:
     files.check_huggingface_config(config, weights.backbone, path)
   return weights

@@ -115,20 +115,38 @@ def with_pos_grid(weights: Weights, pos_grid: int) -> Weights:
   )
 
 
-def override(
-  weights: Weights, path: str, *, heads: int | None, pool: str | None
-) -> Weights:
-  """The same weights, with what a person knows better than the file."""
-  known = {"heads": heads, "pool": pool}
-  backbone = weights.backbone | {k: v for k, v in known.items() if v}
-  check_heads(backbone, path)
-  return Weights(backbone, weights.params)
+def with_choices(
+  backbone: dict, path: str, *, heads: int | None, pool: str | None
+) -> dict:
+  """An architecture that a file tells in full, with a person's choices.
 
-
-def check_heads(backbone: dict, path: str) -> None:
-  """Raises UserError if the attention heads do not divide the width."""
-  if backbone["width"] % backbone["heads"]:
+  Raises:
+    UserError: `heads` is not what the file says.
+  """
+  if heads and heads != backbone["heads"]:
     raise errors.UserError(
-      f"heads={backbone['heads']} must divide the {backbone['width']} channels of"
-      f" {path}"
+      f"{path} has {backbone['heads']} attention heads and not {heads}; leave heads out"
     )
+  return {**backbone, "pool": pool or backbone["pool"]}
+
+
+def fit(weights: Weights, wanted: dict, *, field: str) -> Any:
+  """The backbone's parameters for an architecture, on its position grid.
+
+  Args:
+    weights: of any file.
+    wanted: the fields of ARCHITECTURE, such as `config.backbone`.
+    field: what gave the weights, with its value, for the error.
+
+  Raises:
+    UserError: another architecture, grid and image feature aside.
+  """
+  free = ("pos_grid", "pool")
+  differing = [
+    f"{name}={weights.backbone[name]} there and config.backbone.{name}={wanted[name]}"
+    for name in ARCHITECTURE
+    if name not in free and weights.backbone[name] != wanted[name]
+  ]
+  if differing:
+    raise errors.UserError(f"{field} is another network: {'; '.join(differing)}")
+  return with_pos_grid(weights, wanted["pos_grid"]).params["backbone"]

@@ -61,7 +61,8 @@ def read(
       " many attention heads share them; give --heads"
     )
   backbone["heads"] = heads or width // HEAD_WIDTH
-  model.check_heads(backbone, path)
+  if width % backbone["heads"]:
+    raise errors.UserError(f"heads={heads} must divide the {width} channels of {path}")
 
   tables = {"backbone": (prefix, list(_entries(naming, backbone)))}
   for head in HEADS:

@@ -1,0 +1,70 @@
+"""Converts a backbone's weights between every format that dinojax knows.
+
+  python -m dinojax.convert dinov2_vitg14_pretrain.pth weights/vitg14
+  python -m dinojax.convert runs/vitg14 vitg14.pth
+  python -m dinojax.convert runs/vitg14 vitg14-hf --to=huggingface
+
+SRC is a run's workdir or one of its checkpoints (the teacher is taken), a folder that
+this command wrote, a .pth that DINOv2's hub loads or a training run's teacher, a
+.safetensors, or a folder of transformers' Dinov2Model or Dinov2WithRegistersModel. DST
+must not exist; its ending chooses the format: .pth, .safetensors (Hugging Face's
+names), or a folder of our own, which `config.init.backbone`, evaluate and embed read
+like all the others. float32 throughout, and nothing is rounded.
+"""
+
+import math
+
+import jax
+from absl import flags
+
+from dinojax import backbone_flags, cli, errors, metrics
+from dinojax.weights import formats, model, state_dicts
+
+TO = flags.DEFINE_enum(
+  "to", None, formats.FORMATS, "Format of DST; default by its ending."
+)
+POS_GRID = flags.DEFINE_integer(
+  "pos_grid",
+  None,
+  "Resizes the position embedding to a grid of so many patches along a side, by the"
+  " model's own rule.",
+)
+for name in ("step", "heads", "pool"):
+  flags.declare_key_flag(name)
+
+
+def main(argv: list[str]) -> None:
+  """Reads, checks, writes, and says what was what."""
+  _, source, target = argv
+  # Weights pass through the memory of the host alone.
+  jax.config.update("jax_platforms", "cpu")
+  to = TO.value or formats.guess(target)
+  weights = formats.read(
+    source,
+    step=backbone_flags.STEP.value,
+    heads=backbone_flags.HEADS.value,
+    pool=backbone_flags.POOL.value,
+    parts=("backbone", *state_dicts.HEADS),
+  )
+  if POS_GRID.value is not None:
+    if POS_GRID.value < 1:
+      raise errors.UserError(f"--pos_grid={POS_GRID.value} must be at least 1")
+    weights = model.with_pos_grid(weights, POS_GRID.value)
+  lost = formats.write(weights, target, to)
+  fields = ", ".join(f"{name}={value}" for name, value in weights.backbone.items())
+  metrics.say(f"{source}: {fields}")
+  for part, tree in weights.params.items():
+    count = sum(math.prod(x.shape) for x in jax.tree.leaves(tree))
+    metrics.say(f"  {part}: {count:,} parameters")
+  for line in lost:
+    metrics.say(f"  not kept, {line}")
+  metrics.say(f"written to {target}, format {to}")
+
+
+if __name__ == "__main__":
+  cli.run(
+    main,
+    on_interrupt="ended; nothing was written",
+    config=False,
+    arguments="SRC DST",
+  )
