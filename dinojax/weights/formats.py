@@ -49,7 +49,7 @@ def read(
     chosen = model.with_choices(weights.backbone, path, heads=heads, pool=pool)
     return model.Weights(chosen, weights.params)
   if step is not None:
-    raise errors.UserError(f"--step={step} is for runs, and {path} is none")
+    raise errors.UserError(f"{path} is no run, and --step={step} asks for one")
   weights = _read_arrays(where, path, heads, pool)
   kept = {name: tree for name, tree in weights.params.items() if name in parts}
   if mesh is not None:

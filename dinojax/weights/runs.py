@@ -26,6 +26,7 @@ def find(path: pathlib.Path, step: int | None) -> pathlib.Path:
   Raises:
     UserError: there is none.
   """
+  path = path.resolve()  # as Orbax wants it
   if is_checkpoint(path):
     return path
   folder = path / "checkpoints"
