@@ -43,9 +43,12 @@ setuptools.setup(
     "cuda": ["jax[cuda13]>=0.10,<0.12"],
     "plan": ["jax[tpu]>=0.10,<0.12"],  # its compiler works without a TPU
     "tensorboard": ["tensorboard>=2.17"],
+    "onnx": ["jax2onnx>=0.13"],  # convert to .onnx
     "torch": ["torch>=2.6"],  # reads and writes .pth
     "test": [
+      "jax2onnx>=0.13",
       "jax[tpu]>=0.10,<0.12",  # plan_test.py compiles for TPUs that are not there
+      "onnxruntime>=1.20",
       "pytest>=8.3",
       "ruff>=0.12",
       "torch==2.13.0",

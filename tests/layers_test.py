@@ -69,6 +69,7 @@ MAY_IMPORT = {
   "weights.formats": {"errors", "sharding", "weights."},
   "backbone": {"checkpoint", "errors", "sharding", "vit", "weights."},
   "backbone_flags": {"backbone", "errors"},
+  "export": {"backbone", "errors"},
 }
 EVALS = {"errors", "vit", "sharding", "data.", "evals.features"}
 
