@@ -17,7 +17,7 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
 
-from dinojax import checkpoint, sharding, vit
+from dinojax import checkpoint, errors, sharding, vit
 from dinojax.weights import formats, model
 
 FEATURES = ("cls", "gap", "cls+gap")
@@ -36,7 +36,18 @@ class Backbone:
   fingerprint: str
 
   def __call__(self, images: jax.Array) -> vit.Features:
-    """Features of uint8 RGB images [B, H, W, 3]; H, W multiples of the patch size."""
+    """Features of uint8 RGB images [B, H, W, 3].
+
+    Raises:
+      UserError: another type or shape, or a side no multiple of the patch size.
+    """
+    patch, shape = self.module.patch_size, jnp.shape(images)
+    sides = [side for side in shape[1:3] if side and not side % patch]
+    if images.dtype != jnp.uint8 or len(shape) != 4 or shape[3] != 3 or len(sides) < 2:
+      raise errors.UserError(
+        f"images are {images.dtype} {list(shape)}; they must be uint8 [B, H, W, 3], H"
+        f" and W multiples of the patch size, {patch}"
+      )
     return _apply(self.module, self.params, images)
 
 

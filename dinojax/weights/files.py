@@ -73,7 +73,10 @@ def write_safetensors(path: pathlib.Path, arrays: Mapping, metadata: dict[str, s
   arrays = {name: np.ascontiguousarray(arrays[name]) for name in sorted(arrays)}
   metadata = {"format": "pt", **metadata}  # "pt" is what transformers asks for
   new = path.with_name(f".{path.name}.new")
+  new.touch()
+  mode = new.stat().st_mode  # safetensors leaves its files to their owner alone
   safetensors.numpy.save_file(arrays, new, metadata)
+  new.chmod(mode)
   os.replace(new, path)
 
 

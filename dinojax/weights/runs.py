@@ -38,6 +38,16 @@ def find(path: pathlib.Path, step: int | None) -> pathlib.Path:
   return folder / str(steps[-1] if step is None else step)
 
 
+def locate(path: pathlib.Path, step: int | None) -> tuple[str, int] | None:
+  """(workdir, step) of the checkpoint that `find` finds; None if it is of no run."""
+  if not path.is_dir() or not (is_checkpoint(path) or (path / "checkpoints").is_dir()):
+    return None
+  folder = find(path, step)
+  if folder.parent.name != "checkpoints":
+    return None
+  return str(folder.parent.parent), int(folder.name)
+
+
 def is_checkpoint(path: pathlib.Path) -> bool:
   """Whether a folder is a single checkpoint of ours."""
   return (path / "state").is_dir() and (path / "record").is_dir()
