@@ -83,6 +83,8 @@ def load(
   Raises:
     UserError: it cannot be read, or does not fit.
   """
+  if mesh is None:
+    mesh = sharding.make_mesh(data=1, fsdp=1, devices=jax.local_devices()[:1])
   weights = formats.read(path, step=step, heads=heads, pool=pool, mesh=mesh)
   return of_weights(weights, dtype=dtype)
 
