@@ -64,7 +64,7 @@ def main(argv: list[str]) -> None:
     lost = write_program(weights, target)
   else:
     lost = formats.write(weights, target, TO.value or formats.guess(target))
-  fields = ", ".join(f"{name}={value}" for name, value in weights.backbone.items())
+  fields = ", ".join(f"{name}={weights.backbone[name]}" for name in model.ARCHITECTURE)
   metrics.say(f"{source}: {fields}")
   for part, tree in weights.params.items():
     count = sum(math.prod(x.shape) for x in jax.tree.leaves(tree))

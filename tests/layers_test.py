@@ -60,7 +60,7 @@ MAY_IMPORT = {
   "hlo": {"hlo_ops"},
   "costs": {"hlo", "data."},
   "interrupts": {"metrics"},
-  "assembly": {*METHOD, "weights."},
+  "assembly": {*METHOD, "errors", "weights."},
   "weights.model": {"errors", "heads", "positions", "vit"},
   "weights.names": set(),
   "weights.state_dicts": {"errors", "weights.model", "weights.names"},
