@@ -53,6 +53,8 @@ MAY_IMPORT = {
   "dino": {"accumulate", "losses", "vit", "heads"},
   "optimizer": {"schedules"},
   "evals.features": {"errors", "vit", "sharding", "data."},
+  "evals.select": set(),
+  "evals.search": {"sharding", "evals.features", "evals.select"},
   "preflight": {"errors"},
   "allocator": set(),
   "cli": {"errors"},
@@ -62,7 +64,7 @@ MAY_IMPORT = {
   "interrupts": {"metrics"},
   "assembly": METHOD,
 }
-EVALS = {"errors", "vit", "sharding", "data.", "evals.features"}
+EVALS = {"errors", "vit", "sharding", "data.", "evals.features", "evals.search"}
 
 
 def imported(path):
