@@ -40,9 +40,8 @@ def nearest(bank: features.Bank, queries: jax.Array, *, k: int, mesh: Mesh):
     All sharded over queries if the number of devices divides them.
   """
   count = len(queries)
-  size = min(PIECE, -(-count // mesh.size) * mesh.size)
-  size -= size % mesh.size
-  pieces = -(-count // size)
+  pieces = -(-count // PIECE)
+  size = -(-count // (pieces * mesh.size)) * mesh.size
   queries = jnp.pad(queries, ((0, pieces * size - count), (0, 0)))
   queries = queries.reshape(pieces, size, -1)
   spec = PartitionSpec(None, sharding.AXES)

@@ -1,11 +1,16 @@
 """The search is exact, in any number of chunks, and its memory is bounded."""
 
+import functools
+
+import jax
 import jax.numpy as jnp
 import knn_test
 import numpy as np
 import pytest
+from jax.sharding import NamedSharding, PartitionSpec
 
-from dinojax.evals import search, select
+from dinojax import sharding
+from dinojax.evals import features, search, select
 
 K = 25
 
@@ -50,3 +55,18 @@ def test_rows_are_exact_in_any_chunks_on_any_mesh(
   np.testing.assert_array_equal(rows, wanted_rows)
   np.testing.assert_allclose(similarity, wanted, atol=1e-6)
   np.testing.assert_array_equal(found, labels[wanted_rows])
+
+
+def test_memory_beyond_the_bank_is_bounded_for_all_of_imagenet():
+  mesh, steps, batch, width = knn_test.mesh_of(1, 8), 1252, 1024, 1536
+  where = NamedSharding(mesh, PartitionSpec(None, sharding.AXES))
+  bank = features.Bank(
+    jax.ShapeDtypeStruct((steps, batch, width), jnp.float32, sharding=where),
+    jax.ShapeDtypeStruct((steps, batch), jnp.int32, sharding=where),
+  )
+  queries = jax.ShapeDtypeStruct((4096, width), jnp.float32)
+  nearest = jax.jit(functools.partial(search.nearest, k=200, mesh=mesh))
+  memory = nearest.lower(bank, queries).compile().memory_analysis()
+  share = steps * batch * (width + 1) * 4 / mesh.size
+  assert memory.argument_size_in_bytes < share + 2**25
+  assert memory.temp_size_in_bytes < 320 * 2**20
