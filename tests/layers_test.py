@@ -53,6 +53,7 @@ MAY_IMPORT = {
   "dino": {"accumulate", "losses", "vit", "heads"},
   "optimizer": {"schedules"},
   "evals.features": {"errors", "vit", "sharding", "data."},
+  "evals.few_shot": {"errors", "sharding", "evals.features", "evals.knn"},
   "evals.select": set(),
   "evals.search": {"sharding", "evals.features", "evals.select"},
   "preflight": {"errors"},

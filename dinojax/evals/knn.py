@@ -138,23 +138,16 @@ def knn(
     )
   steps, batch = queries.labels.shape
   together = min(steps, max(1, QUERIES // batch))
-
-  # Indexed inside: outside of jit, no process could slice what others hold.
-  @functools.partial(jax.jit, out_shardings=sharding.replicated(mesh))
-  def count_right(bank, queries, step):
-    start = jnp.minimum(step, steps - together)
-    x, labels = (
-      jax.lax.dynamic_slice_in_dim(a, start, together).reshape(-1, *a.shape[2:])
-      for a in (queries.features, queries.labels)
-    )
-    # The last ones together may include some that were counted before.
-    seen = start + jnp.arange(len(labels)) // batch < step
-    similarity, _, found = search.nearest(bank, x, k=ks[-1], mesh=mesh)
-    labels = jnp.where(seen, -1, labels)
-    return _count(similarity, found, labels, num_classes, ks, temperature)
-
+  count = functools.partial(
+    _count_right,
+    together=together,
+    num_classes=num_classes,
+    ks=ks,
+    temperature=temperature,
+    mesh=mesh,
+  )
   starts = range(0, steps, together)
-  right = sum(jax.device_get(count_right(bank, queries, step)) for step in starts)
+  right = sum(jax.device_get(count(bank, queries, step)) for step in starts)
   total = int((queries.labels >= 0).sum())
   names = [f"knn_top{top}_k{k}" for top in (1, 5) for k in ks]
   return dict(zip(names, (right / total).ravel().tolist(), strict=True))
@@ -178,6 +171,27 @@ def table(results: dict[str, dict[str, float]]) -> str:
     cells = "".join(f"{accuracy[name]:>11.1%}" for name in names)
     lines.append(f"{title:{first}}{cells}")
   return "\n".join(["k-NN accuracy", *lines])
+
+
+# Compiled once for all evaluations of a run. It indexes inside: outside of jit, no
+# process could slice what others hold.
+@functools.partial(
+  jax.jit, static_argnames=("together", "num_classes", "ks", "temperature", "mesh")
+)
+def _count_right(bank, queries, step, *, together, num_classes, ks, temperature, mesh):
+  """Right answers among the batches from `step` on: [2 (top-1, top-5), len(ks)]."""
+  steps, batch = queries.labels.shape
+  start = jnp.minimum(step, steps - together)
+  x, own_labels = (
+    jax.lax.dynamic_slice_in_dim(a, start, together).reshape(-1, *a.shape[2:])
+    for a in (queries.features, queries.labels)
+  )
+  # The last ones together may include some that were counted before.
+  seen = start + jnp.arange(len(own_labels)) // batch < step
+  own_labels = jnp.where(seen, -1, own_labels)
+  similarity, _, labels = search.nearest(bank, x, k=ks[-1], mesh=mesh)
+  counts = _count(similarity, labels, own_labels, num_classes, ks, temperature)
+  return jax.lax.with_sharding_constraint(counts, sharding.replicated(mesh))
 
 
 def _count(similarity, labels, own_labels, num_classes, ks, temperature):
