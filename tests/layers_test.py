@@ -54,6 +54,10 @@ MAY_IMPORT = {
   "optimizer": {"schedules"},
   "evals.features": {"errors", "vit", "sharding", "data."},
   "evals.few_shot": {"errors", "sharding", "evals.features", "evals.knn"},
+  "evals.retrieval": {
+    *("errors", "sharding"),
+    *("evals.features", "evals.search", "evals.select"),
+  },
   "evals.select": set(),
   "evals.search": {"sharding", "evals.features", "evals.select"},
   "preflight": {"errors"},

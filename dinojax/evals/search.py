@@ -19,6 +19,7 @@ from dinojax.evals import features, select
 SIMILARITY_BYTES = 2**27
 CHUNK_BYTES = 2**27
 PIECE = 512  # queries
+SHORTEST = 1e-12  # shorter vectors are not brought to unit length
 
 
 def nearest(bank: features.Bank, queries: jax.Array, *, k: int, mesh: Mesh):
@@ -150,4 +151,4 @@ def _finish(found, *, k, slots):
 def normalize(x: jax.Array) -> jax.Array:
   """[..., D] to unit length, float32."""
   x = x.astype(jnp.float32)
-  return x / jnp.maximum(jnp.linalg.norm(x, axis=-1, keepdims=True), 1e-12)
+  return x / jnp.maximum(jnp.linalg.norm(x, axis=-1, keepdims=True), SHORTEST)

@@ -20,6 +20,12 @@ def slots_for(k: int) -> int:
   return -(-(k + max(k // 4, BITS)) // BITS) * BITS
 
 
+def ordered_keys(x: jax.Array) -> jax.Array:
+  """float32 to int32 of the same order, the two zeros to the same."""
+  bits = jax.lax.bitcast_convert_type(x, jnp.int32)
+  return jnp.where(x == 0, 0, bits ^ ((bits >> 31) & 0x7FFFFFFF))
+
+
 def shortlist(
   x: jax.Array, order: jax.Array, floor: jax.Array, *, k: int, slots: int
 ) -> tuple[jax.Array, jax.Array]:
@@ -38,7 +44,7 @@ def shortlist(
     positions: [Q, M] int32, rising; N in slots that stay empty.
     floor: [Q] int32, raised as far as K values that reach it allow.
   """
-  keys = _keys(x)
+  keys = ordered_keys(x)
   floor, size = _threshold(keys, floor, k, slots)
 
   def break_ties():
@@ -71,12 +77,6 @@ def ranked(x: jax.Array, order: jax.Array, *, k: int) -> jax.Array:
   rank = first.sum(-1, dtype=jnp.int32)  # [Q, M]
   hit = rank[:, None, :] == jnp.arange(k)[:, None]  # [Q, K, M]
   return jnp.where(hit, jnp.arange(x.shape[1]), 0).sum(-1, dtype=jnp.int32)
-
-
-def _keys(x):
-  """float32 as int32 of the same order; the two zeros are one."""
-  bits = jax.lax.bitcast_convert_type(x, jnp.int32)
-  return jnp.where(x == 0, 0, bits ^ ((bits >> 31) & 0x7FFFFFFF))
 
 
 def _threshold(keys, low, k, enough):
