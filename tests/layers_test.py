@@ -53,6 +53,13 @@ MAY_IMPORT = {
   "dino": {"accumulate", "losses", "vit", "heads"},
   "optimizer": {"schedules"},
   "evals.features": {"errors", "vit", "sharding", "data."},
+  "evals.few_shot": {"errors", "sharding", "evals.features", "evals.knn"},
+  "evals.retrieval": {
+    *("errors", "sharding"),
+    *("evals.features", "evals.search", "evals.select"),
+  },
+  "evals.select": set(),
+  "evals.search": {"sharding", "evals.features", "evals.select"},
   "preflight": {"errors"},
   "allocator": set(),
   "cli": {"allocator", "errors"},
@@ -71,7 +78,7 @@ MAY_IMPORT = {
   "backbone_flags": {"backbone", "errors"},
   "export": {"backbone", "errors"},
 }
-EVALS = {"errors", "vit", "sharding", "data.", "evals.features"}
+EVALS = {"errors", "vit", "sharding", "data.", "evals.features", "evals.search"}
 
 
 def imported(path):

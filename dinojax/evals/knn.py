@@ -5,16 +5,19 @@ features.py, and Q queries, k neighbours, C classes.
 """
 
 import functools
+import itertools
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax.sharding import Mesh, PartitionSpec
+from jax.sharding import Mesh
 
 from dinojax import errors, sharding
 from dinojax.data import sources
-from dinojax.evals import features
+from dinojax.evals import features, search
+
+QUERIES = 4096  # at a time, on all devices together
 
 
 def make_rater(
@@ -133,18 +136,18 @@ def knn(
       f"config.knn.ks={ks} asks for more neighbours than config.knn.train has readable"
       " images; lower it"
     )
+  steps, batch = queries.labels.shape
+  together = min(steps, max(1, QUERIES // batch))
   count = functools.partial(
-    _count, num_classes=num_classes, ks=ks, temperature=temperature, mesh=mesh
+    _count_right,
+    together=together,
+    num_classes=num_classes,
+    ks=ks,
+    temperature=temperature,
+    mesh=mesh,
   )
-  # Indexed inside: outside of jit, no process could slice what others hold.
-  count_step = jax.jit(
-    lambda bank, queries, step: count(
-      bank, queries.features[step], queries.labels[step]
-    ),
-    out_shardings=sharding.replicated(mesh),
-  )
-  steps = range(len(queries.labels))
-  right = sum(jax.device_get(count_step(bank, queries, step)) for step in steps)
+  starts = range(0, steps, together)
+  right = sum(jax.device_get(count(bank, queries, step)) for step in starts)
   total = int((queries.labels >= 0).sum())
   names = [f"knn_top{top}_k{k}" for top in (1, 5) for k in ks]
   return dict(zip(names, (right / total).ravel().tolist(), strict=True))
@@ -170,82 +173,40 @@ def table(results: dict[str, dict[str, float]]) -> str:
   return "\n".join(["k-NN accuracy", *lines])
 
 
-def neighbours(bank: features.Bank, queries: jax.Array, *, k: int, mesh: Mesh):
-  """The k most similar rows of the bank for each query, most similar first.
-
-  Each device goes through its part of the bank one batch at a time, and keeps its best
-  k: memory is [Q, B / devices] similarities, whatever the size of the bank.
-
-  Args:
-    bank: of all images.
-    queries: [Q, D].
-    k: at most the bank's labelled rows.
-    mesh: that the bank is sharded over.
-
-  Returns:
-    similarity: [Q, k] float32, cosine. labels: [Q, k] int32.
-  """
-  steps, rows = bank.labels.shape
-
-  def search(bank, queries):  # on each device, with its [S, b, ...] of the bank
-    local = bank.labels.shape[1]
-    first = jax.lax.axis_index(sharding.AXES) * local
-    queries = _normalize(queries)
-
-    def merge(best, step):
-      x, labels, index = step
-      # Full precision: on TPU the default rounds to bfloat16, and ranks would change.
-      similarity = jnp.einsum("qd,bd->qb", queries, _normalize(x), precision="highest")
-      similarity = jnp.where(labels >= 0, similarity, -jnp.inf)
-      order = index * rows + first + jnp.arange(local)
-      new = (
-        similarity,
-        *(jnp.broadcast_to(a, similarity.shape) for a in (order, labels)),
-      )
-      joined = [jnp.concatenate(pair, axis=1) for pair in zip(best, new, strict=True)]
-      # top_k keeps the earlier of equals, and what stands earlier has the lower order.
-      _, chosen = jax.lax.top_k(joined[0], k)
-      return [jnp.take_along_axis(a, chosen, axis=1) for a in joined], None
-
-    shape = (len(queries), k)
-    best = [jnp.full(shape, -jnp.inf), jnp.zeros(shape, jnp.int32)]
-    best = [*best, jnp.full(shape, -1, jnp.int32)]
-    best = jax.lax.pcast(best, sharding.AXES, to="varying")
-    inputs = (bank.features, bank.labels, jnp.arange(steps))
-    best, _ = jax.lax.scan(merge, best, inputs)
-    return [x[None] for x in best]
-
-  spec = PartitionSpec(None, sharding.AXES)
-  candidates = jax.shard_map(
-    search,
-    mesh=mesh,
-    in_specs=(spec, PartitionSpec()),
-    out_specs=PartitionSpec(sharding.AXES),
-  )(bank, queries)
-  similarity, order, labels = (jnp.concatenate(list(x), axis=1) for x in candidates)
-  ranked = jax.lax.sort((-similarity, order, labels), dimension=1, num_keys=2)
-  return -ranked[0][:, :k], ranked[2][:, :k]
+# Compiled once for all evaluations of a run. It indexes inside: outside of jit, no
+# process could slice what others hold.
+@functools.partial(
+  jax.jit, static_argnames=("together", "num_classes", "ks", "temperature", "mesh")
+)
+def _count_right(bank, queries, step, *, together, num_classes, ks, temperature, mesh):
+  """Right answers among the batches from `step` on: [2 (top-1, top-5), len(ks)]."""
+  steps, batch = queries.labels.shape
+  start = jnp.minimum(step, steps - together)
+  x, own_labels = (
+    jax.lax.dynamic_slice_in_dim(a, start, together).reshape(-1, *a.shape[2:])
+    for a in (queries.features, queries.labels)
+  )
+  # The last ones together may include some that were counted before.
+  seen = start + jnp.arange(len(own_labels)) // batch < step
+  own_labels = jnp.where(seen, -1, own_labels)
+  similarity, _, labels = search.nearest(bank, x, k=ks[-1], mesh=mesh)
+  counts = _count(similarity, labels, own_labels, num_classes, ks, temperature)
+  return jax.lax.with_sharding_constraint(counts, sharding.replicated(mesh))
 
 
-def _count(bank, queries, query_labels, *, num_classes, ks, temperature, mesh):
-  """Right answers among a batch of queries: [2 (top-1, top-5), len(ks)] int32."""
-  similarity, labels = neighbours(bank, queries, k=ks[-1], mesh=mesh)
+def _count(similarity, labels, own_labels, num_classes, ks, temperature):
+  """Right answers among Q queries: [2 (top-1, top-5), len(ks)] int32."""
   weights = jax.nn.softmax(similarity / temperature, axis=1)  # [Q, k]
+  scores = jnp.zeros((len(own_labels), num_classes))
   counts = []
-  for k in ks:
-    scores = jax.vmap(lambda w, c: jnp.zeros(num_classes).at[c].add(w))(
-      weights[:, :k], labels[:, :k]
+  for last, k in itertools.pairwise((0, *ks)):
+    scores = jax.vmap(lambda s, c, w: s.at[c].add(w))(
+      scores, labels[:, last:k], weights[:, last:k]
     )  # [Q, C]
-    own = jnp.take_along_axis(scores, query_labels[:, None], axis=1)
-    earlier = jnp.arange(num_classes) < query_labels[:, None]
+    own = jnp.take_along_axis(scores, own_labels[:, None], axis=1)
+    earlier = jnp.arange(num_classes) < own_labels[:, None]
     rank = ((scores > own) | ((scores == own) & earlier)).sum(1)
     # A class without a vote is no answer, however few classes got one.
-    answered = (query_labels >= 0) & (own[:, 0] > 0)
+    answered = (own_labels >= 0) & (own[:, 0] > 0)
     counts.append([(answered & (rank < top)).sum() for top in (1, 5)])
   return jnp.array(counts).T
-
-
-def _normalize(x: jax.Array) -> jax.Array:
-  """[..., D] to unit length, float32."""
-  x = x.astype(jnp.float32)
-  return x / jnp.maximum(jnp.linalg.norm(x, axis=-1, keepdims=True), 1e-12)

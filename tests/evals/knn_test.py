@@ -13,7 +13,7 @@ import pytest
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from dinojax import errors
-from dinojax.evals import features, knn
+from dinojax.evals import features, knn, search
 
 KS = (1, 5, 20)
 
@@ -88,7 +88,7 @@ def test_equal_neighbours_rank_by_their_place_in_the_bank(shape):
   labels = np.arange(75)
   mesh = mesh_of(*shape)
   queries = x[:8]
-  similarity, found = knn.neighbours(
+  similarity, _, found = search.nearest(
     bank_of(mesh, x, labels), jnp.asarray(queries, jnp.float32), k=30, mesh=mesh
   )
   for query, values, row in zip(queries, similarity, found, strict=True):
