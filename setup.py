@@ -44,12 +44,15 @@ setuptools.setup(
     "plan": ["jax[tpu]>=0.10,<0.12"],  # its compiler works without a TPU
     "tensorboard": ["tensorboard>=2.17"],
     "torch": ["torch>=2.6"],  # reads and writes .pth
+    "embed": ["pyarrow>=17", "zarr>=3.1"],  # features in Parquet and Zarr
     "test": [
       "jax[tpu]>=0.10,<0.12",  # plan_test.py compiles for TPUs that are not there
+      "pyarrow>=17",
       "pytest>=8.3",
       "ruff>=0.12",
       "torch==2.13.0",
       "transformers>=5.0,<6",
+      "zarr>=3.1",
     ],
   },
 )

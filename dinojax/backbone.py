@@ -117,10 +117,15 @@ def image_features(
   Returns:
     [B, layers * D], or [B, 2 * layers * D] with the CLS tokens first.
   """
-  chex.assert_scalar_in(layers, 1, module.depth)
   seen = apply(module, params, images, by_block=layers > 1)
+  return pool(seen, feature=feature, layers=layers)
+
+
+def pool(seen: vit.Features, *, feature: str, layers: int) -> jax.Array:
+  """`image_features` of what was seen, by block if `layers` is more than 1."""
   gap, cls = seen.patches.mean(1)[None], seen.cls[None]
   if layers > 1:
+    chex.assert_scalar_in(layers, 2, len(seen.cls_by_block))
     gap, cls = seen.gap_by_block[-layers:], seen.cls_by_block[-layers:]
   kinds = {"cls": cls, "gap": gap}
   return jnp.concatenate([x for name in feature.split("+") for x in kinds[name]], -1)

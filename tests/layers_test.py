@@ -54,6 +54,8 @@ MAY_IMPORT = {
   "optimizer": {"schedules"},
   "evals.features": {"errors", "vit", "sharding", "data."},
   "preflight": {"errors"},
+  "durable": {"errors"},
+  "feature_files": {"durable", "errors"},
   "allocator": set(),
   "cli": {"allocator", "errors"},
   "hlo_ops": set(),
