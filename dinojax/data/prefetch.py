@@ -53,7 +53,9 @@ class Batches:
   def close(self) -> None:
     """Ends the workers, within about two batches' time. May be called again."""
     iterators, self._iterators = self._iterators, []
-    with concurrent.futures.ThreadPoolExecutor(len(iterators) + 1) as pool:
+    if not iterators:
+      return
+    with concurrent.futures.ThreadPoolExecutor(len(iterators)) as pool:
       list(pool.map(lambda iterator: iterator.close(), iterators))
     # Iterators at their end hold the last batch in a cycle, and its shared memory would
     # outlive Python, with a warning.
