@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import jax
 from jax.sharding import Mesh
 
-from dinojax import dino, optimizer, schedules, sharding, vit
+from dinojax import dino, errors, optimizer, schedules, sharding, vit
 from dinojax.weights import formats, model
 
 
@@ -67,9 +67,11 @@ def start_from(path: str, state: dino.TrainState, config) -> dino.TrainState:
   Raises:
     UserError: it cannot be read, or is another network than `config.backbone`.
   """
-  field = f"config.init.backbone={path!r}"
-  weights = formats.read(path, heads=config.backbone.heads)
-  backbone = model.fit(weights, config.backbone, field=field)
+  try:
+    weights = formats.read(path, heads=config.backbone.heads)
+    backbone = model.fit(weights, config.backbone, path)
+  except errors.UserError as error:
+    raise errors.UserError(f"config.init.backbone: {error}") from error
 
   def begin(tree):
     where = jax.tree.map(lambda x: x.sharding, tree["backbone"])

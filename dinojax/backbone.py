@@ -9,15 +9,15 @@ import dataclasses
 import functools
 import hashlib
 import json
+from collections.abc import Sequence
 from typing import Any
 
 import chex
 import jax
 import jax.numpy as jnp
-from jax import export
 from jax.sharding import Mesh
 
-from dinojax import checkpoint, sharding, vit
+from dinojax import checkpoint, errors, sharding, vit
 from dinojax.weights import formats, model
 
 FEATURES = ("cls", "gap", "cls+gap")
@@ -36,25 +36,29 @@ class Backbone:
   fingerprint: str
 
   def __call__(self, images: jax.Array) -> vit.Features:
-    """Features of uint8 RGB images [B, H, W, 3]; H, W multiples of the patch size."""
+    """Features of uint8 RGB images [B, H, W, 3].
+
+    Raises:
+      UserError: another type or shape, or a side no multiple of the patch size.
+    """
+    patch, shape = self.module.patch_size, jnp.shape(images)
+    sides = [side for side in shape[1:3] if side and not side % patch]
+    if images.dtype != jnp.uint8 or len(shape) != 4 or shape[3] != 3 or len(sides) < 2:
+      raise errors.UserError(
+        f"images are {images.dtype} {list(shape)}; they must be uint8 [B, H, W, 3], H"
+        f" and W multiples of the patch size, {patch}"
+      )
     return _apply(self.module, self.params, images)
 
-  def export(self, size: int) -> export.Exported:
-    """The same for images [B, size, size, 3] of any B, as StableHLO with its weights.
 
-    `.serialize()` makes bytes of it; `jax.export.deserialize(bytes).call(images)`
-    returns (image feature, CLS, patches) on any platform, without this package.
-    """
-    # Kernels belong to platforms; and their walks want to know the batch.
-    module = dataclasses.replace(self.module, attention="xla")
-
-    def features(images):
-      seen = apply(module, self.params, images)
-      return seen.image, seen.cls, seen.patches
-
-    (batch,) = export.symbolic_shape("b")
-    images = jax.ShapeDtypeStruct((batch, size, size, 3), jnp.uint8)
-    return export.export(jax.jit(features), platforms=("cpu", "cuda", "tpu"))(images)
+def of_weights(weights: model.Weights, *, dtype: str = "float32") -> Backbone:
+  """The backbone of weights in memory."""
+  params = jax.tree.map(jnp.asarray, weights.params["backbone"])
+  return Backbone(
+    model.module(weights.backbone, dtype=dtype, attention="auto"),
+    params,
+    fingerprint(weights.backbone, params),
+  )
 
 
 def load(
@@ -79,13 +83,10 @@ def load(
   Raises:
     UserError: it cannot be read, or does not fit.
   """
+  if mesh is None:
+    mesh = sharding.make_mesh(data=1, fsdp=1, devices=jax.local_devices()[:1])
   weights = formats.read(path, step=step, heads=heads, pool=pool, mesh=mesh)
-  params = jax.tree.map(jnp.asarray, weights.params["backbone"])
-  return Backbone(
-    model.module(weights.backbone, dtype=dtype, attention="auto"),
-    params,
-    fingerprint(weights.backbone, params),
-  )
+  return of_weights(weights, dtype=dtype)
 
 
 def fingerprint(architecture: dict, params: Any) -> str:
@@ -102,33 +103,48 @@ def apply(module, params, images: jax.Array, *, by_block: bool = False) -> vit.F
   return seen
 
 
-def image_features(
-  module, params, images: jax.Array, *, feature: str, layers: int
+def columns(feature: str, layers: int) -> tuple[tuple[str, int], ...]:
+  """The vectors of width D that make an image feature, as (kind, block) in order.
+
+  "cls+gap" of two layers is ("cls", -2), ("cls", -1), ("gap", -2), ("gap", -1).
+  """
+  return tuple(
+    (kind, -block) for kind in feature.split("+") for block in range(layers, 0, -1)
+  )
+
+
+def image_columns(
+  module, params, images: jax.Array, wanted: Sequence[tuple[str, int]]
 ) -> jax.Array:
-  """One vector per image: CLS token, mean patch token or both, of the last blocks.
+  """CLS and mean patch tokens side by side, each after the final LayerNorm.
 
   Args:
     module: a VisionTransformer.
     params: its weights.
     images: uint8 [B, H, W, 3].
-    feature: of FEATURES.
-    layers: so many of the last blocks, each with the final LayerNorm.
+    wanted: (kind, block), of `columns`; block -1 is the last one.
 
   Returns:
-    [B, layers * D], or [B, 2 * layers * D] with the CLS tokens first.
+    [B, len(wanted) * D] float32.
   """
-  seen = apply(module, params, images, by_block=layers > 1)
-  return pool(seen, feature=feature, layers=layers)
+  deepest = min(block for _, block in wanted)
+  chex.assert_scalar_in(-deepest, 1, module.depth)
+  return take(apply(module, params, images, by_block=deepest < -1), wanted)
 
 
-def pool(seen: vit.Features, *, feature: str, layers: int) -> jax.Array:
-  """`image_features` of what was seen, by block if `layers` is more than 1."""
-  gap, cls = seen.patches.mean(1)[None], seen.cls[None]
-  if layers > 1:
-    chex.assert_scalar_in(layers, 2, len(seen.cls_by_block))
-    gap, cls = seen.gap_by_block[-layers:], seen.cls_by_block[-layers:]
-  kinds = {"cls": cls, "gap": gap}
-  return jnp.concatenate([x for name in feature.split("+") for x in kinds[name]], -1)
+def take(seen: vit.Features, wanted: Sequence[tuple[str, int]]) -> jax.Array:
+  """`image_columns` of what was seen, which must be by block for blocks before -1."""
+  kinds = {"cls": seen.cls[None], "gap": seen.patches.mean(1)[None]}
+  if seen.cls_by_block is not None:
+    kinds = {"cls": seen.cls_by_block, "gap": seen.gap_by_block}
+  return jnp.concatenate([kinds[kind][block] for kind, block in wanted], axis=-1)
+
+
+def image_features(
+  module, params, images: jax.Array, *, feature: str, layers: int
+) -> jax.Array:
+  """One vector per image, [B, D] for each of `columns(feature, layers)`, joined."""
+  return image_columns(module, params, images, columns(feature, layers))
 
 
 @functools.partial(jax.jit, static_argnums=0)

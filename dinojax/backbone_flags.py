@@ -79,8 +79,7 @@ def feature(loaded: backbone.Backbone) -> str:
 def transform(loaded: backbone.Backbone) -> dict[str, int]:
   """{"resize", "crop"} in pixels; UserError if the network cannot see such images."""
   patch = loaded.module.patch_size
-  largest = max(LARGEST_DEFAULT_CROP // patch, 1) * patch
-  crop = CROP.value or min(patch * loaded.module.pos_grid, largest)
+  crop = CROP.value or default_crop(loaded)
   resize = RESIZE.value or round(crop * 8 / 7)
   if crop < patch or crop % patch:
     raise errors.UserError(
@@ -90,6 +89,13 @@ def transform(loaded: backbone.Backbone) -> dict[str, int]:
   if resize < crop:
     raise errors.UserError(f"--resize={resize} must be at least --crop={crop}")
   return {"resize": resize, "crop": crop}
+
+
+def default_crop(loaded: backbone.Backbone) -> int:
+  """Pixels of a side of the images that these weights are for."""
+  patch = loaded.module.patch_size
+  largest = max(LARGEST_DEFAULT_CROP // patch, 1) * patch
+  return min(patch * loaded.module.pos_grid, largest)
 
 
 def batch_size(devices: int) -> int:

@@ -10,14 +10,18 @@ this command wrote, a .pth that DINOv2's hub loads or a training run's teacher, 
 must not exist; its ending chooses the format: .pth, .safetensors (Hugging Face's
 names), or a folder of our own, which `config.init.backbone`, evaluate and embed read
 like all the others. float32 throughout, and nothing is rounded.
+
+DST can also be a program that runs elsewhere, from uint8 images of --size pixels to
+features: .stablehlo (for jax.export.deserialize) or .onnx.
 """
 
 import math
+import pathlib
 
 import jax
 from absl import flags
 
-from dinojax import backbone_flags, cli, errors, metrics
+from dinojax import backbone, backbone_flags, cli, errors, export, metrics
 from dinojax.weights import formats, model, state_dicts
 
 TO = flags.DEFINE_enum(
@@ -29,6 +33,13 @@ POS_GRID = flags.DEFINE_integer(
   "Resizes the position embedding to a grid of so many patches along a side, by the"
   " model's own rule.",
 )
+SIZE = flags.DEFINE_integer(
+  "size",
+  None,
+  "Of .stablehlo and .onnx: pixels of a side of the images; default the weights' own,"
+  " at most 224.",
+)
+PROGRAMS = (".stablehlo", ".onnx")
 for name in ("step", "heads", "pool"):
   flags.declare_key_flag(name)
 
@@ -38,7 +49,6 @@ def main(argv: list[str]) -> None:
   _, source, target = argv
   # Weights pass through the memory of the host alone.
   jax.config.update("jax_platforms", "cpu")
-  to = TO.value or formats.guess(target)
   weights = formats.read(
     source,
     step=backbone_flags.STEP.value,
@@ -50,15 +60,28 @@ def main(argv: list[str]) -> None:
     if POS_GRID.value < 1:
       raise errors.UserError(f"--pos_grid={POS_GRID.value} must be at least 1")
     weights = model.with_pos_grid(weights, POS_GRID.value)
-  lost = formats.write(weights, target, to)
-  fields = ", ".join(f"{name}={value}" for name, value in weights.backbone.items())
+  if pathlib.Path(target).suffix in PROGRAMS:
+    lost = write_program(weights, target)
+  else:
+    lost = formats.write(weights, target, TO.value or formats.guess(target))
+  fields = ", ".join(f"{name}={weights.backbone[name]}" for name in model.ARCHITECTURE)
   metrics.say(f"{source}: {fields}")
   for part, tree in weights.params.items():
     count = sum(math.prod(x.shape) for x in jax.tree.leaves(tree))
     metrics.say(f"  {part}: {count:,} parameters")
   for line in lost:
     metrics.say(f"  not kept, {line}")
-  metrics.say(f"written to {target}, format {to}")
+  metrics.say(f"written to {target}")
+
+
+def write_program(weights: model.Weights, target: str) -> list[str]:
+  """Writes .stablehlo or .onnx; returns what it does not hold."""
+  path = formats.free_path(target)
+  loaded = backbone.of_weights(weights)
+  size = SIZE.value or backbone_flags.default_crop(loaded)
+  export.write(loaded, size, path)
+  metrics.say(f"for images [B, {size}, {size}, 3] uint8, of any B")
+  return [f"{part}: it gives features" for part in weights.params if part != "backbone"]
 
 
 if __name__ == "__main__":

@@ -45,31 +45,28 @@ class Writer:
   SummaryWriter has a thread for it, and when that dies on a full disk the run hangs.
   """
 
-  def __init__(self, workdir: str, *, start_step: int):
-    """Drops what an earlier run logged after `start_step`, and goes on from there."""
+  def __init__(self, workdir: str, *, start_step: int | None):
+    """Drops what an earlier run logged after `start_step`, and goes on from there.
+
+    None drops nothing: for results that are added beside a run, even a live one.
+    """
     self._file = self._events = None
     if jax.process_index() != 0:
       return
     self._workdir = pathlib.Path(workdir)
     with self._failing_in_one_line():
       path = self._workdir / "metrics.jsonl"
-      kept = []
-      if path.exists():
-        for line in path.read_text().splitlines():
-          with contextlib.suppress(json.JSONDecodeError):  # cut off by a kill
-            if json.loads(line)["step"] <= start_step:
-              kept.append(line + "\n")
-      new = path.with_suffix(".new")
-      new.write_text("".join(kept))
-      os.replace(new, path)
+      if start_step is not None:
+        self._drop_after(start_step, path)
       self._file = path.open("a", buffering=1)
       (self._workdir / "tensorboard").mkdir(exist_ok=True)
       self._events = event_file_writer.EventsWriter(
         str(self._workdir / "tensorboard" / "events"), f".{start_step}"
       )
-      # TensorBoard drops what earlier files say of this step and later ones.
-      restart = event_pb2.SessionLog(status=event_pb2.SessionLog.START)
-      self._write_event(start_step + 1, session_log=restart)
+      if start_step is not None:
+        # TensorBoard drops what earlier files say of this step and later ones.
+        restart = event_pb2.SessionLog(status=event_pb2.SessionLog.START)
+        self._write_event(start_step + 1, session_log=restart)
 
   def write(self, step: int, scalars: dict[str, float]) -> None:
     """Appends one line; floats keep all their digits.
@@ -90,6 +87,17 @@ class Writer:
       with self._failing_in_one_line():
         self._file.close()
         self._events.close()
+
+  def _drop_after(self, step: int, path: pathlib.Path) -> None:
+    kept = []
+    if path.exists():
+      for line in path.read_text().splitlines():
+        with contextlib.suppress(json.JSONDecodeError):  # cut off by a kill
+          if json.loads(line)["step"] <= step:
+            kept.append(line + "\n")
+    new = path.with_suffix(".new")
+    new.write_text("".join(kept))
+    os.replace(new, path)
 
   def _write_event(self, step: int, **what) -> None:
     event = event_pb2.Event(step=step, wall_time=time.time(), **what)

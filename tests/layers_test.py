@@ -62,7 +62,7 @@ MAY_IMPORT = {
   "hlo": {"hlo_ops"},
   "costs": {"hlo", "data."},
   "interrupts": {"metrics"},
-  "assembly": {*METHOD, "weights."},
+  "assembly": {*METHOD, "errors", "weights."},
   "weights.model": {"errors", "heads", "positions", "vit"},
   "weights.names": set(),
   "weights.state_dicts": {"errors", "weights.model", "weights.names"},
@@ -71,6 +71,7 @@ MAY_IMPORT = {
   "weights.formats": {"errors", "sharding", "weights."},
   "backbone": {"checkpoint", "errors", "sharding", "vit", "weights."},
   "backbone_flags": {"backbone", "errors"},
+  "export": {"backbone", "errors"},
 }
 EVALS = {"errors", "vit", "sharding", "data.", "evals.features"}
 

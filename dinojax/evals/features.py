@@ -5,7 +5,7 @@ Dimension key: S steps (batches of the source), B images of a batch, D width.
 
 import logging
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import flax
@@ -28,6 +28,26 @@ class Bank:
 
   features: jax.Array
   labels: jax.Array
+
+
+def select(bank: Bank, present: Sequence, wanted: Sequence) -> Bank:
+  """The bank with `wanted` of the equally wide columns that it is made of.
+
+  Args:
+    bank: of features [S, B, len(present) * D].
+    present: what the columns are, in order; any values that can be compared.
+    wanted: of `present`, in the order of the result.
+  """
+  if tuple(wanted) == tuple(present):
+    return bank
+  places = [list(present).index(column) for column in wanted]
+
+  @jax.jit
+  def take(x):
+    parts = jnp.split(x, len(present), axis=-1)
+    return jnp.concatenate([parts[i] for i in places], axis=-1)
+
+  return bank.replace(features=take(bank.features))
 
 
 def extract(

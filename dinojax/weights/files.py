@@ -39,10 +39,10 @@ def read_torch(path: pathlib.Path) -> dict[str, np.ndarray]:
   try:
     loaded = torch.load(path, map_location="cpu", weights_only=True)
   except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError) as error:
-    reason = "it is damaged, or no such file"
-    if "Unsupported" in str(error) or "GLOBAL" in str(error):
-      reason = "it holds more than arrays, and might run code"
-    raise errors.UserError(f"{path} is not read as PyTorch's: {reason}") from error
+    raise errors.UserError(
+      f"{path} is not loaded: it is damaged, or holds more than arrays, which might run"
+      " code"
+    ) from error
   for key in ("teacher", "model", "state_dict"):
     if isinstance(loaded, Mapping) and isinstance(loaded.get(key), Mapping):
       loaded = loaded[key]
@@ -73,7 +73,10 @@ def write_safetensors(path: pathlib.Path, arrays: Mapping, metadata: dict[str, s
   arrays = {name: np.ascontiguousarray(arrays[name]) for name in sorted(arrays)}
   metadata = {"format": "pt", **metadata}  # "pt" is what transformers asks for
   new = path.with_name(f".{path.name}.new")
+  new.touch()
+  mode = new.stat().st_mode  # safetensors leaves its files to their owner alone
   safetensors.numpy.save_file(arrays, new, metadata)
+  new.chmod(mode)
   os.replace(new, path)
 
 

@@ -49,7 +49,7 @@ def read(
     chosen = model.with_choices(weights.backbone, path, heads=heads, pool=pool)
     return model.Weights(chosen, weights.params)
   if step is not None:
-    raise errors.UserError(f"--step={step} is for runs, and {path} is none")
+    raise errors.UserError(f"{path} is no run, and --step={step} asks for one")
   weights = _read_arrays(where, path, heads, pool)
   kept = {name: tree for name, tree in weights.params.items() if name in parts}
   if mesh is not None:
@@ -75,14 +75,23 @@ def write(weights: model.Weights, path: str, format_name: str) -> list[str]:
   Raises:
     UserError: `path` exists, cannot be written, or does not suit the format.
   """
+  where = free_path(path)
+  try:
+    return _write(weights, where, format_name)
+  except OSError as error:
+    raise errors.UserError(f"{path} cannot be written: {error.strerror}") from error
+
+
+def free_path(path: str) -> pathlib.Path:
+  """Where to write; UserError if something is there, or nothing can be made there."""
   where = pathlib.Path(os.path.expanduser(path))
   if where.exists():
     raise errors.UserError(f"{path} exists; remove it, or choose another name")
   try:
     where.parent.mkdir(parents=True, exist_ok=True)
-    return _write(weights, where, format_name)
   except OSError as error:
     raise errors.UserError(f"{path} cannot be written: {error.strerror}") from error
+  return where
 
 
 def _read_arrays(where, path, heads, pool) -> model.Weights:

@@ -130,13 +130,13 @@ def with_choices(
   return {**backbone, "pool": pool or backbone["pool"]}
 
 
-def fit(weights: Weights, wanted: dict, *, field: str) -> Any:
+def fit(weights: Weights, wanted: dict, path: str) -> Any:
   """The backbone's parameters for an architecture, on its position grid.
 
   Args:
     weights: of any file.
     wanted: the fields of ARCHITECTURE, such as `config.backbone`.
-    field: what gave the weights, with its value, for the error.
+    path: of the weights, for the error.
 
   Raises:
     UserError: another architecture, grid and image feature aside.
@@ -148,5 +148,5 @@ def fit(weights: Weights, wanted: dict, *, field: str) -> Any:
     if name not in free and weights.backbone[name] != wanted[name]
   ]
   if differing:
-    raise errors.UserError(f"{field} is another network: {'; '.join(differing)}")
+    raise errors.UserError(f"{path} is another network: {'; '.join(differing)}")
   return with_pos_grid(weights, wanted["pos_grid"]).params["backbone"]

@@ -26,6 +26,7 @@ def find(path: pathlib.Path, step: int | None) -> pathlib.Path:
   Raises:
     UserError: there is none.
   """
+  path = path.resolve()  # as Orbax wants it
   if is_checkpoint(path):
     return path
   folder = path / "checkpoints"
@@ -35,6 +36,16 @@ def find(path: pathlib.Path, step: int | None) -> pathlib.Path:
   if step is not None and step not in steps:
     raise errors.UserError(f"{path} has no checkpoint of step {step}, only {steps}")
   return folder / str(steps[-1] if step is None else step)
+
+
+def locate(path: pathlib.Path, step: int | None) -> tuple[str, int] | None:
+  """(workdir, step) of the checkpoint that `find` finds; None if it is of no run."""
+  if not path.is_dir() or not (is_checkpoint(path) or (path / "checkpoints").is_dir()):
+    return None
+  folder = find(path, step)
+  if folder.parent.name != "checkpoints":
+    return None
+  return str(folder.parent.parent), int(folder.name)
 
 
 def is_checkpoint(path: pathlib.Path) -> bool:

@@ -1,0 +1,72 @@
+"""Features kept on disk between evaluations, under a key of all that makes them."""
+
+import hashlib
+import json
+import pathlib
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import orbax.checkpoint as ocp
+from jax.experimental import multihost_utils
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from dinojax import errors, sharding
+from dinojax.evals import features
+
+
+def cached(
+  compute: Callable[[], features.Bank],
+  folder: str | None,
+  *,
+  made_of: dict[str, Any],
+  shape: tuple[int, int, int],
+  mesh: Mesh,
+) -> features.Bank:
+  """The bank that `compute` makes, from the folder if it was made before.
+
+  Args:
+    compute: makes the bank.
+    folder: where banks lie, one folder each; None: nothing is kept.
+    made_of: everything the features depend on, JSON; any change is another key.
+    shape: [S, B, F] of the features.
+    mesh: where the bank is to be.
+
+  Raises:
+    UserError: the folder cannot be written or read.
+  """
+  if folder is None:
+    return compute()
+  text = json.dumps(made_of, sort_keys=True)
+  key = hashlib.sha256(text.encode()).hexdigest()[:24]
+  path = pathlib.Path(folder).expanduser().resolve() / key
+  handler = ocp.StandardCheckpointHandler()
+  try:
+    # Decided by one process for all: together they read, or together they compute.
+    there = multihost_utils.broadcast_one_to_all(jnp.int32(path.exists()))
+    with ocp.Checkpointer(handler) as files:
+      if there:
+        tree = files.restore(
+          path, args=ocp.args.StandardRestore(_abstract(shape, mesh))
+        )
+        return features.Bank(**tree)
+      bank = compute()
+      tree = {"features": bank.features, "labels": bank.labels}
+      files.save(path, args=ocp.args.StandardSave(tree))
+      if jax.process_index() == 0:
+        (path / "made_of.json").write_text(text)
+      return bank
+  except (OSError, ValueError) as error:
+    raise errors.UserError(
+      f"--cache={folder}: {path} cannot be used ({error}); remove it, or choose another"
+      " folder"
+    ) from error
+
+
+def _abstract(shape: tuple[int, int, int], mesh: Mesh) -> dict:
+  where = NamedSharding(mesh, PartitionSpec(None, sharding.AXES))
+  return {
+    "features": jax.ShapeDtypeStruct(shape, jnp.float32, sharding=where),
+    "labels": jax.ShapeDtypeStruct(shape[:2], jnp.int32, sharding=where),
+  }

@@ -1,0 +1,131 @@
+"""The Python API: three lines from weights to features, exported or not."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import onnxruntime
+import pytest
+
+from dinojax import backbone, errors, export, sharding, vit
+from dinojax.weights import formats, model
+
+ARCHITECTURE = dict(
+  patch_size=2, pos_grid=4, width=32, depth=5, heads=2, ffn="swiglu", registers=4
+)
+
+
+def random_backbone(pool="gap"):
+  rng = np.random.default_rng(0)
+  architecture = {**ARCHITECTURE, "pool": pool}
+  fill = lambda x: rng.normal(size=x.shape).astype(np.float32)  # noqa: E731
+  params = jax.tree.map(fill, model.shapes(architecture))
+  return model.Weights(architecture, {"backbone": params})
+
+
+def images_of(count, side=8):
+  shape = (count, side, side, 3)
+  return np.random.default_rng(1).integers(256, size=shape, dtype=np.uint8)
+
+
+def test_three_lines_give_what_the_network_computes(tmp_path):
+  formats.write(random_backbone(), str(tmp_path / "weights"), "dinojax")
+  loaded = backbone.load(str(tmp_path / "weights"))
+  images = images_of(3)
+  seen = loaded(images)
+  params = random_backbone().params["backbone"]
+  mean, std = np.float32(vit.IMAGENET_MEAN), np.float32(vit.IMAGENET_STD)
+  crops = [(images / np.float32(255) - mean) / std]
+  (wanted,) = loaded.module.apply({"params": params}, crops, [None])
+  for name in ("image", "cls", "patches"):
+    np.testing.assert_allclose(getattr(seen, name), getattr(wanted, name), atol=1e-5)
+  np.testing.assert_allclose(seen.image, seen.patches.mean(1), atol=1e-6)
+
+
+def test_a_batch_is_compiled_once():
+  loaded = backbone.of_weights(random_backbone())
+  loaded(images_of(3))
+  with jax.log_compiles(), jax.check_tracer_leaks(False):
+    before = backbone._apply._cache_size()
+    loaded(images_of(3))
+    assert backbone._apply._cache_size() == before
+
+
+@pytest.mark.parametrize(
+  "kind, block", [("cls", -1), ("gap", -1), ("cls", -3), ("gap", -4)]
+)
+def test_a_column_is_the_feature_of_the_network_cut_off_after_that_block(kind, block):
+  weights = random_backbone(pool=kind)
+  loaded, images = backbone.of_weights(weights), images_of(3)
+  wanted = [("cls", -2), (kind, block)]
+  found = backbone.image_columns(loaded.module, loaded.params, images, wanted)
+  depth = 5 + block + 1
+  cut = dataclasses.replace(loaded.module, depth=depth)
+  params = dict(loaded.params)
+  params["blocks"] = jax.tree.map(lambda x: x[:depth], params["blocks"])
+  expected = backbone.apply(cut, params, images).image
+  np.testing.assert_allclose(found[:, 32:], expected, atol=1e-5)
+
+
+def test_image_features_join_kinds_and_blocks_in_their_order():
+  loaded, images = backbone.of_weights(random_backbone()), images_of(2)
+  feature = dict(feature="cls+gap", layers=2)
+  joined = backbone.image_features(loaded.module, loaded.params, images, **feature)
+  order = (("cls", -2), ("cls", -1), ("gap", -2), ("gap", -1))
+  assert backbone.columns("cls+gap", 2) == order
+  assert joined.shape == (2, 4 * 32)
+  np.testing.assert_allclose(joined[:, 32:64], loaded(images).cls, atol=1e-5)
+  np.testing.assert_allclose(joined[:, 96:], loaded(images).image, atol=1e-5)
+
+
+def test_features_are_the_same_on_a_mesh(tmp_path):
+  formats.write(random_backbone(), str(tmp_path / "weights"), "dinojax")
+  mesh, images = sharding.make_mesh(data=2, fsdp=4), images_of(8)
+  with jax.set_mesh(mesh):
+    split = backbone.load(str(tmp_path / "weights"), mesh=mesh)
+    found = split(images)
+  wanted = backbone.of_weights(random_backbone())(images)
+  np.testing.assert_allclose(found.patches, wanted.patches, atol=2e-5)
+
+
+@pytest.mark.parametrize(
+  "images",
+  [images_of(2, 9), images_of(2)[0], images_of(2) / 255, images_of(2)[..., :1]],
+)
+def test_images_that_do_not_fit_are_told(images):
+  with pytest.raises(errors.UserError, match=r"must be uint8 \[B, H, W, 3\]"):
+    backbone.of_weights(random_backbone())(jnp.asarray(images))
+
+
+def test_an_exported_program_takes_any_batch_and_needs_no_weights():
+  loaded = backbone.of_weights(random_backbone())
+  program = jax.export.deserialize(export.stablehlo(loaded, 8).serialize())
+  assert program.platforms == ("cpu", "cuda", "tpu")
+  for count in (1, 5):
+    seen = loaded(images_of(count))
+    for found, wanted in zip(
+      program.call(images_of(count)), (seen.image, seen.cls, seen.patches), strict=True
+    ):
+      np.testing.assert_allclose(found, wanted, atol=1e-5)
+
+
+def test_an_onnx_file_computes_the_same_on_another_runtime(tmp_path):
+  loaded = backbone.of_weights(random_backbone())
+  export.onnx(loaded, 12, str(tmp_path / "model.onnx"))
+  session = onnxruntime.InferenceSession(tmp_path / "model.onnx")
+  (given,) = session.get_inputs()
+  for count in (1, 5):
+    images = images_of(count, 12)
+    seen = loaded(images)
+    for found, wanted in zip(
+      session.run(None, {given.name: images}),
+      (seen.image, seen.cls, seen.patches),
+      strict=True,
+    ):
+      np.testing.assert_allclose(found, wanted, atol=2e-5)
+
+
+def test_a_size_that_is_no_multiple_of_the_patch_is_refused():
+  with pytest.raises(errors.UserError, match=r"size=9 must be a multiple .* try 8"):
+    export.stablehlo(backbone.of_weights(random_backbone()), 9)

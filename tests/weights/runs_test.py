@@ -1,0 +1,167 @@
+"""A run's checkpoint gives up its backbone, and nothing else is read for it."""
+
+import contextlib
+import os
+import pathlib
+import shutil
+
+import jax
+import numpy as np
+import optax
+import pytest
+
+from dinojax import assembly, backbone, checkpoint, dino, errors, sharding
+from dinojax.weights import formats, runs
+from tests import tiny
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+  """A workdir with checkpoints of steps 3 and 7, and their states."""
+  workdir, states = tmp_path_factory.mktemp("run"), {}
+  config = tiny.config()
+  with config.unlocked():
+    config.backbone.update(width=64, depth=3)
+  nets, tx = dino.make_nets(config), optax.adamw(1e-3)
+  init = jax.jit(lambda key: dino.init_state(key, nets=nets, tx=tx, cfg=config))
+  saver = checkpoint.Checkpoints(workdir, every=1, keep_last=9, keep_best=0)
+  with contextlib.closing(saver):
+    for step in (3, 7):
+      states[step] = init(jax.random.key(step))
+      record = {"step": step, "data_fingerprint": "f", "config": config.to_dict()}
+      saver.save(step, states[step], record, force=True)
+  return workdir, states, config
+
+
+@pytest.mark.parametrize("shape", [None, (1, 8), (4, 2)])
+@pytest.mark.parametrize("step", [None, 3])
+def test_the_teachers_backbone_of_a_step_comes_back_on_any_mesh(run, shape, step):
+  workdir, states, _ = run
+  mesh = shape and sharding.make_mesh(data=shape[0], fsdp=shape[1])
+  found = formats.read(str(workdir), step=step, mesh=mesh).params
+  wanted = states[step or 7].teacher["backbone"]
+  jax.tree.map(np.testing.assert_array_equal, found, {"backbone": wanted})
+  kernel = found["backbone"]["blocks"]["mlp"]["w12"]["kernel"]
+  if mesh:
+    share = sharding.state_sharding(mesh, wanted)["blocks"]["mlp"]["w12"]["kernel"]
+    assert kernel.sharding == share
+
+
+def test_a_single_checkpoint_is_found_by_its_folder(run):
+  workdir, states, _ = run
+  found = formats.read(str(workdir / "checkpoints" / "3")).params["backbone"]
+  wanted = states[3].teacher["backbone"]
+  jax.tree.map(np.testing.assert_array_equal, found, wanted)
+
+
+def bytes_read():
+  lines = pathlib.Path("/proc/self/io").read_text().splitlines()
+  return int(lines[0].removeprefix("rchar: "))
+
+
+def test_only_the_backbones_bytes_are_read_from_disk(run):
+  workdir, states, _ = run
+  folder = runs.find(workdir, 7)
+  size = lambda tree: sum(x.nbytes for x in jax.tree.leaves(tree))  # noqa: E731
+  before = bytes_read()
+  formats.read(str(workdir))
+  seen = bytes_read() - before
+  backbone_size, state_size = size(states[7].teacher["backbone"]), size(states[7])
+  assert state_size > 4 * backbone_size
+  metadata = (folder / "state" / "_METADATA").stat().st_size
+  assert 0.5 * backbone_size < seen < 1.2 * backbone_size + 4 * metadata
+
+
+def test_damage_is_told_with_the_way_out(run, tmp_path):
+  workdir, _, _ = run
+  shutil.copytree(workdir, tmp_path / "run")
+  folder = tmp_path / "run" / "checkpoints" / "7" / "state"
+  for file in folder.rglob("d/*"):
+    data = bytearray(file.read_bytes())
+    middle = len(data) // 2
+    data[middle : middle + 64] = bytes(64)
+    file.write_bytes(data)
+  with pytest.raises(errors.UserError, match=r"7.*try an older"):
+    formats.read(str(tmp_path / "run"))
+  assert formats.read(str(tmp_path / "run"), step=3)
+
+
+def test_a_changed_value_is_noticed_by_its_checksum(run, tmp_path):
+  workdir, _, _ = run
+  shutil.copytree(workdir, tmp_path / "run")
+  record = next((tmp_path / "run/checkpoints/7/record").glob("metadata"))
+  text = record.read_text()
+  name = '"teacher.backbone.norm.scale": '
+  assert name in text
+  record.write_text(text.replace(name, name + "1"))
+  with pytest.raises(errors.UserError, match=r"norm\.scale is not what was saved"):
+    formats.read(str(tmp_path / "run"))
+
+
+def test_what_is_not_there_is_told(run, tmp_path):
+  workdir, _, _ = run
+  with pytest.raises(errors.UserError, match=r"no checkpoint of step 5, only \[3, 7\]"):
+    formats.read(str(workdir), step=5)
+  os.makedirs(tmp_path / "new" / "checkpoints")
+  with pytest.raises(errors.UserError, match="holds no checkpoint yet"):
+    formats.read(str(tmp_path / "new"))
+
+
+def test_the_fingerprint_is_of_the_weights_alone(run, tmp_path):
+  workdir, _, _ = run
+  formats.write(formats.read(str(workdir)), str(tmp_path / "copy"), "huggingface")
+  mesh = sharding.make_mesh(data=2, fsdp=4)
+  prints = [
+    backbone.load(str(path), mesh=where, step=step).fingerprint
+    for path, where, step in (
+      (workdir, None, None),
+      (workdir, mesh, None),
+      (tmp_path / "copy", None, None),
+      (workdir, None, 3),
+    )
+  ]
+  assert len(set(prints[:3])) == 1
+  assert prints[3] != prints[0]
+
+
+@pytest.mark.parametrize("fsdp", [1, 4])
+def test_a_run_starts_from_weights_student_and_teacher_alike(run, tmp_path, fsdp):
+  workdir, states, config = run
+  formats.write(formats.read(str(workdir)), str(tmp_path / "w.pth"), "released")
+  with config.copy_and_resolve_references().unlocked() as changed:
+    changed.mesh.update(data=8 // fsdp, fsdp=fsdp)
+    changed.data.batch_size = 16
+  mesh = sharding.make_mesh(**changed.mesh)
+  made = assembly.assemble(changed, mesh)
+  with jax.set_mesh(mesh):
+    state = made.init(jax.random.key(0))
+    fresh_head = np.asarray(state.student["dino_head"]["fc1"]["kernel"])
+    state = assembly.start_from(str(tmp_path / "w.pth"), state, changed)
+  wanted = states[7].teacher["backbone"]
+  for tree in (state.student, state.teacher):
+    jax.tree.map(np.testing.assert_array_equal, tree["backbone"], wanted)
+  where = jax.tree.map(lambda x: x.sharding, state)
+  assert where == jax.tree.map(lambda x: x.sharding, made.abstract_state)
+  np.testing.assert_array_equal(state.student["dino_head"]["fc1"]["kernel"], fresh_head)
+  batch = sharding.put_batch(mesh, tiny.batch(changed), range(8), 8)
+  with jax.set_mesh(mesh):
+    after, scalars = made.train_step(state, batch, jax.random.key(1))
+  assert int(after.step) == 1 and np.isfinite(scalars["loss"])
+
+
+def test_weights_of_another_grid_are_resized_and_of_another_depth_refused(run):
+  workdir, _, config = run
+  state = dino.init_state(
+    jax.random.key(0), nets=dino.make_nets(config), tx=optax.sgd(1.0), cfg=config
+  )
+  changed = config.copy_and_resolve_references()
+  with changed.unlocked():
+    changed.backbone.pos_grid = 6
+  started = assembly.start_from(str(workdir), state, changed)
+  assert started.student["backbone"]["pos_embed"].shape == (1, 37, 64)
+  with changed.unlocked():
+    changed.backbone.update(depth=5, ffn="mlp")
+  with pytest.raises(
+    errors.UserError, match=r"depth=3 there and .*depth=5; ffn=swiglu"
+  ):
+    assembly.start_from(str(workdir), state, changed)
