@@ -12,7 +12,7 @@ import json
 import os
 import pathlib
 import shutil
-import socket
+import uuid
 from collections.abc import Collection, Iterator
 
 from dinojax import errors
@@ -102,8 +102,8 @@ def writing(path: pathlib.Path, *, out: pathlib.Path) -> Iterator[io.BufferedWri
 
 
 def temporary(path: pathlib.Path) -> pathlib.Path:
-  """Returns a name beside `path` that no other process takes."""
-  return path.with_name(f".{path.name}.{socket.gethostname()}-{os.getpid()}.new")
+  """Returns a new name beside `path`, another one each time."""
+  return path.with_name(f".{path.name}.{uuid.uuid4().hex}.new")
 
 
 def sweep(out: pathlib.Path) -> None:
