@@ -208,7 +208,9 @@ class Zarr:
     arrays = {name: x for name, x in vars(part).items() if x is not None}
     arrays["name"] = np.array(part.name, object)
     start, stop = self.shape.span(k)
-    with durable.failing_in_one_line(self.out):
+    # Also what equals the fill value: a chunk tells that its part is there.
+    all_chunks = self._zarr.config.set({"array.write_empty_chunks": True})
+    with durable.failing_in_one_line(self.out), all_chunks:
       group = self._zarr.open_group(self.out, mode="r+")
       for name in sorted(arrays, key="valid".__eq__):
         group[name][start:stop] = arrays[name]  # elsewhere, and then renamed, by Zarr
@@ -240,7 +242,6 @@ class Zarr:
         chunks=(min(shape.rows_per_part, shape.rows), *rest),
         dtype=kind,
         compressors="auto" if name == "name" else None,  # floats hardly get smaller
-        config={"write_empty_chunks": True},  # a chunk tells that its part is there
       )
     try:
       new.rename(self.out)

@@ -90,6 +90,15 @@ def test_a_part_that_cannot_be_written_is_not_there(
   assert files.done() == {0}
 
 
+@pytest.mark.parametrize(("ending", "kind"), FORMATS)
+def test_a_part_of_nothing_but_zeros_counts_as_written(tmp_path, ending, kind):
+  files = kind(tmp_path / f"a{ending}", SHAPE)
+  zeros = {name: 0 * x for name, x in vars(part(1)).items() if name != "name"}
+  zeros["valid"] = np.zeros(4, bool)  # unreadable images, all of them
+  files.write(1, feature_files.Part(name=[""] * 4, **zeros))
+  assert files.done() == {1}
+
+
 def test_parquet_keeps_types_nulls_and_the_shape_of_patches(tmp_path):
   files = feature_files.Parquet(tmp_path / "a.parquet", SHAPE)
   for k in range(SHAPE.parts):
