@@ -1,0 +1,66 @@
+"""Logistic regression: scikit-learn's, on normalised features, with a chosen C."""
+
+import numpy as np
+import pytest
+from knn_test import bank_of, clusters, mesh_of
+from sklearn import linear_model, preprocessing
+
+from dinojax import errors
+from dinojax.evals import logreg
+
+
+def run(train, test, num_classes, shape=(1, 1)):
+  mesh = mesh_of(*shape)
+  banks = bank_of(mesh, *train), bank_of(mesh, *test)
+  return logreg.logreg(*banks, num_classes=num_classes, seed=0)
+
+
+@pytest.mark.parametrize("shape", [(1, 1), (2, 4)])
+def test_it_rates_what_scikit_learn_fits_with_the_chosen_c(shape):
+  rng = np.random.default_rng(0)
+  train, test = clusters(rng, 300), clusters(rng, 200)
+  train[1][[4, 70]] = -1  # unreadable
+  found = run(train, test, 7, shape)
+  assert found["logreg_c"] in logreg.STRENGTHS
+  there = train[1] >= 0
+  model = linear_model.LogisticRegression(C=found["logreg_c"], max_iter=5000, tol=1e-8)
+  model.fit(preprocessing.normalize(train[0][there]), train[1][there])
+  logits = model.decision_function(preprocessing.normalize(test[0]))
+  ranked = np.argsort(-logits, axis=1)
+  top1 = (ranked[:, 0] == test[1]).mean()
+  top5 = (ranked[:, :5] == test[1][:, None]).any(1).mean()
+  assert found["logreg_top1"] == pytest.approx(top1, abs=0.011)
+  assert found["logreg_top5"] == pytest.approx(top5, abs=0.011)
+  assert 0.3 < top1 < 0.95
+
+
+def test_the_c_that_fits_best_held_out_is_found():
+  # One informative direction among much noise: weak and strong priors both do worse.
+  rng = np.random.default_rng(0)
+  scores = {}
+  train, test = clusters(rng, 400, width=40), clusters(rng, 2000, width=40)
+  found = run(train, test, 7)
+  x, queries = (preprocessing.normalize(x) for x in (train[0], test[0]))
+  for strength in logreg.STRENGTHS:
+    model = linear_model.LogisticRegression(C=strength, max_iter=5000).fit(x, train[1])
+    scores[strength] = model.score(queries, test[1])
+  assert found["logreg_top1"] > max(scores.values()) - 0.03
+  assert found["logreg_top1"] > min(scores.values()) + 0.1
+
+
+def test_two_classes_and_a_class_that_training_lacks():
+  rng = np.random.default_rng(0)
+  x, labels = clusters(rng, 200, num_classes=2)
+  result = run((x, labels), (x, labels), 2)
+  assert result["logreg_top1"] > 0.8 and result["logreg_top5"] == 1
+  unknown = labels.copy()
+  unknown[:100] = 2
+  half = run((x, labels), (x, unknown), 3)
+  assert half["logreg_top5"] == 0.5
+
+
+@pytest.mark.parametrize("labels", [[0] * 20, [0] * 19 + [1], [-1] * 20])
+def test_too_few_classes_or_images_are_told(labels):
+  x = np.random.default_rng(0).normal(size=(20, 4))
+  with pytest.raises(errors.UserError, match="two readable images of each"):
+    run((x, np.array(labels)), (x, np.array(labels)), 2)
