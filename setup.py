@@ -45,14 +45,19 @@ setuptools.setup(
     "tensorboard": ["tensorboard>=2.17"],
     "onnx": ["jax2onnx>=0.13,<0.14"],  # later ones ask for an older Orbax
     "torch": ["torch>=2.6"],  # reads and writes .pth
+    "embed": ["pyarrow>=17", "zarr>=3.1"],  # features in Parquet and Zarr
     "test": [
       "jax2onnx>=0.13,<0.14",
       "jax[tpu]>=0.10,<0.12",  # plan_test.py compiles for TPUs that are not there
       "onnxruntime>=1.20",
+      "pandas>=2.2",  # pandas and polars read what embed_test.py writes
+      "polars>=1.20",
+      "pyarrow>=17",
       "pytest>=8.3",
       "ruff>=0.12",
       "torch==2.13.0",
       "transformers>=5.0,<6",
+      "zarr>=3.1",
     ],
   },
 )

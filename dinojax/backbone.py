@@ -129,9 +129,13 @@ def image_columns(
   """
   deepest = min(block for _, block in wanted)
   chex.assert_scalar_in(-deepest, 1, module.depth)
-  seen = apply(module, params, images, by_block=deepest < -1)
+  return take(apply(module, params, images, by_block=deepest < -1), wanted)
+
+
+def take(seen: vit.Features, wanted: Sequence[tuple[str, int]]) -> jax.Array:
+  """`image_columns` of what was seen, which must be by block for blocks before -1."""
   kinds = {"cls": seen.cls[None], "gap": seen.patches.mean(1)[None]}
-  if deepest < -1:
+  if seen.cls_by_block is not None:
     kinds = {"cls": seen.cls_by_block, "gap": seen.gap_by_block}
   return jnp.concatenate([kinds[kind][block] for kind, block in wanted], axis=-1)
 

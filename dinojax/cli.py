@@ -45,10 +45,25 @@ def run(
     sys.exit(f"dinojax: {on_interrupt}")
 
 
-def join_processes() -> None:
-  """Joins the other processes of a run, if there are any; before anything of JAX."""
+def join_processes(*, apart: bool = False) -> tuple[int, int]:
+  """Joins the other processes of a run, if there are any; before anything of JAX.
+
+  Args:
+    apart: the processes need not talk; without --coordinator they then stay apart, and
+      one that ends ends no other.
+
+  Returns:
+    this process's number, and how many there are.
+  """
   allocator.keep_pages()
-  address = (COORDINATOR.value, NUM_PROCESSES.value, PROCESS_ID.value)
+  number, count = PROCESS_ID.value, NUM_PROCESSES.value
+  if apart and COORDINATOR.value is None and None not in (number, count):
+    if not 0 <= number < count:
+      raise errors.UserError(
+        f"--process_id={number} must be from 0 to --num_processes={count} less 1"
+      )
+    return number, count
+  address = (COORDINATOR.value, count, number)
   if None not in address:
     jax.distributed.initialize(*address, cluster_detection_method="deactivate")
   elif address != (None, None, None):
@@ -61,6 +76,7 @@ def join_processes() -> None:
         f"--multihost finds no cluster here ({error}); leave it out on one host, or"
         " give --coordinator, --num_processes and --process_id"
       ) from error
+  return jax.process_index(), jax.process_count()
 
 
 def _parse_flags(argv: list[str], *, config: bool, arguments: list[str]) -> list[str]:

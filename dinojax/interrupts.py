@@ -16,10 +16,23 @@ class Interrupts:
   has them agree on the step to end at.
   """
 
-  def __init__(self):
-    """Installs the handlers."""
+  def __init__(
+    self,
+    *,
+    first: str = "saving after this step; once more ends at once, unsaved",
+    second: str = "ended; steps since the last checkpoint are lost",
+    together: bool = True,
+  ):
+    """Installs the handlers.
+
+    Args:
+      first: said at the first signal.
+      second: said at the second one.
+      together: end all processes alike; False: each by itself.
+    """
     self._number = None
-    self._alone = jax.process_count() == 1
+    self._first, self._second = first, second
+    self._alone = not together or jax.process_count() == 1
     signal.signal(signal.SIGINT, self._catch)
     if self._alone:
       signal.signal(signal.SIGTERM, self._catch)
@@ -27,10 +40,10 @@ class Interrupts:
   def _catch(self, number, _):
     if self._number is not None:
       # An exception would be lost where Python happens to be in a callback.
-      metrics.say_at_once("ended; steps since the last checkpoint are lost")
+      metrics.say_at_once(self._second)
       os._exit(128 + number)
     self._number = number
-    metrics.say_at_once("saving after this step; once more ends at once, unsaved")
+    metrics.say_at_once(self._first)
     if not self._alone:
       os.kill(os.getpid(), signal.SIGTERM)
 

@@ -61,6 +61,8 @@ MAY_IMPORT = {
   "evals.select": set(),
   "evals.search": {"sharding", "evals.features", "evals.select"},
   "preflight": {"errors"},
+  "durable": {"errors"},
+  "feature_files": {"durable", "errors"},
   "allocator": set(),
   "cli": {"allocator", "errors"},
   "hlo_ops": set(),

@@ -118,6 +118,7 @@ def eval_batches(
   resize: int,
   crop: int,
   workers: int,
+  spans: Sequence[tuple[int, int]] | None = None,
 ) -> prefetch.Batches:
   """Starts one pass, in order, over this process's share of a source.
 
@@ -132,11 +133,13 @@ def eval_batches(
     resize: pixels of the shorter side.
     crop: pixels of the crop's side, at most `resize`.
     workers: processes; 0 reads in a thread of this one.
+    spans: (start, stop) of the records to read, span by span; each begins a batch, and
+      its last one is padded. None: all of the source.
 
   Returns:
     Batches, to be closed, of b = len(rows), in the order of `rows`:
     image uint8 [b, crop, crop, 3], label int32 [b], index int32 [b], the record,
-    valid bool [b], False beyond the end of the source and for unreadable records,
+    valid bool [b], False beyond the end of the span and for unreadable records,
     bad_records int64 [b], the index of an unreadable record, or -1.
 
   Raises:
@@ -144,10 +147,14 @@ def eval_batches(
   """
   if crop > resize:
     raise errors.UserError(f"crop={crop} must be at most resize={resize}; lower it")
-  steps = -(-len(source) // batch_size)
-  read_rows = _EvalRows(source, batch_size, tuple(rows), resize, crop)
-  batches = grain.MapDataset.range(steps).map(read_rows)
-  return prefetch.Batches(batches, min(workers, steps))
+  if spans is None:
+    spans = [(0, len(source))]
+  bounds = np.array(
+    [(first, stop) for start, stop in spans for first in range(start, stop, batch_size)]
+  )
+  read_rows = _EvalRows(source, bounds, tuple(rows), resize, crop)
+  batches = grain.MapDataset.range(len(bounds)).map(read_rows)
+  return prefetch.Batches(batches, min(workers, len(bounds)))
 
 
 class BadRecords:
@@ -236,10 +243,13 @@ class _Share(grain.MapDataset):
 
 @dataclasses.dataclass(frozen=True)
 class _EvalRows:
-  """Step -> this process's rows of its evaluation batch."""
+  """Step -> this process's rows of its evaluation batch.
+
+  bounds: [S, 2] first record of each batch, and where the records of its span end.
+  """
 
   source: sources.Source
-  batch_size: int
+  bounds: np.ndarray
   rows: tuple[int, ...]
   resize: int
   crop: int
@@ -253,9 +263,10 @@ class _EvalRows:
       "valid": np.zeros(size, bool),
       "bad_records": np.full(size, -1, np.int64),
     }
+    first, stop = self.bounds[int(step)].tolist()
     for i, row in enumerate(self.rows):
-      index = int(step) * self.batch_size + row
-      if index >= len(self.source):
+      index = first + row
+      if index >= stop:
         continue
       batch["index"][i] = index
       try:

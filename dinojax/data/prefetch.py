@@ -5,6 +5,7 @@ Ctrl-C reaches only the training process, workers end together, and with their p
 """
 
 import concurrent.futures
+import gc
 import multiprocessing
 import os
 import signal
@@ -52,8 +53,14 @@ class Batches:
   def close(self) -> None:
     """Ends the workers, within about two batches' time. May be called again."""
     iterators, self._iterators = self._iterators, []
-    with concurrent.futures.ThreadPoolExecutor(len(iterators) + 1) as pool:
+    if not iterators:
+      return
+    with concurrent.futures.ThreadPoolExecutor(len(iterators)) as pool:
       list(pool.map(lambda iterator: iterator.close(), iterators))
+    # Iterators at their end hold the last batch in a cycle, and its shared memory would
+    # outlive Python, with a warning.
+    iterators.clear()
+    gc.collect()
 
 
 def _read_ahead(dataset: grain.MapDataset, workers: int) -> grain.DatasetIterator:

@@ -213,6 +213,20 @@ def test_evaluation_does_not_depend_on_hosts_or_workers():
     assert_same(share, picked)
 
 
+def test_evaluation_reads_the_spans_asked_for_and_pads_each():
+  batches = evaluate(Numbers(40), spans=[(3, 14), (30, 38), (38, 40)])
+  assert [b["index"].tolist() for b in batches] == [
+    [*range(3, 11)],
+    [11, 12, 13] + [-1] * 5,
+    [*range(30, 38)],
+    [38, 39] + [-1] * 6,
+  ]
+  for batch in batches:
+    assert batch["valid"].tolist() == (batch["index"] >= 0).tolist()
+    read = batch["image"][batch["valid"], 0, 0, 0]
+    assert read.tolist() == batch["index"][batch["valid"]].tolist()
+
+
 def test_evaluation_leaves_damaged_records_out():
   (batch,) = evaluate(Numbers(6, bad=(1, 4)))
   assert batch["valid"].tolist() == [True, False, True, True, False, True, False, False]

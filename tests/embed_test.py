@@ -1,0 +1,398 @@
+"""Features of every image, once and in order, whatever happens on the way."""
+
+import contextlib
+import json
+import os
+import pathlib
+import signal
+import socket
+import subprocess
+import sys
+import time
+import warnings
+
+import jax
+import numpy as np
+import pandas
+import polars
+import pyarrow.parquet
+import pytest
+import zarr
+from absl import flags
+from absl.testing import flagsaver
+from PIL import Image
+
+from dinojax import backbone, embed, errors
+from dinojax.data import pipeline, sources
+from dinojax.weights import formats, model
+
+ROOT = pathlib.Path(__file__).parent.parent
+ARCHITECTURE = dict(
+  **dict(patch_size=4, pos_grid=4, width=16, depth=3, heads=2),
+  **dict(ffn="mlp", registers=0, pool="gap"),
+)
+DIGITS = "embedded:digits:test"
+ENDINGS = ("parquet", "npy", "zarr")
+PARTS = 4  # of 128 rows, with 8 images a batch: 450 digits, or the folder's images
+
+
+@pytest.fixture(scope="module", autouse=True)
+def parsed_flags():
+  flags.FLAGS.mark_as_parsed()
+
+
+@pytest.fixture(scope="module")
+def weights(tmp_path_factory):
+  return write_weights(tmp_path_factory.mktemp("weights") / "a.safetensors", seed=0)
+
+
+def write_weights(path, seed):
+  rng = np.random.default_rng(seed)
+  tree = jax.tree.map(
+    lambda x: rng.normal(0, 0.3, x.shape).astype(x.dtype), model.shapes(ARCHITECTURE)
+  )
+  formats.write(
+    model.Weights(ARCHITECTURE, {"backbone": tree}), str(path), "huggingface"
+  )
+  return path
+
+
+@pytest.fixture(scope="module")
+def digits(weights, tmp_path_factory):
+  """Folder of the digits' features in every format, with patches."""
+  folder = tmp_path_factory.mktemp("digits")
+  for ending in ENDINGS:
+    run(weights, folder / f"features.{ending}", patches=True)
+  return folder
+
+
+@pytest.fixture(scope="module")
+def images(tmp_path_factory):
+  """400 images of two classes in a folder; number 30 is damaged, 390 a dangling link.
+
+  The link leads beside the folder, to late.png, where a test may put something.
+  """
+  folder = tmp_path_factory.mktemp("images") / "images"
+  rng = np.random.default_rng(0)
+  for i in range(400):
+    path = folder / ("cat" if i < 150 else "dog") / f"{i:03}.png"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(rng.integers(0, 256, (20, 24, 3), np.uint8)).save(path)
+  (folder / "cat" / "030.png").write_bytes(b"no image")
+  (folder / "dog" / "390.png").unlink()
+  (folder / "dog" / "390.png").symlink_to(folder.parent / "late.png")
+  return folder
+
+
+@pytest.fixture(scope="module")
+def straight(weights, images, tmp_path_factory):
+  """Columns of those images' features, by a run without interruption."""
+  out = tmp_path_factory.mktemp("straight") / "features.npy"
+  run(weights, out, images=f"folder:{images}")
+  return read(out)
+
+
+@pytest.fixture
+def endless(images):
+  """Makes image 390 one that takes for ever to be read, until it is written to."""
+  late = images.parent / "late.png"
+  os.mkfifo(late)
+  yield late
+  late.unlink(missing_ok=True)
+
+
+@pytest.fixture
+def start(tmp_path):
+  """Starts the command line in a process, with a worker; ends it with the test."""
+  started = []
+
+  def start(weights, out, *, devices=8, **changes):
+    values = arguments(weights, out, workers=1, **changes)
+    command = [sys.executable, "-m", "dinojax.embed"]
+    command += [f"--{name}={value}" for name, value in values.items()]
+    log = tmp_path / f"log-{len(started)}"
+    with log.open("w") as file:
+      flag = f"--xla_force_host_platform_device_count={devices}"
+      process = subprocess.Popen(
+        command,
+        cwd=ROOT,
+        env={**os.environ, "XLA_FLAGS": flag},
+        stdout=file,
+        stderr=file,
+      )
+    process.log = log
+    started.append(process)
+    return process
+
+  yield start
+  for process in started:
+    process.kill()
+    process.wait()
+
+
+def output(process):
+  """What a process has printed so far."""
+  return process.log.read_text()
+
+
+def arguments(weights, out, **changes):
+  return dict(checkpoint=weights, images=DIGITS, out=out, batch_size=8) | changes
+
+
+def run(weights, out, **changes):
+  """The command within this process, without workers."""
+  values = arguments(weights, out, workers=0, **changes)
+  texts = {
+    name: str(x) if isinstance(x, os.PathLike) else x for name, x in values.items()
+  }
+  handlers = {n: signal.getsignal(n) for n in (signal.SIGINT, signal.SIGTERM)}
+  try:
+    with flagsaver.flagsaver(**texts):
+      embed.main(None)
+  finally:
+    for number, handler in handlers.items():
+      signal.signal(number, handler)
+
+
+def read(out):
+  """Columns of what was written, each by the reader its users would take."""
+  if out.suffix == ".parquet":
+    frame = pandas.read_parquet(out)
+    columns = {name: frame[name].to_numpy() for name in frame if name != "label"}
+    columns["label"] = frame["label"].fillna(-1).to_numpy()
+    for name in {"feature", "patches"} & set(frame):
+      columns[name] = np.stack(columns[name])
+    if "patches" in frame:
+      said = pyarrow.parquet.read_schema(next(out.iterdir())).field("patches").metadata
+      shape = json.loads(said[b"shape"])
+      columns["patches"] = columns["patches"].reshape(-1, *shape)
+    return columns
+  if out.suffix == ".npy":
+    frame = pandas.read_csv(out.with_suffix(".csv"))
+    columns = {name: frame[name].to_numpy() for name in frame}
+    columns["label"] = frame["label"].fillna(-1).to_numpy()
+    columns["feature"] = np.load(out, mmap_mode="r")
+    if out.with_suffix(".patches.npy").exists():
+      columns["patches"] = np.load(out.with_suffix(".patches.npy"), mmap_mode="r")
+    return columns
+  group = zarr.open_group(out, mode="r")
+  return {name: array[:] for name, array in group.arrays()}
+
+
+def assert_same(found, wanted):
+  assert found.keys() == wanted.keys()
+  for name in wanted:
+    np.testing.assert_array_equal(found[name], wanted[name], err_msg=name)
+
+
+@pytest.mark.parametrize("ending", ENDINGS)
+def test_ordinary_readers_find_what_the_backbone_itself_says(weights, digits, ending):
+  with warnings.catch_warnings(action="error"):
+    found = read(digits / f"features.{ending}")
+  batch = digit_images(resize=18, crop=16)
+  seen = backbone.load(str(weights))(batch["image"])
+  assert found["index"].tolist() == list(range(450))
+  assert found["name"].tolist() == [f"digits:test#{i}" for i in range(450)]
+  assert found["label"].tolist() == batch["label"].tolist()
+  assert found["valid"].all()
+  assert found["feature"].dtype == found["patches"].dtype == np.float32
+  np.testing.assert_allclose(found["feature"], seen.image, rtol=1e-4, atol=1e-5)
+  np.testing.assert_allclose(found["patches"], seen.patches, rtol=1e-4, atol=1e-5)
+
+
+def digit_images(**transform):
+  """All test digits, as one batch."""
+  source = sources.open_source(DIGITS, field="source")
+  (batch,) = pipeline.eval_batches(
+    source, batch_size=450, rows=range(450), workers=0, **transform
+  )
+  return batch
+
+
+def test_polars_reads_a_folder_of_parts_in_order(digits):
+  out = digits / "features.parquet"
+  assert len(list(out.iterdir())) == PARTS
+  assert polars.read_parquet(out)["index"].to_list() == list(range(450))
+
+
+def test_feature_layers_and_crop_are_those_asked_for(weights, tmp_path):
+  out = tmp_path / "features.npy"
+  run(weights, out, feature="cls+gap", layers=2, resize=24, crop=20)
+  net = backbone.load(str(weights))
+  batch = digit_images(resize=24, crop=20)
+  wanted = backbone.image_features(
+    net.module, net.params, batch["image"], feature="cls+gap", layers=2
+  )
+  np.testing.assert_allclose(np.load(out), wanted, rtol=1e-4, atol=1e-5)
+
+
+def test_unreadable_images_keep_their_rows(weights, images, tmp_path, caplog):
+  out = tmp_path / "features.parquet"
+  run(weights, out, images=f"folder:{images}")
+  found = read(out)
+  assert found["name"].tolist() == sorted(map(str, images.glob("*/*")))
+  assert np.flatnonzero(~found["valid"]).tolist() == [30, 390]
+  bad = np.isnan(found["feature"])
+  assert bad[~found["valid"]].all() and not bad[found["valid"]].any()
+  assert found["label"].tolist() == [
+    -1 if i in (30, 390) else int(i >= 150) for i in range(400)
+  ]
+  for i in (30, 390):
+    assert caplog.text.count(f"unreadable image {found['name'][i]}") == 1
+
+
+def test_after_kill_9_the_same_command_completes_the_same_rows(
+  weights, images, straight, endless, tmp_path, start
+):
+  out = tmp_path / "features.parquet"
+  process = start(weights, out, images=f"folder:{images}")
+  wait_until(lambda: len(written(out)) == 2, process)
+  workers = descendants(process.pid)
+  process.kill()
+  process.wait()
+  wait_until(lambda: not any(map(alive, workers)))
+  before = written(out)
+  endless.unlink()
+  run(weights, out, images=f"folder:{images}")
+  assert before.items() < written(out).items(), "no part is written twice"
+  assert_same(read(out), straight)
+
+
+def written(parts):
+  """Parts with the time when they were written."""
+  return {path.name: path.stat().st_mtime_ns for path in parts.glob("*")}
+
+
+def test_sigterm_ends_after_the_batch_and_names_the_way_on(
+  weights, images, endless, tmp_path, start
+):
+  out = tmp_path / "features.parquet"
+  process = start(weights, out, images=f"folder:{images}")
+  wait_until(lambda: len(written(out)) == 2, process)
+  writer = open_for_reader(endless, process)
+  workers = descendants(process.pid)
+  process.send_signal(signal.SIGTERM)
+  wait_until(lambda: "ending after this batch" in output(process), process)
+  os.close(writer)  # the end of that file
+  assert process.wait(60) == 128 + signal.SIGTERM, output(process)
+  assert f"interrupted; the same command goes on with {out}" in output(process)
+  assert "Traceback" not in output(process)
+  assert "leaked" not in output(process)
+  wait_until(lambda: not any(map(alive, workers)))
+
+
+def open_for_reader(pipe, process):
+  """Opens a named pipe once somebody reads it."""
+  found = []
+
+  def attempt():
+    with contextlib.suppress(OSError):
+      found.append(os.open(pipe, os.O_WRONLY | os.O_NONBLOCK))
+    return found
+
+  wait_until(attempt, process)
+  return found[0]
+
+
+def wait_until(condition, process=None):
+  deadline = time.monotonic() + 60
+  while not condition():
+    assert process is None or process.poll() is None, output(process)
+    assert time.monotonic() < deadline
+    time.sleep(0.02)
+
+
+def descendants(pid):
+  listed = subprocess.run(["ps", "-eo", "pid=,ppid="], capture_output=True, text=True)
+  rows = [list(map(int, line.split())) for line in listed.stdout.splitlines()]
+  return [child for child, parent in rows if parent == pid]
+
+
+def alive(pid):
+  return pathlib.Path(f"/proc/{pid}").exists()
+
+
+@pytest.mark.parametrize("ending", ENDINGS)
+def test_processes_that_stay_apart_write_what_one_writes(
+  weights, digits, tmp_path, capsys, ending
+):
+  out = tmp_path / f"features.{ending}"
+  for i in (2, 0, 1):
+    run(weights, out, patches=True, num_processes=3, process_id=i)
+    lines = capsys.readouterr().err.splitlines()
+    left = {2: f"3 parts of {out} are left to other processes"}
+    left |= {0: f"1 parts of {out} are left to other processes"}
+    assert lines[-1] == left.get(i, f"done; {out} holds 450 rows")
+  found, wanted = read(out), read(digits / f"features.{ending}")
+  assert_same(found, wanted)
+  # Nothing but the output is left.
+  names = {out.name, f"{out.name}.json"}
+  more = {"features.csv", "features.patches.npy"} if ending == "npy" else set()
+  assert {path.name for path in tmp_path.iterdir()} == names | more
+
+
+def test_joined_processes_write_what_one_writes(weights, digits, tmp_path, start):
+  with socket.socket() as probe:
+    probe.bind(("localhost", 0))
+    address = f"localhost:{probe.getsockname()[1]}"
+  out = tmp_path / "features.npy"
+  joint = dict(patches=True, coordinator=address, num_processes=2, devices=1)
+  for process in [start(weights, out, **joint, process_id=i) for i in range(2)]:
+    assert process.wait(120) == 0, output(process)
+    assert "leaked" not in output(process)
+  found, wanted = read(out), read(digits / "features.npy")
+  for name in wanted.keys() - {"feature", "patches"}:
+    assert found[name].tolist() == wanted[name].tolist()
+  for name in ("feature", "patches"):  # eight devices add up in another order
+    np.testing.assert_allclose(found[name], wanted[name], rtol=1e-4, atol=1e-5)
+
+
+def test_a_run_goes_on_with_another_batch_size(weights, digits, tmp_path):
+  out = tmp_path / "features.parquet"
+  run(weights, out, patches=True, num_processes=2, process_id=1)
+  run(weights, out, patches=True, batch_size=48)  # divides no part
+  found, wanted = read(out), read(digits / "features.parquet")
+  assert found["index"].tolist() == list(range(450))
+  np.testing.assert_allclose(found["feature"], wanted["feature"], rtol=1e-4, atol=1e-5)
+
+
+def test_another_run_than_the_one_begun_is_refused_by_name(weights, digits, tmp_path):
+  out = digits / "features.parquet"
+  other = write_weights(tmp_path / "b.safetensors", seed=1)
+  with pytest.raises(
+    errors.UserError, match=r"otherwise \(weights: \w+ there, \w+ now"
+  ):
+    run(other, out, patches=True)
+  with pytest.raises(errors.UserError, match=r"crop: 16 there, 12 now; patches: True"):
+    run(weights, out, crop=12, resize=18)
+  with pytest.raises(errors.UserError, match=r"source: .*; rows: 450 there, 1347 now"):
+    run(weights, out, patches=True, images="embedded:digits:train")
+
+
+@pytest.mark.parametrize("ending", ENDINGS)
+def test_a_complete_output_is_left_alone(weights, digits, capsys, ending):
+  before = {path: path.stat().st_mtime_ns for path in digits.rglob("*.*")}
+  run(weights, digits / f"features.{ending}", patches=True)
+  assert {path: path.stat().st_mtime_ns for path in digits.rglob("*.*")} == before
+  assert "nothing was missing" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+  ("changes", "said"),
+  [
+    ({"out": "features.csv"}, "--out=features.csv must end in .parquet, .npy, .zarr"),
+    ({"out": None}, "--out=None must end in"),
+    ({"images": None}, "--images=SOURCE is missing"),
+    ({"weights": None}, "--checkpoint=WEIGHTS is missing"),
+    ({"process_id": 2, "num_processes": 2}, "--process_id=2 must be"),
+  ],
+)
+def test_what_is_missing_or_wrong_is_named(weights, tmp_path, changes, said):
+  with pytest.raises(errors.UserError, match=said):
+    run(**{"weights": weights, "out": tmp_path / "f.npy"} | changes)
+
+
+def test_help_shows_the_command_and_its_flags():
+  assert "--out=features.parquet" in embed.__doc__
+  shown = {flag.name for flag in flags.FLAGS.get_key_flags_for_module(embed.__name__)}
+  assert shown > {"checkpoint", "images", "out", "patches", "crop", "num_processes"}
