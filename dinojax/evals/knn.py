@@ -120,6 +120,7 @@ def knn(
   ks: Sequence[int],
   temperature: float,
   mesh: Mesh,
+  field: str = "config.knn.",
 ) -> dict[str, float]:
   """Top-1 and top-5 accuracy for each k; rows with label -1 count nowhere.
 
@@ -133,8 +134,8 @@ def knn(
   ks = tuple(sorted(ks))
   if int((bank.labels >= 0).sum()) < ks[-1]:
     raise errors.UserError(
-      f"config.knn.ks={ks} asks for more neighbours than config.knn.train has readable"
-      " images; lower it"
+      f"{field}ks={ks} asks for more neighbours than {field}train has readable images;"
+      " lower it"
     )
   steps, batch = queries.labels.shape
   together = min(steps, max(1, QUERIES // batch))

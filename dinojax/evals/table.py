@@ -1,0 +1,50 @@
+"""Results of evaluations as a table for people."""
+
+import re
+from collections.abc import Iterator
+
+COLUMN = 10  # characters
+
+
+def rows(results: dict) -> Iterator[tuple[str, str, str]]:
+  """(row, column, text) of each result that has a place in the table.
+
+  Names are those of the evaluations, such as knn_top1_k10, knn_top5_k5_shots5 with its
+  _std, linear_top1, retrieval_recall_at_5.
+  """
+  for name, value in results.items():
+    if match := re.fullmatch(r"knn_top(\d)_k(\d+)(?:_shots(\d+))?", name):
+      top, k, shots = match.groups()
+      row = f"k-NN, k={k}" + (f", {shots} images per class" if shots else "")
+      deviation = results.get(f"{name}_std")
+      more = "" if deviation is None else f" ±{100 * deviation:.1f}"
+      yield row, f"top-{top}", f"{value:.1%}{more}"
+    elif match := re.fullmatch(r"linear_top(\d)", name):
+      chosen = f"{results['linear_head']}, chosen on {results['linear_chosen_on']}"
+      yield f"linear, {chosen}", f"top-{match[1]}", f"{value:.1%}"
+    elif match := re.fullmatch(r"logreg_top(\d)", name):
+      row = f"logistic regression, C={results['logreg_c']:.2g}"
+      yield row, f"top-{match[1]}", f"{value:.1%}"
+    elif name == "retrieval_map":
+      yield "retrieval", "mAP", f"{value:.1%}"
+    elif match := re.fullmatch(r"retrieval_recall_at_(\d+)", name):
+      yield "retrieval", f"recall@{match[1]}", f"{value:.1%}"
+
+
+def render(results: dict) -> str:
+  """The table: rows in the order of the results, each group under its own columns."""
+  groups: dict[tuple, dict[str, dict]] = {}
+  cells: dict[str, dict] = {}
+  for row, column, text in rows(results):
+    cells.setdefault(row, {})[column] = text
+  for row, texts in cells.items():
+    groups.setdefault(tuple(texts), {})[row] = texts
+  first = max(map(len, cells))
+  lines = []
+  for columns, members in groups.items():
+    lines.append(" " * first + "".join(f"{column:>{COLUMN + 4}}" for column in columns))
+    for row, texts in members.items():
+      lines.append(
+        f"{row:{first}}" + "".join(f"{x:>{COLUMN + 4}}" for x in texts.values())
+      )
+  return "\n".join(lines)
