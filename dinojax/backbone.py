@@ -28,12 +28,13 @@ class Backbone:
   """A network with its weights, compiled once for each size of a batch.
 
   module: the network. params: its weights. fingerprint: 16 hex digits of the weights,
-  the same on any mesh and from any format.
+  the same on any mesh and from any format. sizes: as of `weights.model.Weights`.
   """
 
   module: vit.VisionTransformer
   params: Any
   fingerprint: str
+  sizes: dict[str, int]
 
   def __call__(self, images: jax.Array) -> vit.Features:
     """Features of uint8 RGB images [B, H, W, 3].
@@ -58,6 +59,7 @@ def of_weights(weights: model.Weights, *, dtype: str = "float32") -> Backbone:
     model.module(weights.backbone, dtype=dtype, attention="auto"),
     params,
     fingerprint(weights.backbone, params),
+    weights.sizes,
   )
 
 

@@ -36,11 +36,13 @@ LAYERS = flags.DEFINE_integer(
 CROP = flags.DEFINE_integer(
   "crop",
   None,
-  "Pixels of a side that the network sees, at the centre; default the weights' own"
-  " size, at most 224.",
+  "Pixels of a side that the network sees, at the centre; default that of the run's"
+  " own k-NN, and of other weights their own size, at most 224.",
 )
 RESIZE = flags.DEFINE_integer(
-  "resize", None, "Pixels of the shorter side before; default 8/7 of --crop."
+  "resize",
+  None,
+  "Pixels of the shorter side before; default a run's, or 8/7 of --crop.",
 )
 BATCH_SIZE = flags.DEFINE_integer("batch_size", 256, "Images at a time, of all hosts.")
 WORKERS = flags.DEFINE_integer(
@@ -80,7 +82,8 @@ def transform(loaded: backbone.Backbone) -> dict[str, int]:
   """{"resize", "crop"} in pixels; UserError if the network cannot see such images."""
   patch = loaded.module.patch_size
   crop = CROP.value or default_crop(loaded)
-  resize = RESIZE.value or round(crop * 8 / 7)
+  own = loaded.sizes if loaded.sizes.get("crop") == crop else {}
+  resize = RESIZE.value or own.get("resize", round(crop * 8 / 7))
   if crop < patch or crop % patch:
     raise errors.UserError(
       f"--crop={crop} must be a multiple of the patch size, {patch}; try"
@@ -93,6 +96,8 @@ def transform(loaded: backbone.Backbone) -> dict[str, int]:
 
 def default_crop(loaded: backbone.Backbone) -> int:
   """Pixels of a side of the images that these weights are for."""
+  if loaded.sizes:
+    return loaded.sizes["crop"]
   patch = loaded.module.patch_size
   largest = max(LARGEST_DEFAULT_CROP // patch, 1) * patch
   return min(patch * loaded.module.pos_grid, largest)

@@ -43,6 +43,7 @@ def cached(
   path = pathlib.Path(folder).expanduser().resolve() / key
   handler = ocp.StandardCheckpointHandler()
   try:
+    path.parent.mkdir(parents=True, exist_ok=True)  # fails before the work, not after
     # Decided by one process for all: together they read, or together they compute.
     there = multihost_utils.broadcast_one_to_all(jnp.int32(path.exists()))
     with ocp.Checkpointer(handler) as files:

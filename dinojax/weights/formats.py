@@ -6,6 +6,7 @@ teacher:      .pth of a DINOv2 training run's teacher, with its heads
 huggingface:  a Dinov2Model or Dinov2WithRegistersModel folder, or its .safetensors
 """
 
+import dataclasses
 import os
 import pathlib
 
@@ -47,7 +48,7 @@ def read(
   if where.is_dir() and (runs.is_checkpoint(where) or (where / "checkpoints").is_dir()):
     weights = runs.read(runs.find(where, step), mesh=mesh, parts=parts)
     chosen = model.with_choices(weights.backbone, path, heads=heads, pool=pool)
-    return model.Weights(chosen, weights.params)
+    return dataclasses.replace(weights, backbone=chosen)
   if step is not None:
     raise errors.UserError(f"{path} is no run, and --step={step} asks for one")
   weights = _read_arrays(where, path, heads, pool)

@@ -26,11 +26,13 @@ class Weights:
   """Parameters and the architecture they were read with.
 
   backbone: the fields of ARCHITECTURE. params: {"backbone": tree} and perhaps
-  "dino_head" and "ibot_head"; leaves are NumPy or jax arrays, blocks stacked.
+  "dino_head" and "ibot_head"; leaves are NumPy or jax arrays, blocks stacked. sizes:
+  {"resize", "crop"}, pixels at which the run rated its images; {} where nothing says.
   """
 
   backbone: dict[str, Any]
   params: dict[str, Any]
+  sizes: dict[str, int] = dataclasses.field(default_factory=dict)
 
 
 def module(backbone: dict, *, dtype: str, attention: str) -> vit.VisionTransformer:
@@ -109,7 +111,8 @@ def with_pos_grid(weights: Weights, pos_grid: int) -> Weights:
     pos_embed[1:], pos_grid, pos_grid, antialias=weights.backbone["registers"] > 0
   )
   backbone["pos_embed"] = np.concatenate([pos_embed[:1], np.asarray(patches)])[None]
-  return Weights(
+  return dataclasses.replace(
+    weights,
     backbone={**weights.backbone, "pos_grid": pos_grid},
     params={**weights.params, "backbone": backbone},
   )

@@ -79,6 +79,8 @@ def read(
   try:
     fields, checksums = record["config"]["backbone"], record["checksums"]
     backbone = {name: fields[name] for name in model.ARCHITECTURE}
+    rated = record["config"].get("knn", {})
+    sizes = {name: rated[name] for name in ("resize", "crop") if name in rated}
     handler = ocp.PyTreeCheckpointHandler()
     saved = handler.metadata(folder / "state").tree["teacher"]
     teacher = {name: saved[name] for name in parts if name in saved}
@@ -101,7 +103,8 @@ def read(
         f"{folder}: {name} is not what was saved; the files are damaged, try an older"
         " step"
       )
-  return model.check(model.Weights(backbone, restored["teacher"]), str(folder))
+  weights = model.Weights(backbone, restored["teacher"], sizes)
+  return model.check(weights, str(folder))
 
 
 def write(folder: pathlib.Path, weights: model.Weights) -> None:
@@ -110,7 +113,7 @@ def write(folder: pathlib.Path, weights: model.Weights) -> None:
   state = {"teacher": jax.tree.map(np.asarray, weights.params)}
   record = {
     "step": 0,
-    "config": {"backbone": weights.backbone},
+    "config": {"backbone": weights.backbone, "knn": weights.sizes},
     "checksums": checkpoint.checksums(state),
   }
   with ocp.Checkpointer(ocp.CompositeCheckpointHandler()) as writer:
