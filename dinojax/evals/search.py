@@ -114,16 +114,17 @@ def _merge(queries, best, *, x, start, n, g, k):
   slots = similarity.shape[1]
   # Full precision: on TPU the default rounds to bfloat16, and ranks would change.
   new = jnp.einsum("qd,cd->qc", queries, x, precision="highest")
-  new = jnp.where(jnp.isnan(new), -jnp.inf, new).reshape(len(new), -1, g)
+  new = new.reshape(len(new), -1, g)
   place = start + jnp.arange(x.shape[0]).reshape(1, -1, g)
   if g > 1:
-    maxima = new.max(-1)
+    # Twice what is not a number, so that the whole of `new` is never written again.
+    maxima = jnp.where(jnp.isnan(new), -jnp.inf, new).max(-1)
     groups = jnp.arange(maxima.shape[1])[None]
     chosen, floor = select.shortlist(maxima, groups, floor, k=k, slots=slots)
     chosen = chosen[:, :, None]
     new = jnp.take_along_axis(new, chosen, axis=1, mode="fill", fill_value=-jnp.inf)
     place = start + chosen * g + jnp.arange(g)
-  new = new.reshape(len(new), -1)
+  new = jnp.where(jnp.isnan(new), -jnp.inf, new).reshape(len(new), -1)
   place = jnp.broadcast_to(place.reshape(len(place), -1), new.shape)
   similarity = jnp.concatenate([similarity, new], axis=1)
   index = jnp.concatenate([index, place], axis=1)

@@ -221,6 +221,27 @@ jax.distributed.initialize(
 import jax.numpy as jnp, knn_test
 rate = knn_test.rater(knn_test.Squares(37), knn_test.Squares(13))
 assert set(rate(jnp.float32(0.5)).values()) == {{1.0}}
+from dinojax.evals import features, few_shot, retrieval
+bank = features.extract(
+  knn_test.Squares(37),
+  jax.jit(lambda params, image: image.reshape(len(image), -1) * params),
+  jnp.float32(0.5),
+  mesh=knn_test.mesh_of(1, 8),
+  batch_size=8,
+  resize=8,
+  crop=8,
+  workers=0,
+  description="features",
+)
+few = few_shot.few_shot(
+  bank, bank, num_classes=4, shots=(2,), tries=2, seed=0, ks=(1, 2), temperature=0.07,
+  mesh=knn_test.mesh_of(1, 8),
+)
+assert few["knn_top1_k2_shots2"] == 1 and few["knn_top1_k2_shots2_std"] == 0, few
+found = retrieval.retrieval(
+  bank, None, ks=(1,), mesh=knn_test.mesh_of(1, 8), block=8
+)
+assert found["retrieval_map"] == 1 and found["retrieval_left_out"] == 0, found
 """
 
 
