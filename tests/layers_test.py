@@ -96,8 +96,8 @@ def imported(path):
 
 
 def own_imports(path):
-  """The same, of dinojax alone and without its name in front."""
-  names = {name for name in imported(path) if name.split(".")[0] == "dinojax"}
+  """The same, of dinojax alone, without its name in front; itself it has a version."""
+  names = {name for name in imported(path) if name.startswith("dinojax.")}
   return {name.removeprefix("dinojax.") for name in names}
 
 
