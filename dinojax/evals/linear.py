@@ -72,13 +72,18 @@ def linear(
     linear_chosen_on, and linear_grid, the top-1 of every head where it was chosen on.
 
   Raises:
-    UserError: nothing to train on, or no head has stayed finite.
+    UserError: nothing to train or to rate on, or no head has stayed finite.
   """
   if batch_size % mesh.size:
     raise errors.UserError(
       f"--linear_batch={batch_size} must be a multiple of {mesh.size} devices; try"
       f" {-(-batch_size // mesh.size) * mesh.size}"
     )
+  for name, bank in (("test", test), ("val", val)):
+    if bank is not None and not int((bank.labels >= 0).sum()):
+      raise errors.UserError(
+        f"--{name} has no readable labelled image to rate the linear heads on"
+      )
   spans = inputs(train.features.shape[-1] // width - 1, width)
   names = [f"{name}_lr{rate:g}" for name in spans for rate in RATES]
   heads = fit(
@@ -275,4 +280,4 @@ def _accuracy(bank, heads, *, spans):
     return right, (bank.labels >= 0).sum()
 
   right, total = jax.device_get(count(bank, heads))
-  return right / max(int(total), 1)
+  return right / int(total)

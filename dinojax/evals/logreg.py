@@ -36,7 +36,8 @@ def logreg(
     logreg_top1, logreg_top5 (shares within 0..1), logreg_c.
 
   Raises:
-    UserError: fewer than two classes, or a class of a single image, in `train`.
+    UserError: fewer than two classes, or a class of a single image, in `train`; no
+      labelled row in `test`; a feature that is not finite.
   """
   from sklearn import model_selection  # Here: it costs a second of every command.
 
@@ -47,6 +48,17 @@ def logreg(
       "--train must hold at least two classes, and two readable images of each, for"
       " logreg"
     )
+  test_x, wanted = _rows(test)
+  # Before the fits, which take minutes.
+  if not len(wanted):
+    raise errors.UserError("--test has no readable labelled image to rate logreg on")
+  for name, rows in (("train", x), ("test", test_x)):
+    bad = int((~np.isfinite(rows).all(1)).sum())
+    if bad:
+      raise errors.UserError(
+        f"--{name}: the features of {bad} of {len(rows)} images are not finite, which"
+        " logreg cannot fit; check the checkpoint, or leave logreg out of --tasks"
+      )
   held_out = max(HELD_OUT, (counts > 0).sum() / len(labels))
   fit_x, val_x, fit_labels, val_labels = model_selection.train_test_split(
     x, labels, test_size=held_out, stratify=labels, random_state=seed
@@ -66,7 +78,6 @@ def logreg(
       break  # past the best; what follows is slow, and fits noise
   best = STRENGTHS[int(np.argmax(scores))]
   model = _fit(x, labels, best, warm=None)
-  test_x, wanted = _rows(test)
   logits = model.decision_function(test_x)
   if logits.ndim == 1:  # of two classes, only the second one's
     logits = np.stack([-logits, logits], axis=1)

@@ -150,3 +150,11 @@ def test_mistakes_are_told():
   x, labels = rows(50, 0)
   with pytest.raises(errors.UserError, match="--train has no readable"):
     run((x, labels * 0 - 1), rows(50, 1))
+
+
+@pytest.mark.parametrize("name", ["test", "val"])
+def test_a_set_without_a_readable_label_is_told_and_not_rated_zero(name):
+  x, labels = rows(50, 0)
+  sets = {"test": (x, labels), "val": (x, labels)} | {name: (x, labels * 0 - 1)}
+  with pytest.raises(errors.UserError, match=f"--{name} has no readable labelled"):
+    run((x, labels), sets["test"], val=sets["val"])

@@ -64,3 +64,14 @@ def test_too_few_classes_or_images_are_told(labels):
   x = np.random.default_rng(0).normal(size=(20, 4))
   with pytest.raises(errors.UserError, match="two readable images of each"):
     run((x, np.array(labels)), (x, np.array(labels)), 2)
+
+
+def test_a_test_set_without_labels_and_features_that_are_not_finite_are_told():
+  x, labels = clusters(np.random.default_rng(0), 40, num_classes=2)
+  with pytest.raises(errors.UserError, match="--test has no readable labelled"):
+    run((x, labels), (x, labels * 0 - 1), 2)
+  broken = x.copy()
+  broken[3, 0] = np.nan
+  for name, sets in (("train", (broken, x)), ("test", (x, broken))):
+    with pytest.raises(errors.UserError, match=f"--{name}: .* 1 of 40 images"):
+      run((sets[0], labels), (sets[1], labels), 2)
