@@ -17,8 +17,8 @@ import jax
 from absl import flags
 from jax.sharding import Mesh
 
+import dinojax
 from dinojax import (
-  __version__,
   backbone,
   backbone_flags,
   cli,
@@ -228,7 +228,7 @@ def extract(
       "columns": present,
       "dtype": loaded.module.dtype,
       "batch_size": batch_size,
-      "dinojax": __version__,
+      "dinojax": dinojax.__version__,
       **transform,
     },
     shape=(
