@@ -79,6 +79,19 @@ def join_processes(*, apart: bool = False) -> tuple[int, int]:
   return jax.process_index(), jax.process_count()
 
 
+def integers(flag: flags.FlagHolder) -> tuple[int, ...]:
+  """The numbers, at least 1 each, of a flag with commas; UserError if they are not."""
+  try:
+    numbers = tuple(int(text) for text in flag.value)
+  except ValueError:
+    numbers = (0,)
+  if not numbers or min(numbers) < 1:
+    raise errors.UserError(
+      f"--{flag.name}={','.join(flag.value)} must be numbers from 1 with commas between"
+    )
+  return numbers
+
+
 def _parse_flags(argv: list[str], *, config: bool, arguments: list[str]) -> list[str]:
   """Flags, config file and arguments; what is wrong with them becomes one line."""
   try:

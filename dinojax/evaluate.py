@@ -80,14 +80,14 @@ def rate_knn(banks: dict, *, num_classes: int, width: int, mesh: Mesh) -> dict:
   """k-NN by all of train, and by a few images of each class."""
   settings = dict(
     num_classes=num_classes,
-    ks=integers(KS),
+    ks=cli.integers(KS),
     temperature=TEMPERATURE.value,
     mesh=mesh,
   )
   del width
   found = knn.knn(banks["train"], banks["test"], field="--", **settings)
   if SHOTS.value:
-    draws = dict(shots=integers(SHOTS), tries=TRIES.value, seed=SEED.value)
+    draws = dict(shots=cli.integers(SHOTS), tries=TRIES.value, seed=SEED.value)
     found |= few_shot.few_shot(banks["train"], banks["test"], **draws, **settings)
   return found
 
@@ -120,7 +120,7 @@ def rate_retrieval(banks: dict, *, num_classes: int, width: int, mesh: Mesh) -> 
   del num_classes, width
   queries = None if TRAIN.value == TEST.value else banks["test"]
   return retrieval.retrieval(
-    banks["train"], queries, ks=integers(RECALL), mesh=mesh, block=RETRIEVAL_BLOCK
+    banks["train"], queries, ks=cli.integers(RECALL), mesh=mesh, block=RETRIEVAL_BLOCK
   )
 
 
@@ -130,19 +130,6 @@ RATE = {
   "logreg": rate_logreg,
   "retrieval": rate_retrieval,
 }
-
-
-def integers(flag: flags.FlagHolder) -> tuple[int, ...]:
-  """The numbers, at least 1 each, of a flag with commas; UserError if they are not."""
-  try:
-    numbers = tuple(int(text) for text in flag.value)
-  except ValueError:
-    numbers = (0,)
-  if not numbers or min(numbers) < 1:
-    raise errors.UserError(
-      f"--{flag.name}={','.join(flag.value)} must be numbers from 1 with commas between"
-    )
-  return numbers
 
 
 def columns(task: str, loaded: backbone.Backbone) -> tuple:
@@ -159,7 +146,7 @@ def check_flags() -> list[str]:
     if name not in RATE:
       raise errors.UserError(f"--tasks={name} must be some of {', '.join(RATE)}")
   for flag in (KS, RECALL, *([SHOTS] if SHOTS.value else [])):
-    integers(flag)
+    cli.integers(flag)
   for flag in (TRIES, LINEAR_STEPS, LINEAR_BATCH):
     if flag.value < 1:
       raise errors.UserError(f"--{flag.name}={flag.value} must be at least 1")
@@ -267,6 +254,8 @@ def main(_) -> None:
   tasks, opened = check_flags(), open_sources()
   mesh = sharding.make_mesh(data=1, fsdp=-1)
   with jax.set_mesh(mesh):
+    if "linear" in tasks:
+      linear.check_batch(LINEAR_BATCH.value, mesh)
     loaded = backbone_flags.load(mesh)
     about = {
       "checkpoint": backbone_flags.CHECKPOINT.value,

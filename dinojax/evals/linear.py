@@ -74,11 +74,7 @@ def linear(
   Raises:
     UserError: nothing to train or to rate on, or no head has stayed finite.
   """
-  if batch_size % mesh.size:
-    raise errors.UserError(
-      f"--linear_batch={batch_size} must be a multiple of {mesh.size} devices; try"
-      f" {-(-batch_size // mesh.size) * mesh.size}"
-    )
+  check_batch(batch_size, mesh)
   for name, bank in (("test", test), ("val", val)):
     if bank is not None and not int((bank.labels >= 0).sum()):
       raise errors.UserError(
@@ -114,6 +110,15 @@ def linear(
     "linear_chosen_on": "test" if val is None else "val",
     "linear_grid": dict(zip(names, chosen_on[0].tolist(), strict=True)),
   }
+
+
+def check_batch(batch_size: int, mesh: Mesh) -> None:
+  """Raises UserError if the devices do not divide a step's images."""
+  if batch_size % mesh.size:
+    raise errors.UserError(
+      f"--linear_batch={batch_size} must be a multiple of {mesh.size} devices; try"
+      f" {-(-batch_size // mesh.size) * mesh.size}"
+    )
 
 
 def inputs(blocks: int, width: int) -> dict[str, slice]:

@@ -23,7 +23,7 @@ def logreg(
   """Fits a classifier on `train` and rates it on `test`.
 
   Features are L2-normalised, as in DINOv2's evaluation. C is chosen on a tenth of
-  `train`, held out by class, rising until it does worse twice; then all of it is fitted.
+  `train`, held out by class, rising until it does worse twice; then all is fitted.
   Every host holds all features in memory, and with several hosts every device for a
   moment, 4 * D bytes an image; each host fits them for itself.
 
