@@ -62,24 +62,6 @@ def shortlist(
   return _positions(taken, slots), floor
 
 
-def ranked(x: jax.Array, order: jax.Array, *, k: int) -> jax.Array:
-  """[Q, K] int32 positions of the K largest, largest first; of equals by order.
-
-  For few values: each is compared with each.
-
-  Args:
-    x: [Q, M] float32.
-    order: [Q, M] int32, different within a row.
-    k: K, at most M.
-  """
-  a, b = x[:, :, None], x[:, None, :]
-  first = (b > a) | ((b == a) & (order[:, None, :] < order[:, :, None]))
-  rank = first.sum(-1, dtype=jnp.int32)  # [Q, M]
-  # Ranks differ, so one number holds rank and position: the fastest there is to sort.
-  slots = x.shape[1]
-  return jax.lax.sort(rank * slots + jnp.arange(slots), dimension=1)[:, :k] % slots
-
-
 def _threshold(keys, low, k, enough):
   """[Q] thresholds, and how many keys reach each: from k to `enough`.
 
@@ -106,7 +88,9 @@ def _threshold(keys, low, k, enough):
       jnp.where(up, found, size),
     )
 
-  high = jnp.maximum(keys.max(-1), low) + 1
+  # As low as the lowest key, if that leaves k.
+  low = jnp.where(keys.shape[1] >= k, jnp.maximum(low, keys.min(-1)), low)
+  high = jnp.maximum(low, keys.max(-1)) + 1
   state = (low, high, count(low))
   low, _, size = jax.lax.while_loop(lambda s: unsettled(s).any(), halve, state)
   return low, size
@@ -123,7 +107,9 @@ def _positions(mask, slots):
   ends = jnp.cumsum(sizes, axis=1)
   slot = jnp.arange(slots)
   # The word of each slot, and which of its bits: [Q, M].
-  word = (ends[:, None, :] <= slot[:, None]).sum(-1, dtype=jnp.int32)
+  word = jax.vmap(
+    lambda ends: jnp.searchsorted(ends, slot, side="right", method="scan_unrolled")
+  )(ends)
   rest = slot - jnp.take_along_axis(ends - sizes, word, axis=1, mode="clip")
   word_bits = jnp.take_along_axis(words, word, axis=1, mode="clip")
   place = jnp.zeros_like(rest)

@@ -27,16 +27,15 @@ def values(kind):
 
 
 def top(x, order, floor=None):
-  """Positions by the two functions together, as a search uses them."""
+  """Positions of the K largest, as a search finds them in the shortlist."""
   slots = select.slots_for(K)
   floor = jnp.full(len(x), select.LOWEST) if floor is None else floor
   kept, floor = select.shortlist(x, order, floor, k=K, slots=slots)
   found = jnp.take_along_axis(x, kept, axis=1, mode="fill", fill_value=-jnp.inf)
-  there = kept < x.shape[1]
-  order = jnp.broadcast_to(order, x.shape)
-  order = jnp.take_along_axis(order, kept, axis=1, mode="clip")
-  order = jnp.where(there, order, 10**6 + jnp.arange(slots))
-  best = select.ranked(found, order, k=K)
+  order = jnp.take_along_axis(
+    jnp.broadcast_to(order, x.shape), kept, axis=1, mode="fill", fill_value=N
+  )
+  best = jnp.lexsort((order, -found), axis=1)[:, :K]
   return kept, jnp.take_along_axis(kept, best, axis=1), floor
 
 
