@@ -56,18 +56,13 @@ def evaluate(*arguments, cwd, devices=1):
 
 
 def test_all_tasks_run_at_once_and_leave_table_json_and_metrics(workdir, tmp_path):
-  results = {}
-  for devices in (1, 4):
-    done = evaluate(
-      *(f"--checkpoint={workdir}", "--linear_steps=60", "--workers=0", *TASKS, *DIGITS),
-      f"--results=r{devices}.json",
-      cwd=tmp_path,
-      devices=devices,
-    )
-    assert done.returncode == 0, done.stderr
-    saved = json.loads((tmp_path / f"r{devices}.json").read_text())
-    assert saved["resize"] == saved["crop"] == 16 and saved["feature"] == "gap"
-    results[devices] = saved["results"]
+  done = evaluate(
+    *(f"--checkpoint={workdir}", "--linear_steps=60", "--workers=0", *TASKS, *DIGITS),
+    "--results=results.json",
+    cwd=tmp_path,
+    devices=4,
+  )
+  assert done.returncode == 0, done.stderr
   for row in (
     "k-NN, k=10 ",
     "k-NN, k=2, 2 images per class",
@@ -76,19 +71,16 @@ def test_all_tasks_run_at_once_and_leave_table_json_and_metrics(workdir, tmp_pat
   ):
     assert row in done.stderr
   assert "mAP      recall@1" in done.stderr
-  one, four = results[1], results[4]
-  assert one.keys() == four.keys()
-  for name, value in one.items():
-    # Rounding may tip logreg's choice of C among equals.
-    if isinstance(value, float) and not name.startswith("logreg"):
-      assert value == pytest.approx(four[name], abs=0.01), name
-  assert one["knn_top1_k10"] > 0.25  # random features tell something of digits
-  assert len(one["linear_grid"]) == 52
+  saved = json.loads((tmp_path / "results.json").read_text())
+  assert saved["resize"] == saved["crop"] == 16 and saved["feature"] == "gap"
+  results = saved["results"]
+  assert results["knn_top1_k10"] > 0.25  # random features tell something of digits
+  assert len(results["linear_grid"]) == 52
 
   lines = [json.loads(x) for x in (workdir / "metrics.jsonl").read_text().splitlines()]
   assert lines[0] == {"step": 30, "loss": 5.0}
-  assert [line["step"] for line in lines] == [30, 30, 30]
-  assert lines[1]["eval_knn_top1_k10"] == one["knn_top1_k10"]
+  assert [line["step"] for line in lines] == [30, 30]
+  assert lines[1]["eval_knn_top1_k10"] == results["knn_top1_k10"]
 
 
 def test_cached_features_serve_the_same_weights_and_transform_alone(workdir, tmp_path):
