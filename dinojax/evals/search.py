@@ -81,7 +81,7 @@ def _search(bank, labels, queries, *, k, devices):
     index = start + jnp.arange(c)
     x = normalize(jax.lax.dynamic_slice_in_dim(bank, start, c))
     valid = jax.lax.dynamic_slice_in_dim(labels, start, c) >= 0
-    # NaN makes all similarities of a row NaN, in which nobody need look up its label.
+    # NaN makes all similarities of a row NaN, so that no label need be looked up.
     x = jnp.where((valid & (index >= chunk * c))[:, None], x, jnp.nan)
     merge = functools.partial(_merge, x=x, start=start, n=n, g=g, k=k)
     return jax.lax.map(lambda args: merge(*args), (queries, best)), None

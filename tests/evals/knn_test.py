@@ -1,5 +1,6 @@
 """k-NN agrees with brute force in float64, on any mesh."""
 
+import functools
 import os
 import pathlib
 import socket
@@ -88,8 +89,9 @@ def test_equal_neighbours_rank_by_their_place_in_the_bank(shape):
   labels = np.arange(75)
   mesh = mesh_of(*shape)
   queries = x[:8]
-  similarity, _, found = search.nearest(
-    bank_of(mesh, x, labels), jnp.asarray(queries, jnp.float32), k=30, mesh=mesh
+  nearest = jax.jit(functools.partial(search.nearest, k=30, mesh=mesh))
+  similarity, _, found = nearest(
+    bank_of(mesh, x, labels), jnp.asarray(queries, jnp.float32)
   )
   for query, values, row in zip(queries, similarity, found, strict=True):
     exact = x @ query
