@@ -134,6 +134,9 @@ def _write(weights, where, format_name) -> list[str]:
   lost = []
   if heads and format_name != "teacher":
     lost.append(f"{' and '.join(heads)}: this format has no projection heads")
+  if weights.sizes:
+    said = " ".join(f"--{name}={value}" for name, value in weights.sizes.items())
+    lost.append(f"the sizes at which the run rated its images: give {said}")
   if format_name == "huggingface":
     arrays = state_dicts.write(weights, format_name)
     # What the format has no word for; others leave it alone.

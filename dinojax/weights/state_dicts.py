@@ -58,7 +58,7 @@ def read(
   if not heads and width % HEAD_WIDTH:
     raise errors.UserError(
       f"{path} has {width} channels, no multiple of {HEAD_WIDTH}, and does not say how"
-      " many attention heads share them; give --heads"
+      " many attention heads share them; give --heads, or heads= in Python"
     )
   backbone["heads"] = heads or width // HEAD_WIDTH
   if width % backbone["heads"]:

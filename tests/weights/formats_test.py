@@ -270,6 +270,13 @@ def test_what_is_no_weights_is_named_in_one_line(tmp_path, name, message):
   assert "\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize("text", ["hello", "some notes", "<html>", ""])
+def test_a_text_in_place_of_a_pth_is_one_line_whatever_it_begins_with(tmp_path, text):
+  (tmp_path / "text.pth").write_text(text)
+  with pytest.raises(errors.UserError, match="is not loaded: it is damaged"):
+    formats.read(str(tmp_path / "text.pth"))
+
+
 def test_a_truncated_file_is_named(tmp_path):
   weights = random_weights(PLAIN | dict(pool="cls"))
   for name in ("released", "huggingface"):
