@@ -142,13 +142,6 @@ def take(seen: vit.Features, wanted: Sequence[tuple[str, int]]) -> jax.Array:
   return jnp.concatenate([kinds[kind][block] for kind, block in wanted], axis=-1)
 
 
-def image_features(
-  module, params, images: jax.Array, *, feature: str, layers: int
-) -> jax.Array:
-  """One vector per image, [B, D] for each of `columns(feature, layers)`, joined."""
-  return image_columns(module, params, images, columns(feature, layers))
-
-
 @functools.partial(jax.jit, static_argnums=0)
 def _apply(module, params, images):
   return apply(module, params, images)

@@ -70,10 +70,10 @@ def test_a_column_is_the_feature_of_the_network_cut_off_after_that_block(kind, b
 
 def test_image_features_join_kinds_and_blocks_in_their_order():
   loaded, images = backbone.of_weights(random_backbone()), images_of(2)
-  feature = dict(feature="cls+gap", layers=2)
-  joined = backbone.image_features(loaded.module, loaded.params, images, **feature)
+  columns = backbone.columns("cls+gap", 2)
+  joined = backbone.image_columns(loaded.module, loaded.params, images, columns)
   order = (("cls", -2), ("cls", -1), ("gap", -2), ("gap", -1))
-  assert backbone.columns("cls+gap", 2) == order
+  assert columns == order
   assert joined.shape == (2, 4 * 32)
   np.testing.assert_allclose(joined[:, 32:64], loaded(images).cls, atol=1e-5)
   np.testing.assert_allclose(joined[:, 96:], loaded(images).image, atol=1e-5)

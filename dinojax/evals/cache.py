@@ -1,9 +1,10 @@
 """Features kept on disk between evaluations, under a key of all that makes them."""
 
+import contextlib
 import hashlib
 import json
 import pathlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
@@ -41,23 +42,28 @@ def cached(
   text = json.dumps(made_of, sort_keys=True)
   key = hashlib.sha256(text.encode()).hexdigest()[:24]
   path = pathlib.Path(folder).expanduser().resolve() / key
-  handler = ocp.StandardCheckpointHandler()
-  try:
+  with _telling(folder, path):
     path.parent.mkdir(parents=True, exist_ok=True)  # fails before the work, not after
     # Decided by one process for all: together they read, or together they compute.
-    there = multihost_utils.broadcast_one_to_all(jnp.int32(path.exists()))
-    with ocp.Checkpointer(handler) as files:
-      if there:
-        tree = files.restore(
-          path, args=ocp.args.StandardRestore(_abstract(shape, mesh))
-        )
-        return features.Bank(**tree)
-      bank = compute()
-      tree = {"features": bank.features, "labels": bank.labels}
+    if multihost_utils.broadcast_one_to_all(jnp.int32(path.exists())):
+      with ocp.Checkpointer(ocp.StandardCheckpointHandler()) as files:
+        wanted = ocp.args.StandardRestore(_abstract(shape, mesh))
+        return features.Bank(**files.restore(path, args=wanted))
+  bank = compute()
+  with _telling(folder, path):
+    tree = {"features": bank.features, "labels": bank.labels}
+    with ocp.Checkpointer(ocp.StandardCheckpointHandler()) as files:
       files.save(path, args=ocp.args.StandardSave(tree))
-      if jax.process_index() == 0:
-        (path / "made_of.json").write_text(text)
-      return bank
+    if jax.process_index() == 0:
+      (path / "made_of.json").write_text(text)
+  return bank
+
+
+@contextlib.contextmanager
+def _telling(folder: str, path: pathlib.Path) -> Iterator[None]:
+  """What goes wrong with the files, and with nothing else, as a UserError."""
+  try:
+    yield
   except (OSError, ValueError) as error:
     raise errors.UserError(
       f"--cache={folder}: {path} cannot be used ({error}); remove it, or choose another"

@@ -273,7 +273,9 @@ def test_a_bad_record_is_named_once(caplog):
 
 def test_a_single_bad_record_never_ends_a_run():
   for share in (0.0, 0.0001, 0.5):
-    pipeline.BadRecords(Numbers(9), max_bad_share=share).update(bad_batch(2, 1))
+    records = pipeline.BadRecords(Numbers(9), max_bad_share=share)
+    records.update(bad_batch(2, 1))
+    assert (records.bad, records.seen) == (1, 2)
 
 
 def test_too_large_a_share_of_bad_records_ends_the_run():
