@@ -220,9 +220,8 @@ def test_feature_layers_and_crop_are_those_asked_for(weights, tmp_path):
   run(weights, out, feature="cls+gap", layers=2, resize=24, crop=20)
   net = backbone.load(str(weights))
   batch = digit_images(resize=24, crop=20)
-  wanted = backbone.image_features(
-    net.module, net.params, batch["image"], feature="cls+gap", layers=2
-  )
+  columns = backbone.columns("cls+gap", 2)
+  wanted = backbone.image_columns(net.module, net.params, batch["image"], columns)
   np.testing.assert_allclose(np.load(out), wanted, rtol=1e-4, atol=1e-5)
 
 
