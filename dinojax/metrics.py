@@ -1,4 +1,4 @@
-"""What a person sees of a run: scalars in files, alarms, a progress bar, a timer.
+"""What a person sees of a run: scalars in files, alarms, a progress bar.
 
 Process 0 alone writes and prints.
 """
@@ -16,7 +16,7 @@ import tqdm
 from tensorboardX import event_file_writer, summary
 from tensorboardX.proto import event_pb2, summary_pb2
 
-from dinojax import errors
+from dinojax import errors, throughput
 
 SECONDS_BETWEEN_LINES = 10  # of progress, where the output is no terminal
 
@@ -144,31 +144,6 @@ class Alarm:
     return None
 
 
-class Timer:
-  """Throughput, and the share of the time spent waiting for data."""
-
-  def __init__(self):
-    """Starts."""
-    self._start, self._waited = time.perf_counter(), 0.0
-
-  @contextlib.contextmanager
-  def waiting(self):
-    """Counts the time within as waiting for data."""
-    start = time.perf_counter()
-    yield
-    self._waited += time.perf_counter() - start
-
-  def lap(self, images: int) -> dict[str, float]:
-    """Rates since the last lap, in which so many images were trained on."""
-    seconds = time.perf_counter() - self._start
-    rates = {
-      "images_per_second": images / seconds,
-      "data_wait_share": self._waited / seconds,
-    }
-    self.__init__()
-    return rates
-
-
 class Progress:
   """A bar with step, loss, images/s, data wait and ETA; lines where no terminal is."""
 
@@ -198,11 +173,11 @@ class Progress:
       self._last_line = now
       say(str(self._bar))
 
-  def show(self, *, loss: float, images_per_second: float, data_wait_share: float):
+  def show(self, scalars: dict[str, float]) -> None:
     """Changes the figures beside the bar."""
     self._bar.set_postfix_str(
-      f"loss {loss:.3f}, {images_per_second:.0f} images/s,"
-      f" {data_wait_share:.0%} waiting for data"
+      f"loss {scalars['loss']:.3f}, {scalars['images_per_second']:.0f} images/s,"
+      f" {scalars['data_wait_share']:.0%} waiting for data"
     )
 
   def close(self) -> None:
@@ -223,22 +198,37 @@ class Log:
     batch_size: int,
     alarm_window: int,
     nothing_learnt: float,
+    workers: int,
   ):
-    """Opens the files and the bar; arguments as of the classes above."""
+    """Opens the files and the bar.
+
+    Arguments as of the classes above and fields of the config.
+    """
     self._writer = Writer(workdir, start_step=start_step)
     self._progress = Progress(total=total_steps, start=start_step)
     self._alarm = Alarm(window=alarm_window, nothing_learnt=nothing_learnt)
-    self._timer = Timer()
+    self._timer = throughput.Timer()
+    self._judge = throughput.Judge(workers=workers)
     self._every, self._batch_size = log_every, batch_size
     self._pending, self._lap_steps = [], 0
+    self._warm = False  # the first step, and with it the compiler, is done
 
   def waiting(self):
     """Context in which time counts as waiting for data."""
     return self._timer.waiting()
 
-  def step(self, step: int, scalars: dict[str, jax.Array]) -> None:
-    """Takes the scalars of a completed step; they stay on the device until `flush`."""
+  def step(self, step: int, scalars: dict[str, jax.Array], input_rate: float) -> None:
+    """Takes the scalars of a completed step; they stay on the device until `flush`.
+
+    input_rate: images a second that the input can make, see `prefetch.Batches.rate`.
+    """
     self._pending.append((step, scalars))
+    self._timer.dispatched(scalars)
+    self._input_rate = input_rate
+    if not self._warm:  # the compiler's time tells nothing of the steps to come
+      jax.block_until_ready(scalars)
+      self._timer.restart()
+      self._warm, self._lap_steps = True, -1
     # One step ahead of the device and no more: each holds a batch in its memory.
     jax.block_until_ready([scalars for _, scalars in self._pending[-2:-1]])
     self._progress.update(1)
@@ -266,14 +256,18 @@ class Log:
         say(warning)
       if step % self._every == 0:
         rates = self._timer.lap(self._lap_steps * self._batch_size)
+        rates["input_images_per_second"] = self._input_rate
+        if self._lap_steps and (verdict := self._judge.update(rates)):
+          say(verdict)
         self._lap_steps = 0
         self._writer.write(step, {**scalars, **rates})
-        self._progress.show(loss=scalars["loss"], **rates)
+        self._progress.show({**scalars, **rates})
 
   def write(self, step: int, scalars: dict[str, float]) -> None:
     """Writes results of an evaluation, and leaves its time out of the next rates."""
     self._writer.write(step, scalars)
-    self._timer, self._lap_steps = Timer(), 0
+    self._timer.restart()
+    self._lap_steps = 0
 
   def close(self) -> None:
     """Closes files and bar."""

@@ -69,7 +69,6 @@ def _threshold(keys, low, k, enough):
   `low` itself where no more than `enough` reach it. More than `enough` only where equal
   keys leave no threshold between: then it is their value.
   """
-
   parts = _split(keys)
 
   def count(threshold):
@@ -102,7 +101,7 @@ def _threshold(keys, low, k, enough):
 
 
 def _split(keys):
-  """[Q, N] -> parts [Q, N / PARTS] that add up elementwise, which CPUs do 8 at a time."""
+  """[Q, N] -> parts [Q, N / PARTS], to be added elementwise: CPUs do that by eights."""
   keys = jnp.pad(keys, ((0, 0), (0, -keys.shape[1] % PARTS)), constant_values=NOTHING)
   return jnp.split(keys, PARTS, axis=1)
 
