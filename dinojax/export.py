@@ -19,7 +19,7 @@ from dinojax import backbone, errors
 
 PLATFORMS = ("cpu", "cuda", "tpu")
 OUTPUTS = ("image", "cls", "patches")
-IN_FILE = 1 << 20  # bytes; ONNX files are of at most 2 GB: larger arrays lie beside them
+IN_FILE = 1 << 20  # bytes; larger arrays lie beside an .onnx, which is of at most 2 GB
 
 
 def stablehlo(model: backbone.Backbone, size: int) -> export.Exported:
@@ -99,10 +99,10 @@ def _program(model: backbone.Backbone, size: int) -> tuple[Callable, jax.Array]:
 
 @contextlib.contextmanager
 def _without_warnings(*names: str) -> Iterator[None]:
-  """Keeps loggers below `names` from all but errors, which a failure raises anyhow.
+  """Keeps the loggers of these packages from saying anything but errors.
 
   jax2onnx warns, with tracebacks, of parts for other libraries that it cannot load, and
-  onnx_ir of values inside that have no type.
+  onnx_ir of inner values without a type. What fails raises all the same.
   """
   loggers = [logging.getLogger(name) for name in names]
   levels = [logger.level for logger in loggers]

@@ -1,5 +1,6 @@
 """Weights survive every format bit by bit, and what does not fit is named."""
 
+import dataclasses
 import functools
 import itertools
 import json
@@ -18,7 +19,7 @@ import safetensors.torch
 import torch
 import transformers
 
-from dinojax import backbone, errors
+from dinojax import backbone, errors, vit
 from dinojax.weights import formats, model
 
 PLAIN = dict(
@@ -84,6 +85,129 @@ def test_what_a_format_cannot_keep_is_said(tmp_path, name):
     else formats.read(path, heads=4, pool="gap")
   )
   assert again.backbone == weights.backbone
+
+
+SIZES = {"resize": 9, "crop": 4}
+
+
+@pytest.mark.parametrize(
+  "names",
+  [
+    ("dinojax", "huggingface", "folder"),
+    ("huggingface", "folder", "dinojax"),
+    ("folder", "dinojax", "huggingface"),
+  ],
+)
+def test_resize_and_crop_of_a_run_travel_with_its_weights(tmp_path, names):
+  wanted = dataclasses.replace(random_weights(PLAIN | dict(pool="gap")), sizes=SIZES)
+  weights = wanted
+  for name in names:
+    path = str(tmp_path / NAMES.get(name, "hf"))
+    assert formats.write(weights, path, NAMES.get(name) and name or "huggingface") == []
+    weights = formats.read(path)
+    assert weights.sizes == SIZES
+    assert backbone.load(path).sizes == SIZES
+  assert_same(weights, wanted)
+
+
+def test_a_pth_tells_sizes_that_are_not_the_usual_ones(tmp_path):
+  weights = random_weights(PLAIN | dict(pool="cls"))
+  lost = [
+    formats.write(dataclasses.replace(weights, sizes=sizes), path, "released")
+    for sizes, path in (
+      (SIZES, str(tmp_path / "a.pth")),
+      ({"resize": 7, "crop": 6}, str(tmp_path / "b.pth")),
+    )
+  ]
+  assert lost == [["the sizes at which images are rated: give --resize=9 --crop=4"], []]
+
+
+def test_transformers_sees_images_at_the_sizes_of_the_run(tmp_path):
+  weights = random_weights(PLAIN | dict(pool="cls"))
+  for name, sizes, wanted in (("run", SIZES, (9, 4)), ("file", {}, (7, 6))):
+    folder = tmp_path / name
+    formats.write(dataclasses.replace(weights, sizes=sizes), str(folder), "huggingface")
+    processor = transformers.BitImageProcessor.from_pretrained(folder)
+    assert processor.size["shortest_edge"] == wanted[0]
+    assert processor.crop_size == {"height": wanted[1], "width": wanted[1]}
+
+
+@pytest.fixture
+def reference_folder(tmp_path):
+  """A model's folder as transformers saves it, with the images of released models."""
+  make_reference().save_pretrained(tmp_path / "reference")
+  transformers.BitImageProcessor(
+    size={"shortest_edge": 256},
+    crop_size={"height": 224, "width": 224},
+    image_mean=list(vit.IMAGENET_MEAN),
+    image_std=list(vit.IMAGENET_STD),
+  ).save_pretrained(tmp_path / "reference")
+  return tmp_path / "reference"
+
+
+def change_json(path, **changes):
+  path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+
+
+def test_what_transformers_says_of_images_is_followed(reference_folder):
+  assert formats.read(str(reference_folder)).sizes == {"resize": 256, "crop": 224}
+  path = reference_folder / "preprocessor_config.json"
+  change_json(path, size=64, crop_size=32)  # as older ones are
+  assert formats.read(str(reference_folder)).sizes == {"resize": 64, "crop": 32}
+  path.unlink()
+  assert formats.read(str(reference_folder)).sizes == {}
+
+
+@pytest.mark.parametrize(
+  "changes",
+  [
+    dict(do_center_crop=False),
+    dict(do_resize=False),
+    dict(size={"height": 224, "width": 224}),
+    dict(crop_size={"height": 224, "width": 112}),
+    dict(crop_size={"height": 223, "width": 223}),
+    dict(crop_size=None),
+    dict(size={"shortest_edge": 200}),
+  ],
+)
+def test_other_ways_to_fit_images_are_told_and_not_followed(
+  reference_folder, caplog, changes
+):
+  change_json(reference_folder / "preprocessor_config.json", **changes)
+  assert formats.read(str(reference_folder)).sizes == {}
+  (record,) = caplog.records
+  said = record.getMessage()
+  assert "preprocessor_config.json" in said and "--resize and --crop" in said
+  (name, value), *_ = changes.items()
+  assert f"{name}={value}" in said and "\n" not in said
+
+
+def test_another_resampling_is_told(reference_folder, caplog):
+  change_json(reference_folder / "preprocessor_config.json", resample=2)
+  assert formats.read(str(reference_folder)).sizes == {"resize": 256, "crop": 224}
+  assert "has resample=2; images here are resized bicubically" in caplog.text
+
+
+@pytest.mark.parametrize(
+  "changes",
+  [
+    dict(image_mean=[0.5, 0.5, 0.5]),
+    dict(image_std=[0.229, 0.224]),
+    dict(image_mean=None),
+    dict(do_normalize=False),
+    dict(do_rescale=False),
+    dict(rescale_factor=1),
+  ],
+)
+def test_other_values_of_pixels_are_refused(reference_folder, changes):
+  change_json(reference_folder / "preprocessor_config.json", **changes)
+  (name, value), *_ = changes.items()
+  wanted = re.escape(
+    f"preprocessor_config.json has {name}={value}, and images here get"
+  )
+  with pytest.raises(errors.UserError, match=wanted):
+    formats.read(str(reference_folder))
+  assert formats.read(str(reference_folder / "model.safetensors")).sizes == {}
 
 
 @functools.cache
@@ -164,7 +288,6 @@ def test_a_folder_of_ours_opens_in_transformers_and_computes_the_same(tmp_path):
   network = transformers.AutoModel.from_pretrained(tmp_path / "hf").eval()
   images = np.random.default_rng(0).integers(256, size=(2, 6, 6, 3), dtype=np.uint8)
   processor = transformers.BitImageProcessor.from_pretrained(tmp_path / "hf")
-  assert processor.crop_size == {"height": 6, "width": 6}
   mean, std = np.array(processor.image_mean), np.array(processor.image_std)
   pixels = torch.tensor((images / 255 - mean) / std).permute(0, 3, 1, 2).float()
   with torch.no_grad():
@@ -270,11 +393,55 @@ def test_what_is_no_weights_is_named_in_one_line(tmp_path, name, message):
   assert "\n" not in str(caught.value)
 
 
-@pytest.mark.parametrize("text", ["hello", "some notes", "<html>", ""])
+@pytest.mark.parametrize("text", ["hello", "some notes", "\n"])
 def test_a_text_in_place_of_a_pth_is_one_line_whatever_it_begins_with(tmp_path, text):
   (tmp_path / "text.pth").write_text(text)
   with pytest.raises(errors.UserError, match="is not loaded: it is damaged"):
     formats.read(str(tmp_path / "text.pth"))
+
+
+POINTER = (
+  f"version https://git-lfs.github.com/spec/v1\noid sha256:{'0' * 64}\nsize 346329960\n"
+)
+
+
+@pytest.mark.parametrize("name", ["a.pth", "b.safetensors", "hf/model.safetensors"])
+@pytest.mark.parametrize(
+  "text, message",
+  [
+    (
+      POINTER,
+      "is a git-lfs pointer, not the weights; run `git lfs pull` in its folder",
+    ),
+    ("\n<!DOCTYPE html>\n<html>Sign in</html>", "is a web page.* download it again"),
+    ("<HTML>404</HTML>", "is a web page.* download it again"),
+    ("<?xml version='1.0'?><Error>AccessDenied</Error>", "is a web page"),
+    ("", "is empty; copy or download it again"),
+  ],
+)
+def test_what_downloads_leave_instead_of_weights_is_named(
+  tmp_path, name, text, message
+):
+  (tmp_path / "hf").mkdir()
+  (tmp_path / "hf" / "config.json").write_text("{}")
+  (tmp_path / name).write_text(text)
+  given = tmp_path / name.removesuffix("/model.safetensors")
+  with pytest.raises(errors.UserError, match=f"{name} {message}") as caught:
+    formats.read(str(given))
+  assert "\n" not in str(caught.value)
+
+
+def test_a_missing_shard_and_a_strange_json_are_named(tmp_path):
+  (tmp_path / "config.json").write_text("{}")
+  index = tmp_path / "model.safetensors.index.json"
+  index.write_text('{"weight_map": {"norm.bias": "model-00001-of-00002.safetensors"}}')
+  with pytest.raises(
+    errors.UserError, match="00001-of-00002.safetensors cannot be read"
+  ):
+    formats.read(str(tmp_path))
+  (tmp_path / "config.json").write_text("[]")
+  with pytest.raises(errors.UserError, match="config.json .* it is no JSON object"):
+    formats.read(str(tmp_path))
 
 
 def test_a_truncated_file_is_named(tmp_path):
@@ -293,8 +460,7 @@ def test_a_truncated_file_is_named(tmp_path):
 def test_a_config_that_asks_for_another_network_is_refused(tmp_path, field, value):
   folder = tmp_path / "hf"
   formats.write(random_weights(PLAIN | dict(pool="cls")), str(folder), "huggingface")
-  config = json.loads((folder / "config.json").read_text())
-  (folder / "config.json").write_text(json.dumps(config | {field: value}))
+  change_json(folder / "config.json", **{field: value})
   with pytest.raises(errors.UserError, match=f"{field}={value!r}"):
     formats.read(str(folder))
 
