@@ -4,6 +4,7 @@ from absl import flags
 from jax.sharding import Mesh
 
 from dinojax import backbone, errors
+from dinojax.weights import model
 
 CHECKPOINT = flags.DEFINE_string(
   "checkpoint",
@@ -36,13 +37,13 @@ LAYERS = flags.DEFINE_integer(
 CROP = flags.DEFINE_integer(
   "crop",
   None,
-  "Pixels of a side that the network sees, at the centre; default that of the run's"
-  " own k-NN, and of other weights their own size, at most 224.",
+  "Pixels of a side that the network sees, at the centre; default what the weights"
+  " say (a run: that of its k-NN), and else their own size, at most 224.",
 )
 RESIZE = flags.DEFINE_integer(
   "resize",
   None,
-  "Pixels of the shorter side before; default a run's, or 8/7 of --crop.",
+  "Pixels of the shorter side before; default what the weights say, or 8/7 of --crop.",
 )
 BATCH_SIZE = flags.DEFINE_integer("batch_size", 256, "Images at a time, of all hosts.")
 WORKERS = flags.DEFINE_integer(
@@ -52,7 +53,6 @@ NAMES = (
   *("checkpoint", "step", "heads", "pool", "dtype", "feature", "layers", "crop"),
   *("resize", "batch_size", "workers"),
 )
-LARGEST_DEFAULT_CROP = 224  # released weights are of 518 pixels, and rated at 224
 
 
 def load(mesh: Mesh) -> backbone.Backbone:
@@ -83,7 +83,7 @@ def transform(loaded: backbone.Backbone) -> dict[str, int]:
   patch = loaded.module.patch_size
   crop = CROP.value or default_crop(loaded)
   own = loaded.sizes if loaded.sizes.get("crop") == crop else {}
-  resize = RESIZE.value or own.get("resize", round(crop * 8 / 7))
+  resize = RESIZE.value or own.get("resize", model.usual_resize(crop))
   if crop < patch or crop % patch:
     raise errors.UserError(
       f"--crop={crop} must be a multiple of the patch size, {patch}; try"
@@ -98,9 +98,9 @@ def default_crop(loaded: backbone.Backbone) -> int:
   """Pixels of a side of the images that these weights are for."""
   if loaded.sizes:
     return loaded.sizes["crop"]
-  patch = loaded.module.patch_size
-  largest = max(LARGEST_DEFAULT_CROP // patch, 1) * patch
-  return min(patch * loaded.module.pos_grid, largest)
+  return model.usual_crop(
+    patch_size=loaded.module.patch_size, pos_grid=loaded.module.pos_grid
+  )
 
 
 def batch_size(devices: int) -> int:

@@ -96,11 +96,11 @@ def test_cached_features_serve_the_same_weights_and_transform_alone(workdir, tmp
   assert run(workdir) == 2  # of train and of test
   weights = formats.read(str(workdir))
   formats.write(weights, str(tmp_path / "same.safetensors"), "huggingface")
-  assert run("same.safetensors", "--resize=16") == 2
+  assert run("same.safetensors") == 2  # it knows the run's resize and crop
   assert run(workdir, "--resize=20") == 4
   weights.params["backbone"]["norm"]["bias"][0] += 1
   formats.write(weights, str(tmp_path / "other.safetensors"), "huggingface")
-  assert run("other.safetensors", "--resize=16") == 6
+  assert run("other.safetensors") == 6
 
 
 @pytest.mark.parametrize(

@@ -74,11 +74,12 @@ MAY_IMPORT = {
   "weights.model": {"errors", "heads", "positions", "vit"},
   "weights.names": set(),
   "weights.state_dicts": {"errors", "weights.model", "weights.names"},
-  "weights.files": {"errors", "vit"},
+  "weights.preprocessor": {"errors", "vit"},
+  "weights.files": {"errors", "weights.preprocessor"},
   "weights.runs": {"checkpoint", "errors", "sharding", "weights.model"},
   "weights.formats": {"errors", "sharding", "weights."},
   "backbone": {"checkpoint", "errors", "sharding", "vit", "weights."},
-  "backbone_flags": {"backbone", "errors"},
+  "backbone_flags": {"backbone", "errors", "weights.model"},
   "export": {"backbone", "errors"},
 }
 EVALS = {"errors", "vit", "sharding", "data.", "evals.features", "evals.search"}
