@@ -275,7 +275,7 @@ def main(_) -> None:
         for name, bank in banks.items()
       }
       width = loaded.module.width
-      images = " and ".join(f"{len(x):,} of --{name}" for name, x in opened.items())
+      images = ", ".join(f"{len(x):,} images of --{n}" for n, x in opened.items())
       metrics.say(f"{task}: {images}, {len(wanted[task]) * width:,} features each")
       results |= RATE[task](chosen, num_classes=classes, width=width, mesh=mesh)
   metrics.say(table.render(results))
