@@ -1,10 +1,12 @@
 """Flags of the commands that use a frozen backbone: its weights, and how images fit."""
 
+import pathlib
+
 from absl import flags
 from jax.sharding import Mesh
 
 from dinojax import backbone, errors
-from dinojax.weights import model
+from dinojax.weights import model, runs
 
 CHECKPOINT = flags.DEFINE_string(
   "checkpoint",
@@ -71,6 +73,17 @@ def load(mesh: Mesh) -> backbone.Backbone:
   if not 1 <= LAYERS.value <= depth:
     raise errors.UserError(f"--layers={LAYERS.value} must be within 1 and {depth}")
   return loaded
+
+
+def origin(loaded: backbone.Backbone) -> dict[str, str | int | None]:
+  """What the weights are, by the flags that choose them; "step" is None of no run."""
+  place = runs.locate(pathlib.Path(CHECKPOINT.value), STEP.value)
+  return {
+    "checkpoint": CHECKPOINT.value,
+    "step": place and place[1],
+    "heads": loaded.module.heads,
+    "pool": loaded.module.pool,
+  }
 
 
 def feature(loaded: backbone.Backbone) -> str:

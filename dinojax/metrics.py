@@ -10,11 +10,10 @@ import os
 import pathlib
 import sys
 import time
+from collections.abc import Callable
 
 import jax
 import tqdm
-from tensorboardX import event_file_writer, summary
-from tensorboardX.proto import event_pb2, summary_pb2
 
 from dinojax import errors, throughput
 
@@ -32,6 +31,26 @@ def say_at_once(line: str) -> None:
   os.write(sys.stderr.fileno(), f"\n{line}\n".encode())
 
 
+def advancer(bar: tqdm.tqdm) -> Callable[[int], None]:
+  """Returns what moves a bar on, with its clock started by the first move.
+
+  What the compiler takes, or workers that start, tells nothing of what is to come.
+  """
+  started = False
+
+  def advance(count: int) -> None:
+    nonlocal started
+    if started:
+      bar.update(count)
+      return
+    started = True
+    bar.n += count
+    bar.initial = bar.last_print_n = bar.n
+    bar.unpause()
+
+  return advance
+
+
 def first_non_finite(scalars: dict[str, float]) -> str | None:
   """Name of the first scalar that is infinite or not a number."""
   return next((name for name, x in scalars.items() if not math.isfinite(x)), None)
@@ -41,8 +60,7 @@ class Writer:
   """Scalars to WORKDIR/metrics.jsonl and to TensorBoard events in WORKDIR/tensorboard.
 
   A line is {"step": completed updates, name: value, ...}, written at once and in full,
-  so that a killed run loses none. Events are written directly: tensorboardX's
-  SummaryWriter has a thread for it, and when that dies on a full disk the run hangs.
+  so that a killed run loses none.
   """
 
   def __init__(self, workdir: str, *, start_step: int | None):
@@ -53,20 +71,16 @@ class Writer:
     self._file = self._events = None
     if jax.process_index() != 0:
       return
+    from dinojax import events  # here, since it costs a second
+
     self._workdir = pathlib.Path(workdir)
     with self._failing_in_one_line():
       path = self._workdir / "metrics.jsonl"
       if start_step is not None:
         self._drop_after(start_step, path)
       self._file = path.open("a", buffering=1)
-      (self._workdir / "tensorboard").mkdir(exist_ok=True)
-      self._events = event_file_writer.EventsWriter(
-        str(self._workdir / "tensorboard" / "events"), f".{start_step}"
-      )
-      if start_step is not None:
-        # TensorBoard drops what earlier files say of this step and later ones.
-        restart = event_pb2.SessionLog(status=event_pb2.SessionLog.START)
-        self._write_event(start_step + 1, session_log=restart)
+      folder = self._workdir / "tensorboard"
+      self._events = events.Events(folder, start_step=start_step)
 
   def write(self, step: int, scalars: dict[str, float]) -> None:
     """Appends one line; floats keep all their digits.
@@ -76,10 +90,9 @@ class Writer:
     """
     if self._file is None:
       return
-    values = [summary.scalar(name, x).value[0] for name, x in scalars.items()]
     with self._failing_in_one_line():
       self._file.write(json.dumps({"step": step, **scalars}) + "\n")
-      self._write_event(step, summary=summary_pb2.Summary(value=values))
+      self._events.write(step, scalars)
 
   def close(self) -> None:
     """Flushes and closes both files."""
@@ -98,11 +111,6 @@ class Writer:
     new = path.with_suffix(".new")
     new.write_text("".join(kept))
     os.replace(new, path)
-
-  def _write_event(self, step: int, **what) -> None:
-    event = event_pb2.Event(step=step, wall_time=time.time(), **what)
-    self._events.write_event(event)
-    self._events.flush()
 
   @contextlib.contextmanager
   def _failing_in_one_line(self):
@@ -151,7 +159,6 @@ class Progress:
     """Shows `start` of `total` steps."""
     self._lines = not sys.stderr.isatty()
     self._last_line = time.perf_counter()
-    self._started = False
     self._bar = tqdm.tqdm(
       total=total,
       initial=start,
@@ -160,14 +167,11 @@ class Progress:
       disable=jax.process_index() != 0,
       file=open(os.devnull, "w") if self._lines else sys.stderr,  # noqa: SIM115
     )
+    self._advance = advancer(self._bar)
 
   def update(self, steps: int) -> None:
     """Advances by so many steps."""
-    self._bar.update(steps)
-    if not self._started:  # the compiler's time tells nothing of the steps to come
-      self._started, done = True, self._bar.n
-      self._bar.reset(self._bar.total)
-      self._bar.n = self._bar.initial = done
+    self._advance(steps)
     now = time.perf_counter()
     if self._lines and now - self._last_line > SECONDS_BETWEEN_LINES:
       self._last_line = now

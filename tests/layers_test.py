@@ -42,7 +42,8 @@ MAY_IMPORT = {
   "vit": {"blocks", "positions", "sharding"},
   "heads": {"blocks", "vit", "sharding"},
   "checkpoint": {"errors"},
-  "metrics": {"errors", "throughput"},
+  "events": set(),
+  "metrics": {"errors", "events", "throughput"},
   "throughput": set(),
   "data.images": {"errors"},
   "data.shards": {"errors"},
@@ -54,6 +55,7 @@ MAY_IMPORT = {
   "dino": {"accumulate", "losses", "vit", "heads"},
   "optimizer": {"schedules"},
   "evals.features": {"errors", "vit", "sharding", "data."},
+  "evals.cache": {"errors", "metrics", "sharding", "evals.features"},
   "evals.few_shot": {"errors", "sharding", "evals.features", "evals.knn"},
   "evals.retrieval": {
     *("errors", "sharding"),
@@ -79,7 +81,7 @@ MAY_IMPORT = {
   "weights.runs": {"checkpoint", "errors", "sharding", "weights.model"},
   "weights.formats": {"errors", "sharding", "weights."},
   "backbone": {"checkpoint", "errors", "sharding", "vit", "weights."},
-  "backbone_flags": {"backbone", "errors", "weights.model"},
+  "backbone_flags": {"backbone", "errors", "weights."},
   "export": {"backbone", "errors"},
 }
 EVALS = {"errors", "vit", "sharding", "data.", "evals.features", "evals.search"}
@@ -136,10 +138,13 @@ def test_experiments_say_what_they_are_for(path):
   assert ast.get_docstring(ast.parse(path.read_text()))
 
 
-def test_importing_everything_starts_no_backend_and_prints_nothing():
+def test_importing_everything_starts_no_backend_loads_no_torch_and_prints_nothing():
   program = "\n".join(
     [
-      *(f"import dinojax.{name}" for name in MODULES),
+      "import sys",
+      *(f"import dinojax.{name}" for name in MODULES if name != "events"),
+      "assert 'torch' not in sys.modules",  # more than all else that a start takes
+      "import dinojax.events",
       "from jax._src import xla_bridge",
       "assert not xla_bridge.backends_are_initialized()",
     ]

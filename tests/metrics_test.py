@@ -13,6 +13,7 @@ import time
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import tqdm
 from tensorboardX.proto import event_pb2
 
 from dinojax import errors, metrics
@@ -170,6 +171,22 @@ def test_progress_off_a_terminal_is_a_few_plain_lines(monkeypatch):
   (line,) = stderr.getvalue().splitlines()
   for part in ("5/7", "loss 1.25", "80 images/s", "12%"):
     assert part in line
+
+
+def test_a_bars_rate_is_of_what_comes_after_its_first_move():
+  bar = tqdm.tqdm(total=100, initial=20, file=io.StringIO(), mininterval=0)
+  advance = metrics.advancer(bar)
+  time.sleep(0.5)  # the compiler's time, which tells nothing
+  advance(10)
+  assert bar.n == 30 and bar.format_dict["elapsed"] < 0.25
+  time.sleep(0.1)
+  advance(10)
+  shown = bar.format_dict
+  assert shown["n"] == 40
+  assert (shown["n"] - shown["initial"]) / shown["elapsed"] == pytest.approx(
+    100, rel=0.5
+  )
+  assert shown["rate"] == pytest.approx(100, rel=0.5)
 
 
 def open_log(workdir, log_every=2):
