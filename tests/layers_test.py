@@ -71,6 +71,8 @@ MAY_IMPORT = {
   "hlo_ops": set(),
   "hlo": {"hlo_ops"},
   "costs": {"hlo", "data."},
+  "input_plan": {"data."},
+  "topology": {"errors"},
   "interrupts": {"metrics"},
   "assembly": {*METHOD, "errors", "weights."},
   "weights.model": {"errors", "heads", "positions", "vit"},
