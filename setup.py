@@ -54,6 +54,7 @@ setuptools.setup(
       "polars>=1.20",
       "pyarrow>=17",
       "pytest>=8.3",
+      "pytest-xdist>=3.6",
       "ruff>=0.12",
       "torch==2.13.0",
       "transformers>=5.0,<6",

@@ -85,7 +85,7 @@ def train(config) -> None:
       bad_records.update(batch.pop("bad_records"))
       batch = sharding.put_batch(mesh, batch, positions, groups)
       state, scalars = run.train_step(state, batch, step_key)
-      log.step(step, scalars)
+      log.step(step, scalars, batches.rate() * config.data.batch_size)
 
       last = step == config.total_steps
       ending, accuracy = stop.ends(step), None
@@ -128,6 +128,7 @@ def open_log(config, start):
     log_every=config.log_every,
     batch_size=config.data.batch_size,
     alarm_window=config.alarm_window,
+    workers=config.workers,
     # A uniform student: ln K for DINO, half of it for iBOT, as half the crops count 0.
     nothing_learnt=math.log(heads.dino.prototypes) + math.log(ibot.prototypes) / 2,
   )

@@ -26,7 +26,10 @@ SMALL = (
   *("heads.dino.hidden=16", "heads.dino.bottleneck=8", "heads.dino.prototypes=32"),
   *("schedules.learning_rate.warmup_steps=2", "knn.every=0"),
 )
-RATES = {"images_per_second", "data_wait_share"}
+RATES = {
+  *("images_per_second", "data_wait_share"),
+  *("step_images_per_second", "input_images_per_second"),
+}
 
 
 def start(workdir, *overrides, devices=1, flags=()):

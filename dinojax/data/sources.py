@@ -9,6 +9,7 @@ A source is a small picklable object that opens its files lazily: every input wo
 process holds a copy.
 """
 
+import glob
 import hashlib
 import os
 import re
@@ -66,8 +67,16 @@ def open_source(spec: str, *, field: str) -> Source:
     return DigitsSource(rest.removeprefix("digits:"), where)
   raise errors.UserError(
     f"{where} must be folder:PATH, tfds:NAME:SPLIT, arrayrecord:GLOB, "
-    "embedded:digits:train or embedded:digits:test"
+    f"embedded:digits:train or embedded:digits:test{_guess(spec)}"
   )
+
+
+def _guess(spec: str) -> str:
+  """What somebody may have meant who left out the kind of a source; often nothing."""
+  path = os.path.expanduser(spec)
+  if any(".array_record" in os.path.basename(found) for found in glob.glob(path)):
+    return f"; did you mean arrayrecord:{spec}?"
+  return f"; did you mean folder:{spec}?" if os.path.isdir(path) else ""
 
 
 def load(source: Source, index: int) -> tuple[np.ndarray, int]:
