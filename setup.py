@@ -34,6 +34,7 @@ setuptools.setup(
     "pillow>=11.0",
     "safetensors>=0.5",
     "scikit-learn>=1.5",  # carries the quickstart's images
+    "simplejpeg>=1.8,<2",
     "tensorboardX>=2.6.2",
     "tensorflow-datasets>=4.9.9",
     "tqdm>=4.66",

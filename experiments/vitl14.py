@@ -27,6 +27,8 @@ def get_config():
     # No `ibot` head: one head for image and patches.
     config.heads = dict(dino=dict(hidden=2048, bottleneck=256, prototypes=65_536))
     config.losses.targets = "centering"
+    for crop in (config.augment.global1, config.augment.global2, config.augment["local"]):
+      crop.geometry.update(rotate=0.0, shear=0.0, perspective=0.0)  # it had none
 
     config.total_steps = 100 * EPOCH
     config.schedules.learning_rate.update(

@@ -18,6 +18,7 @@ Shapes: image [H,W,3], global crop [S,S,3], each of L local crops [s,s,3].
 import dataclasses
 import math
 import operator
+from collections.abc import Sequence
 
 import cv2
 import numpy as np
@@ -92,7 +93,10 @@ class MultiCrop:
     size = probed.height, probed.width
     kinds = [self.global1, self.global2] + [self.local] * self.num_local
     warps = [sample_warp(rng, *size, kind) for kind in kinds]
-    levels = resample.Levels(*_decode(probed, warps, kinds))
+    scales = [
+      geometry.scale(warp, kind.size) for warp, kind in zip(warps, kinds, strict=True)
+    ]
+    levels = resample.Levels(*probed.decode(halvings(scales)))
     crops = {
       name: np.empty((count, side, side, 3), np.uint8)
       for name, count, side in (
@@ -132,12 +136,13 @@ def sample_warp(
   )
 
 
-def _decode(probed, warps, kinds):
-  """The image, as small as leaves MIN_SCALE to all crops, and how often halved."""
-  scales = [
-    geometry.scale(warp, kind.size) for warp, kind in zip(warps, kinds, strict=True)
-  ]
-  return probed.decode(max(0, math.floor(math.log2(min(scales) / MIN_SCALE))))
+def halvings(scales: Sequence[float]) -> int:
+  """How often an image may be halved when it is decoded.
+
+  Args:
+    scales: of its crops, see `geometry.scale`.
+  """
+  return max(0, math.floor(math.log2(min(scales) / MIN_SCALE)))
 
 
 def make_multi_crop(*, global1, global2, local, num_local) -> MultiCrop:
@@ -179,3 +184,9 @@ def _check(path, crop):
       value = operator.attrgetter(field)(crop)
       if not holds(value):
         raise errors.UserError(f"{path}.{field}={value} must {rule}")
+
+
+if __name__ == "__main__":
+  from dinojax import contact_sheet  # a command, of a layer above
+
+  contact_sheet.run()

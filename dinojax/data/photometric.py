@@ -28,6 +28,11 @@ CHROMA = np.eye(3) - GREY
 _YIQ = np.array([LUMA, [0.5959, -0.2746, -0.3213], [0.2115, -0.5227, 0.3112]])
 # A quarter turn of chroma: greys go to 0.
 QUARTER = np.linalg.inv(_YIQ) @ np.array([[0, 0, 0], [0, 0, -1], [0, 1, 0]]) @ _YIQ
+# What `color_matrix` adds up: parts of RGB, and an equal offset of all three.
+_BASIS = np.zeros((4, 3, 4))
+_BASIS[0, :, :3], _BASIS[1, :, :3], _BASIS[2, :, :3] = GREY, CHROMA, QUARTER
+_BASIS[3, :, 3] = 1
+_BASIS = _BASIS.reshape(4, 12)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -127,12 +132,13 @@ def color_matrix(
     [3, 4] for cv2.transform: three columns for R, G and B, and what is added.
   """
   scale, angle = brightness * contrast, 2 * math.pi * turn
-  matrix = np.empty((3, 4))
-  matrix[:, :3] = scale * GREY
-  matrix[:, :3] += (scale * saturation * math.cos(angle)) * CHROMA
-  matrix[:, :3] += (scale * saturation * math.sin(angle)) * QUARTER
-  matrix[:, 3] = brightness * luma * (1 - contrast)
-  return matrix
+  amounts = (
+    scale,
+    scale * saturation * math.cos(angle),
+    scale * saturation * math.sin(angle),
+    brightness * luma * (1 - contrast),
+  )
+  return np.dot(amounts, _BASIS).reshape(3, 4)
 
 
 def smooth(
@@ -148,14 +154,27 @@ def smooth(
   """
   if sigma == 0 and sharpen == (0, 0):
     return image
-  gaussian = np.ones(1)
+  radius = min(kernel // 2, math.ceil(3 * sigma))
+  half = [1.0]
   if sigma:
-    radius = min(kernel // 2, math.ceil(3 * sigma))
-    gaussian = cv2.getGaussianKernel(2 * radius + 1, sigma)[:, 0]
-  x, y = (np.convolve(gaussian, (-tap, 1 + 2 * tap, -tap)) for tap in sharpen)
-  # OpenCV takes three times as long where taps are mirrored but for rounding.
-  x, y = x + x[::-1], y + y[::-1]
-  return cv2.sepFilter2D(image, -1, x / 2, y / 2, borderType=cv2.BORDER_REFLECT_101)
+    half = [math.exp(-0.5 * (i / sigma) ** 2) for i in range(radius + 1)]
+  total = 2 * sum(half) - half[0]
+  half = [tap / total for tap in half] + [0.0, 0.0]
+  x, y = (_sharpened(half, tap) for tap in sharpen)
+  return cv2.sepFilter2D(image, -1, x, y, borderType=cv2.BORDER_REFLECT_101)
+
+
+def _sharpened(half, tap):
+  """Taps of a symmetric filter, given from its middle on, after (-tap, 1 + 2 tap, -tap).
+
+  `half` ends in two zeros.
+  """
+  around = [half[1], *half]
+  right = [
+    (1 + 2 * tap) * around[i + 1] - tap * (around[i] + around[i + 2])
+    for i in range(len(half) - 1)
+  ]
+  return np.array(right[:0:-1] + right)  # mirrored exactly, which is faster
 
 
 def solarize(image: np.ndarray) -> np.ndarray:

@@ -6,6 +6,7 @@ batch, so a checkpoint needs no state of the input.
 """
 
 import dataclasses
+import functools
 import logging
 from collections.abc import Callable, Sequence
 
@@ -63,7 +64,7 @@ def train_batches(
   seed: int,
   batch_size: int,
   group_size: int,
-  multi_crop: Callable[[np.random.Generator, np.ndarray], dict[str, np.ndarray]],
+  multi_crop: Callable[[np.random.Generator, bytes | np.ndarray], dict],
   masks: dict,
   groups: Sequence[int],
   workers: int,
@@ -78,8 +79,8 @@ def train_batches(
     seed: of order, crops and masks.
     batch_size: images of the global batch, a multiple of `group_size`.
     group_size: g, images that share masks.
-    multi_crop: picklable (rng, image uint8 [H, W, 3]) -> {"global_crops": uint8
-      [V, S, S, 3], "local_crops": uint8 [L, s, s, 3]}.
+    multi_crop: picklable (rng, image as its source stores it) -> {"global_crops":
+      uint8 [V, S, S, 3], "local_crops": uint8 [L, s, s, 3]}.
     masks: the remaining arguments of `masking.block_masks`.
     groups: positions in the global batch, each in range(batch_size // group_size), of
       the groups that this process holds.
@@ -203,8 +204,13 @@ class _Crops:
   multi_crop: Callable
 
   def __call__(self, index: int, rng: np.random.Generator) -> dict[str, np.ndarray]:
-    image, _, bad_index = sources.read(self.source, int(index), attempts=ATTEMPTS)
-    return {**self.multi_crop(rng, image), "bad_records": np.int64(bad_index)}
+    crops, _, bad_index = sources.read(
+      self.source,
+      int(index),
+      attempts=ATTEMPTS,
+      make=functools.partial(self.multi_crop, rng),
+    )
+    return {**crops, "bad_records": np.int64(bad_index)}
 
 
 @dataclasses.dataclass(frozen=True)

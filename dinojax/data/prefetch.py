@@ -18,6 +18,8 @@ from typing import Self
 import grain
 import numpy as np
 
+from dinojax import allocator
+
 
 class Batches:
   """Iterator of host batches, read ahead by worker processes or by one thread."""
@@ -102,16 +104,20 @@ def _read_ahead(dataset: grain.MapDataset, workers: int) -> grain.DatasetIterato
   read_options = grain.ReadOptions(num_threads=ahead, prefetch_buffer_size=ahead)
   processes = grain.MultiprocessingOptions(min(workers, 1), per_worker_buffer_size=1)
   prefetched = dataset.to_iter_dataset(read_options).mp_prefetch(
-    processes, worker_init_fn=_end_with_parent
+    processes, worker_init_fn=_start_worker
   )
   iterator = iter(prefetched)
   iterator.get_state()  # Makes what start_prefetch starts.
   return iterator
 
 
-def _end_with_parent(worker: int, workers: int) -> None:
-  """Ends a worker when its parent was killed; Grain's would wait for ever."""
+def _start_worker(worker: int, workers: int) -> None:
+  """Has a worker keep what memory it frees, and end when its parent was killed.
+
+  Grain's would wait for ever.
+  """
   del worker, workers
+  allocator.keep_pages(with_accelerators=True)  # a worker uses none
 
   def wait():
     multiprocessing.parent_process().join()
