@@ -89,7 +89,7 @@ class ArrayRecordSource:
         f"{where} is a bucket, and shards are read as files; mount it, for example by "
         "gcsfuse, or copy it to local disks, and give that folder"
       )
-    paths = sorted(path for path in glob.glob(pattern, recursive=True))
+    paths = sorted(glob.glob(pattern, recursive=True))
     if not paths:
       raise errors.UserError(f"{where} matches no file; give a pattern of shards")
     try:
