@@ -37,7 +37,7 @@ def get_config():
     config.schedules.teacher_temp.warmup_steps = 30 * EPOCH
     config.optimizer.layer_decay = 0.9
 
-    config.data.source = "tfds:imagenet2012:train"
+    config.data.sources = ("tfds:imagenet2012:train",)
     config.data.batch_size = BATCH
     config.knn.every = 5_000
   return config

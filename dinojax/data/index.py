@@ -5,8 +5,8 @@ memory. This one is written once, beside the shards or else in the user's cache,
 mapped: all processes of a host share one copy, of which they read what they touch.
 
 The file is one uint64 array: for each shard in turn the places of its records and of
-the end of the last one; then for each shard how many records it has; then for each where
-in the array its places begin, or NOWHERE; then the number of shards.
+the end of the last one; then for each shard how many records it has; then for each
+where in the array its places begin, or NOWHERE; then the number of shards.
 """
 
 import concurrent.futures

@@ -126,7 +126,7 @@ def test_another_shard_in_the_place_of_one_is_never_read_by_the_old_index(
   assert values(source) == COLOURS.tolist()
   write(tmp_path / "a.array_record", [png(90), png(91), png(92)])
   copy = pickle.loads(pickle.dumps(source))
-  with pytest.raises(OSError, match="a.array_record has changed since the run began"):
+  with pytest.raises(OSError, match=r"a\.array_record has changed since the run began"):
     copy[0]
   assert values(open_source(shards)) == [90, 91, 92, *COLOURS[3:]]
 
@@ -158,7 +158,7 @@ def test_an_index_is_written_once_and_again_when_it_is_damaged(shards, tmp_path)
 
 
 def test_a_bucket_is_refused_with_the_way_out():
-  with pytest.raises(errors.UserError, match="is a bucket.*gcsfuse"):
+  with pytest.raises(errors.UserError, match=r"is a bucket.*gcsfuse"):
     open_source("arrayrecord:gs://bucket/*.array_record")
 
 
