@@ -91,8 +91,8 @@ def open_mixture(specs: Sequence[str], weights: Sequence[float]) -> Mixture:
       f"config.data.weights={tuple(weights)} must be above 0; leave a source out of"
       " config.data.sources to have none of it"
     )
-  fields = (f"config.data.sources[{i}]" for i in range(len(specs)))
-  opened = map(
-    lambda spec, field: sources.open_source(spec, field=field), specs, fields
-  )
-  return Mixture(list(opened), weights)
+  opened = [
+    sources.open_source(spec, field=f"config.data.sources[{i}]")
+    for i, spec in enumerate(specs)
+  ]
+  return Mixture(opened, weights)
