@@ -38,6 +38,7 @@ setuptools.setup(
     "tensorboardX>=2.6.2",
     "tensorflow-datasets>=4.9.9",
     "tqdm>=4.66",
+    "zstandard>=0.23",  # what array_record compresses by if not told otherwise
   ],
   extras_require={
     "tpu": ["jax[tpu]>=0.10,<0.12"],

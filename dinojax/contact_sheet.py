@@ -84,8 +84,8 @@ def main(_) -> None:
     raise errors.UserError(f"--count={COUNT.value} must be at least 1")
   source = sources.open_source(IMAGES.value, field="--images")
   multi_crop = augment.make_multi_crop(**config.augment.to_dict())
-  rows = []
-  for index in np.linspace(0, len(source) - 1, min(COUNT.value, len(source)), dtype=int):
+  rows, count = [], min(COUNT.value, len(source))
+  for index in np.linspace(0, len(source) - 1, count, dtype=int):
     rng = np.random.default_rng((config.seed, index))
     crops, _, _ = sources.read(
       source,

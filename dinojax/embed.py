@@ -6,7 +6,7 @@ r"""Features of every image of a source, by a frozen backbone, in files of any s
 OUT is a folder of Parquet files (.parquet), a NumPy array with its other columns in
 CSV (.npy), or a Zarr 3 group (.zarr): index, name, label, valid, feature, and with
 --patches patches. Rows are the images in the order of the source. One that cannot be
-read keeps its row, with features of NaN. --images is a source as in config.data.source.
+read keeps its row, with features of NaN. --images is one of config.data.sources.
 
 Rows are written in parts: a kill loses the part at hand, and the same command goes on.
 On several hosts, give each the same command with --num_processes=N --process_id=I; they

@@ -10,7 +10,7 @@ import time
 
 import numpy as np
 
-from dinojax.data import pipeline, sources
+from dinojax.data import mixture, pipeline, sources
 
 SECONDS = 10  # that a measurement takes, and at least three batches
 SAMPLES = 256  # records whose size is looked at
@@ -28,10 +28,11 @@ def measure(config, sample: str) -> dict[str, float]:
     bytes_per_image: as stored; of images that are not encoded, their pixels.
   """
   source = sources.open_source(sample, field="--sample")
+  data = mixture.Mixture([source], [1.0])
   alone = config.copy_and_resolve_references()
   with alone.unlocked():
     alone.workers = 0
-  batches = pipeline.open_batches(alone, source, groups=[0], start_step=0)
+  batches = pipeline.open_batches(alone, data, groups=[0], start_step=0)
   with contextlib.closing(batches):
     next(batches)  # first of all, libraries are loaded
     start, made = time.perf_counter(), 0

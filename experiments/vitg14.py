@@ -94,9 +94,12 @@ def get_config():
 
   # 4. Data.
   config.data = dict(
-    source="arrayrecord:data/web142m/*.array_record",
+    # One or several, as strings that README.md lists, and how much of each.
+    sources=("arrayrecord:data/web142m/*.array_record",),
+    weights=(1.0,),
     batch_size=BATCH,
     max_bad_share=0.01,  # unreadable records beyond this share end the run
+    accept_changed=False,  # go on from a checkpoint that saw other data
   )
   jitter = dict(prob=0.8, brightness=0.4, contrast=0.4, saturation=0.2, hue=0.1)
   # How far a crop may be turned and leant (degrees) and tilted (share of its scale).

@@ -1,7 +1,7 @@
 """Multi-crop: one image in, two global and several local augmented crops out.
 
-The corners of all the crops are drawn first (geometry.py), since they tell how small the
-image may be decoded (images.py). Then each crop is one warp from that decode
+The corners of all the crops are drawn first (geometry.py), since they tell how small
+the image may be decoded (images.py). Then each crop is one warp from that decode
 (resample.py) and two passes for blur and colour (photometric.py), all on uint8 RGB on
 the host; normalisation is done on the device. All randomness comes from the `rng` that
 is handed in, so the same generator state and bytes give the same crops.

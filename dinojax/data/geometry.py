@@ -2,11 +2,11 @@
 
 A box as in the usual random resized crop, then, about its centre, tilted, sheared and
 turned as far as all of it stays inside the image, and mirrored. The eight numbers of a
-homography are these: area, aspect (the anisotropic scale), two of position, angle, shear
-and two of perspective. Nothing is resampled here; resample.py does so, once.
+homography are these: area, aspect (the anisotropic scale), two of position, angle,
+shear and two of perspective. Nothing is resampled here; resample.py does so, once.
 
-Coordinates are (x, y) in pixels and continuous: pixel (i, j) covers [j, j+1] x [i, i+1],
-so that an image covers [0, W] x [0, H] at any resolution of it.
+Coordinates are (x, y) in pixels and continuous: pixel (i, j) covers [j, j+1] x [i,
+i+1], so that an image covers [0, W] x [0, H] at any resolution of it.
 """
 
 import dataclasses
@@ -70,7 +70,7 @@ def sample_warp(
   # Whole pixels, so that a plain box is cut as everybody cuts it.
   x = int(rng.random() * (math.floor(width - right + left) + 1)) - left
   y = int(rng.random() * (math.floor(height - bottom + top) + 1)) - top
-  # Pixels of the crop to [-1, 1]**2, mirrored and turned; then the tilt; then the shift.
+  # The crop's pixels to [-1, 1]**2, mirrored and turned; then the tilt and the shift.
   # By hand, since NumPy takes longer to begin than to multiply.
   mirror, cos, sin = _turn(rng, flip_prob, geometry.dihedral)
   step = 2 / size

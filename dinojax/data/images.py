@@ -1,7 +1,8 @@
 """Encoded image to RGB pixels: JPEG, PNG, WebP, BMP or GIF of any mode.
 
-Pillow reads what a file is and decodes everything; libjpeg-turbo, by simplejpeg, decodes
-sound JPEG files, faster and on request at a half, a quarter or an eighth of their size.
+Pillow reads what a file is and decodes everything; libjpeg-turbo, by simplejpeg,
+decodes sound JPEG files, faster and on request at a half, a quarter or an eighth of
+their size.
 """
 
 import dataclasses

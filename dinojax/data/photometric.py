@@ -1,19 +1,19 @@
 """Colour and blur of a crop: one pass that filters, one that changes colours.
 
 Brightness, contrast, saturation, hue and greyscale are each an affine function of RGB,
-so that together they are one 3 x 4 matrix; Gaussian blur and the resampling's sharpening
-are one separable kernel. Everything is uint8, rounded to nearest, and clipped only at
-the end.
+so that together they are one 3 x 4 matrix; Gaussian blur and the resampling's
+sharpening are one separable kernel. Everything is uint8, rounded to nearest, and
+clipped only at the end.
 
 Source: the torchvision transforms that DINOv2 (arXiv:2304.07193) is built from.
 DIFFERS: torchvision clips and rounds after each of the four steps of its jitter, in a
-random order. Without that the order makes no difference (a test says so), and highlights
-come back that a bright step would have cut off before a dark one.
+random order. Without that the order makes no difference (a test says so), and
+highlights come back that a bright step would have cut off before a dark one.
 DIFFERS: blur comes before colour here, as it does in a camera; but for clipping, these
 two commute as well.
-DIFFERS: hue turns about the grey axis at constant luma (YIQ), where torchvision turns it
-in HSV at constant maximum; a fifth of a turn either way is the same change of hue, with
-another change of brightness.
+DIFFERS: hue turns about the grey axis at constant luma (YIQ), where torchvision turns
+it in HSV at constant maximum; a fifth of a turn either way is the same change of hue,
+with another change of brightness.
 """
 
 import dataclasses
@@ -165,9 +165,9 @@ def smooth(
 
 
 def _sharpened(half, tap):
-  """Taps of a symmetric filter, given from its middle on, after (-tap, 1 + 2 tap, -tap).
+  """Taps of a symmetric filter after another of three, (-tap, 1 + 2 * tap, -tap).
 
-  `half` ends in two zeros.
+  half: of the first, from its middle on, and then two zeros.
   """
   around = [half[1], *half]
   right = [

@@ -1,13 +1,13 @@
 """One warp from image to crop, antialiased: what stands in for a slow exact filter.
 
-Three parts share the work. The image is halved, and smoothed by three taps, as often and
-as much as the crop's scale asks for; these levels are made once for all the crops of an
-image. The warp itself is bilinear, or bicubic where a crop is larger than what it shows.
-What both blurred too much, a short filter on the crop sharpens again, together with
-whatever blur the augmentation asks for (photometric.py), in one pass.
+Three parts share the work. The image is halved, and smoothed by three taps, as often
+and as much as the crop's scale asks for; these levels are made once for all the crops
+of an image. The warp itself is bilinear, or bicubic where a crop is larger than what it
+shows. What both blurred too much, a short filter on the crop sharpens again, together
+with whatever blur the augmentation asks for (photometric.py), in one pass.
 
-Fitted to Pillow's antialiased bicubic on 256 photographs; tests/bench/input.py tells how
-close it comes.
+Fitted to Pillow's antialiased bicubic on 256 photographs; tests/bench/input.py tells
+how close it comes.
 """
 
 import dataclasses

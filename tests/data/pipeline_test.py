@@ -10,7 +10,7 @@ from absl import flags
 from PIL import Image
 
 from dinojax import errors
-from dinojax.data import masking, pipeline, sources
+from dinojax.data import masking, mixture, pipeline, sources
 
 MASKS = dict(views=2, grid=4, ratio_min=0.1, ratio_max=0.5)
 
@@ -60,7 +60,8 @@ def train(source, steps=3, **changes):
     workers=0,
     start_step=0,
   )
-  stream = pipeline.train_batches(source, **(arguments | changes))
+  data = mixture.Mixture([source], [1.0])
+  stream = pipeline.train_batches(data, **(arguments | changes))
   with contextlib.closing(stream):
     return [next(stream) for _ in range(steps)]
 
