@@ -15,7 +15,7 @@ import jax
 
 from dinojax import errors
 
-_CROP = "size area aspect flip_prob jitter grey_prob blur solarize_prob"
+_CROP = "size area aspect geometry flip_prob jitter grey_prob blur solarize_prob"
 _HEAD = "hidden bottleneck prototypes"
 FIELDS = {
   "config": "workdir mesh remat unroll attention compiler_options accumulation workers"

@@ -36,7 +36,7 @@ class Filter:
 
 
 FILTERS = (
-  Filter(0.85, 0.0, cv2.INTER_CUBIC),
+  Filter(1.0, 0.0, cv2.INTER_CUBIC),  # at 1 itself it copies
   Filter(1.25, 0.0, cv2.INTER_LINEAR),
   Filter(1.6, 0.17, cv2.INTER_LINEAR),
   Filter(2.3, 1 / 4, cv2.INTER_LINEAR),

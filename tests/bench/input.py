@@ -4,10 +4,11 @@
   python tests/bench/input.py --images=FOLDER_OF_JPEGS
 
 From the bytes of photographs to batches of the crops of experiments/vitg14.py: 2 x 224
-and 8 x 98 pixels, every augmentation. Ours has the geometry too, which the others lack.
-Pillow stands for the PyTorch original: its resize, enhancers and HSV are what
-torchvision calls. albumentations decodes with OpenCV and resizes with INTER_AREA, the
-one of its interpolations that does not alias.
+and 8 x 98 pixels, every augmentation. Pillow stands for the PyTorch original: its
+resize, enhancers and HSV are what torchvision calls. Like the original it has no
+geometry, which ours has; "Pillow, geometry" adds one bicubic warp to each crop, where
+torchvision would make two. albumentations decodes with OpenCV, resizes with INTER_AREA,
+the one of its interpolations that does not alias, and has no geometry either.
 
 First one process, in turns batch by batch, by CPU time, so that other work on the
 machine and hidden threads flatter nobody; then a process on each core, by the clock.
@@ -30,6 +31,7 @@ from PIL import Image, ImageEnhance, ImageFilter, ImageOps
 
 sys.path.insert(0, str(pathlib.Path(__file__).parents[2]))
 
+from dinojax import allocator
 from dinojax.data import augment, geometry, images, photometric, resample
 from experiments import vitg14
 
@@ -44,6 +46,7 @@ STAGES = (
   ("Pillow", "resize", sys.modules[__name__], "pillow_resize"),
   ("Pillow", "colour jitter", sys.modules[__name__], "pillow_jitter"),
   ("Pillow", "blur", sys.modules[__name__], "pillow_blur"),
+  ("Pillow, geometry", "warp", sys.modules[__name__], "pillow_warp"),
   ("albumentations", "decode", sys.modules[__name__], "opencv_decode"),
 )
 
@@ -66,13 +69,13 @@ def dinojax_pipeline():
   return lambda data, seed: kinds(np.random.default_rng(seed), data)
 
 
-def pillow_pipeline():
+def pillow_pipeline(*, warp=False):
   """(bytes, seed) -> crops."""
   kinds = multi_crop()
 
   def run(data, seed):
     image, rng = pillow_decode(data), np.random.default_rng(seed)
-    return stack(functools.partial(pillow_crop, rng, image), kinds)
+    return stack(functools.partial(pillow_crop, rng, image, warp=warp), kinds)
 
   return run
 
@@ -169,13 +172,32 @@ def pillow_blur(image, sigma):
   return image.filter(ImageFilter.GaussianBlur(sigma))
 
 
-def pillow_crop(rng, image, crop):
+def pillow_warp(rng, image, ranges):
+  """Turns, leans and tilts a crop about its centre, in one bicubic warp."""
+  size = image.width
+  angle, lean = np.radians([rng.uniform(-r, r) for r in (ranges.rotate, ranges.shear)])
+  near = [rng.uniform(-r, r) * 2 / size for r in [ranges.perspective] * 2]
+  turn = [[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]]
+  warp = np.eye(3)
+  warp[:2, :2] = np.array(turn) @ [[1, np.tan(lean)], [0, 1]]
+  warp[2, :2] = near
+  centre, back = np.eye(3), np.eye(3)
+  centre[:2, 2], back[:2, 2] = size / 2, -size / 2
+  warp = centre @ warp @ back
+  data = (warp / warp[2, 2]).ravel()[:8]
+  kind, resample = Image.Transform.PERSPECTIVE, Image.Resampling.BICUBIC
+  return image.transform(image.size, kind, data, resample)
+
+
+def pillow_crop(rng, image, crop, *, warp):
   """One augmented crop, [size,size,3] uint8."""
   limits = dict(area=crop.area, aspect=crop.aspect)
   height, width = geometry.sample_box(rng, image.height, image.width, **limits)
   left = int(rng.integers(image.width - width + 1))
   top = int(rng.integers(image.height - height + 1))
   image = pillow_resize(image, (left, top, left + width, top + height), crop.size)
+  if warp:
+    image = pillow_warp(rng, image, crop.geometry)
   if rng.random() < crop.flip_prob:
     image = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
   if rng.random() < crop.jitter.prob:
@@ -192,6 +214,7 @@ def pillow_crop(rng, image, crop):
 PIPELINES = {
   "dinojax": dinojax_pipeline,
   "Pillow": pillow_pipeline,
+  "Pillow, geometry": functools.partial(pillow_pipeline, warp=True),
   "albumentations": albumentations_pipeline,
 }
 
@@ -252,6 +275,7 @@ def time_one_process(names, photographs, repeats):
 def work(name, photographs, seed, ready):
   """All photographs by one pipeline, once every process is ready."""
   cv2.setNumThreads(0)
+  allocator.keep_pages()
   run = PIPELINES[name]()
   run(photographs[0], 0)
   ready.wait()
@@ -322,6 +346,7 @@ def main():
   parser.add_argument("--count", type=int, default=256, help="photographs to use")
   parser.add_argument("--repeats", type=int, default=3, help="the median counts")
   args = parser.parse_args()
+  allocator.keep_pages()  # as the input's workers do
   if args.count < 1 or args.repeats < 1:
     sys.exit("--count and --repeats must be at least 1")
   photographs = read_photographs(args.images, args.count)
