@@ -78,8 +78,8 @@ def near(job: jobs.Job, parts: list[jobs.Part], images: int, options) -> np.ndar
   groups = -(-images * NEAR.itemsize // GROUP_BYTES)
   at_once = max(SHUFFLE_BYTES // max(images * NEAR.itemsize, 1), 1)
   for start in range(0, len(tables), at_once):
-    folder = f"near-{start:04d}"
-    done = job.path("near", folder)
+    folder = f"table-{start:04d}"
+    done = job.path("tables", folder)
     if done.exists():
       continue
     masks = [_mask(bands, job) for bands in tables[start : start + at_once]]
@@ -93,7 +93,7 @@ def near(job: jobs.Job, parts: list[jobs.Part], images: int, options) -> np.ndar
     )
     job.save(done, merge(job.work / folder))
   return np.unique(
-    np.concatenate([np.load(path) for path in sorted((job.work / "near").iterdir())])
+    np.concatenate([np.load(path) for path in sorted((job.work / "tables").iterdir())])
   )
 
 

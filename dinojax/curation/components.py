@@ -7,6 +7,7 @@ done in tasks of many pairs or crowds, which read what they compare from the fil
 """
 
 import functools
+import itertools
 from collections.abc import Callable
 
 import numpy as np
@@ -103,7 +104,7 @@ def _tasks(crowds: np.ndarray) -> list[tuple[int, int]]:
   """Spans of whole crowds of about MEMBERS images."""
   starts = np.flatnonzero(np.diff(crowds, prepend=-1))
   bounds = starts[np.unique(starts // MEMBERS, return_index=True)[1]].tolist()
-  return list(zip(bounds, [*bounds[1:], len(crowds)], strict=True))
+  return list(itertools.pairwise([*bounds, len(crowds)]))
 
 
 def _choose(

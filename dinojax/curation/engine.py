@@ -11,6 +11,7 @@ import logging
 import os
 import pathlib
 import re
+import shlex
 import sys
 import threading
 import time
@@ -21,68 +22,61 @@ import psutil
 import tqdm
 
 from dinojax import errors
+from dinojax.curation import worker
 
 LOCAL = (None, "DirectRunner", "FnApiRunner")
-POLL = 0.5  # seconds between looks at progress, and at whether the parent is alive
-Options = Any  # Beam's PipelineOptions
+POLL = 0.5  # seconds between looks at progress
 
 
-def parse(arguments: list[str]) -> Options:
-  """Beam's options, several local processes by default; UserError if one is unknown."""
-  try:
-    from apache_beam.options import pipeline_options
-  except ModuleNotFoundError as error:
-    raise errors.UserError(
-      f"ingest needs {error.name}: pip install -e '.[ingest]'"
-    ) from error
-  logging.getLogger("apache_beam").setLevel(logging.CRITICAL)
+def parse(arguments: list[str]) -> list[str]:
+  """Beam's options, checked; by default several processes of this machine.
+
+  Raises:
+    UserError: one is unknown, or Beam is not installed.
+  """
   given = {argument.partition("=")[0] for argument in arguments}
   defaults = {
     "--direct_num_workers": str(os.cpu_count()),
     "--direct_running_mode": "multi_processing",
-    # A task's error comes back to this process, which tells it once.
-    "--default_sdk_harness_log_level": "CRITICAL",
   }
   defaults = [f"{name}={x}" for name, x in defaults.items() if name not in given]
+  logging.disable(logging.WARNING)  # Beam tells what it does not find
   try:
-    options = pipeline_options.PipelineOptions([*arguments, *defaults])
-    known = options.get_all_options()
+    built = _build([*arguments, *defaults])
+    known = built.get_all_options()
+  except ModuleNotFoundError as error:
+    raise errors.UserError(
+      f"ingest needs {error.name}: pip install -e '.[ingest]'"
+    ) from error
   except SystemExit as error:  # argparse's, which has printed the reason
     raise errors.UserError("an option of Beam's has a wrong value") from error
-  unknown = options.get_all_options(retain_unknown_options=True).keys() - known.keys()
+  finally:
+    logging.disable(logging.NOTSET)
+  logging.getLogger("apache_beam").setLevel(logging.CRITICAL)
+  unknown = built.get_all_options(retain_unknown_options=True).keys() - known.keys()
   if unknown:
     raise errors.UserError(
       f"--{min(unknown)} is an option neither of ingest (see --help) nor of Beam"
     )
-  return options
+  return [*arguments, *defaults]
 
 
-def is_local(options: Options) -> bool:
-  """Whether tasks run in processes of this machine."""
-  return options.get_all_options()["runner"] in LOCAL
-
-
-def within_this_process(options: Options) -> Options:
+def within_this_process(options: list[str]) -> list[str]:
   """The options, but for no other process if tasks run on this machine."""
-  if not is_local(options):
-    return options
-  changed = type(options).from_dictionary(options.get_all_options())
-  changed.view_as(_direct_options()).direct_num_workers = 1
-  changed.view_as(_direct_options()).direct_running_mode = "in_memory"
-  return changed
+  return [*options, "--direct_num_workers=1", "--direct_running_mode=in_memory"]
 
 
-def _direct_options() -> type:
+def _build(options: list[str]) -> Any:
   from apache_beam.options import pipeline_options
 
-  return pipeline_options.DirectOptions
+  return pipeline_options.PipelineOptions(options)
 
 
 def each(
   function: Callable[[Any], None],
   tasks: list,
   *,
-  options: Options,
+  options: list[str],
   label: str,
   count: Callable[[], int],
 ) -> None:
@@ -102,7 +96,7 @@ def each(
   import apache_beam as beam
 
   def build(pipeline):
-    call = beam.FlatMap(_Call(function, _parent(options)))
+    call = beam.FlatMap(functools.partial(_perform, function))
     _ = pipeline | beam.Create(tasks) | beam.Reshuffle() | label >> call
 
   if tasks:
@@ -114,7 +108,7 @@ def grouped(
   reduce: Callable[[int, Iterable[bytes]], None],
   tasks: list,
   *,
-  options: Options,
+  options: list[str],
   label: str,
   count: Callable[[], int],
 ) -> None:
@@ -131,61 +125,38 @@ def grouped(
   import apache_beam as beam
 
   def build(pipeline):
-    parent = _parent(options)
     _ = (
       pipeline
       | beam.Create(tasks)
       | beam.Reshuffle()
-      | f"{label}: keys" >> beam.FlatMap(_Call(emit, parent))
+      | f"{label}: keys" >> beam.FlatMap(emit)
       | beam.GroupByKey()
-      | f"{label}: groups"
-      >> beam.FlatMap(_Call(functools.partial(_apply, reduce), parent))
+      | f"{label}: groups" >> beam.FlatMap(functools.partial(_reduce, reduce))
     )
 
   if tasks:
     _run(build, options, label, len(tasks), count)
 
 
-def _apply(function: Callable, pair: tuple) -> None:
+def _reduce(function: Callable, pair: tuple) -> tuple:
   function(*pair)
+  return ()
 
 
-class _Call:
-  """A function as Beam wants it, in a process that ends with its parent."""
-
-  def __init__(self, function: Callable, parent: int | None):
-    self._function = function
-    self._parent = parent
-
-  def __call__(self, element):
-    if self._parent is not None:
-      _die_with(self._parent)
-    return self._function(element) or ()
-
-
-@functools.cache
-def _die_with(parent: int) -> None:
-  """Ends this process when its parent is gone: Beam's would outlive a kill."""
-
-  def wait():
-    while psutil.pid_exists(parent):
-      time.sleep(POLL)
-    os._exit(1)
-
-  if parent != os.getpid():
-    threading.Thread(target=wait, daemon=True).start()
-
-
-def _parent(options: Options) -> int | None:
-  return os.getpid() if is_local(options) else None
+def _perform(function: Callable, task: Any) -> tuple:
+  """Calls a function as Beam wants it, which takes what it returns for elements."""
+  function(task)
+  return ()
 
 
 def _run(build: Callable, options, label: str, total: int, count: Callable) -> None:
   """Builds and runs one pipeline, with a bar; a task's UserError is raised here."""
   import apache_beam as beam
 
-  runner = _local_runner(options) if is_local(options) else None
-  pipeline = beam.Pipeline(runner=runner, options=options)
+  runner = None
+  if _build(options).get_all_options()["runner"] in LOCAL:
+    runner, options = _local_runner(options)
+  pipeline = beam.Pipeline(runner=runner, options=_build(options))
   build(pipeline)
   try:
     with _progress(label, total, count), _no_orphans():
@@ -201,19 +172,32 @@ def _run(build: Callable, options, label: str, total: int, count: Callable) -> N
     raise
 
 
-def _local_runner(options):
-  """Beam's local runner; DirectRunner would first look for another on the network."""
+def _local_runner(options: list[str]) -> tuple[Any, list[str]]:
+  """Beam's local runner, with processes of ours, and the options for it.
+
+  DirectRunner itself would first look for another runner on the network.
+  """
   from apache_beam.portability.api import beam_provision_api_pb2
   from apache_beam.runners.portability import portable_runner
   from apache_beam.runners.portability.fn_api_runner import fn_runner
+  from apache_beam.transforms import environments
 
-  values = portable_runner.JobServiceHandle.encode_pipeline_options(
-    options.get_all_options()
-  )
+  environment = None
+  known = _build(options).get_all_options()
+  if known["direct_running_mode"] == "multi_processing":
+    command = [sys.executable, "-m", worker.__name__, str(os.getpid())]
+    environment = environments.SubprocessSDKEnvironment.from_command_string(
+      shlex.join(command)
+    )
+    # Otherwise it would take Beam's own command.
+    options = [*options, "--direct_running_mode=in_memory"]
+  values = portable_runner.JobServiceHandle.encode_pipeline_options(known)
   information = beam_provision_api_pb2.ProvisionInfo(pipeline_options=values)
-  return fn_runner.FnApiRunner(
-    provision_info=fn_runner.ExtendedProvisionInfo(information)
+  runner = fn_runner.FnApiRunner(
+    default_environment=environment,
+    provision_info=fn_runner.ExtendedProvisionInfo(information),
   )
+  return runner, options
 
 
 @contextlib.contextmanager

@@ -35,9 +35,8 @@ def dropped(
 ) -> Iterator[tuple[str, str, str, str, int, int]]:
   """Yields name, reason, detail, what stays, and both ids of each dropped image."""
   drops = job.drops()
-  kept = np.unique(
-    np.concatenate([np.empty(0, np.uint64), *(d["kept"] for d in drops)])
-  )
+  kept = [np.empty(0, np.uint64), *(table["kept"] for table in drops)]
+  kept = np.unique(np.concatenate(kept))
   names = dict(zip(kept.tolist(), _names(job, kept), strict=True))
   for part in parts:
     if part.excluded:
