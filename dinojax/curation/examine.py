@@ -6,7 +6,7 @@ from typing import Any
 
 import cv2
 import numpy as np
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 
 from dinojax.curation import fingerprints, inputs, jobs
 from dinojax.data import images
@@ -59,7 +59,7 @@ def examine(record: inputs.Record, settings: jobs.Settings) -> tuple[np.void, st
     try:
       pixels = images.decode(record.image)
     except ValueError as error:
-      reason, trouble = "unreadable", str(error)
+      reason, trouble = "unreadable", " ".join(str(error).split())
     else:
       row["height"], row["width"] = pixels.shape[:2]  # EXIF may have turned it
       row["pixels"] = digest(pixels, str(pixels.shape).encode())
@@ -75,6 +75,8 @@ def _header(image: bytes, row: Any, settings: jobs.Settings) -> tuple[str, str]:
     with Image.open(io.BytesIO(image), formats=images.FORMATS) as opened:
       width, height = opened.size
       frames = 1 if settings.animated else getattr(opened, "n_frames", 1)
+  except UnidentifiedImageError:  # its text holds an address, another each time
+    return "unreadable", "no image of a known format"
   except Exception as error:  # Pillow raises a dozen types on damaged bytes.
     return "unreadable", f"{type(error).__name__}: {error}"
   row["width"], row["height"] = width, height

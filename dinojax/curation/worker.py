@@ -1,6 +1,6 @@
 """A process of Beam's local runner: quiet, and gone with the process that started it.
 
-python -m dinojax.curation.worker PARENT
+`python -m dinojax.curation.worker PARENT`; PARENT is the process to end with.
 """
 
 import logging
