@@ -85,7 +85,7 @@ flags.DEFINE_integer(
 )
 flags.DEFINE_float(
   "near_difference",
-  5.0,
+  5.5,
   "The mean difference, of 255, up to which 8 x 8 thumbnails are of one image.",
 )
 flags.DEFINE_float(

@@ -6,6 +6,7 @@ part or one for all, each whole or absent; a step that finds its file does nothi
 """
 
 import dataclasses
+import io
 import itertools
 import json
 import pathlib
@@ -99,7 +100,9 @@ class Job:
       path.parent.mkdir(parents=True, exist_ok=True)
     with durable.writing(path, out=self.out) as file:
       if isinstance(content, np.ndarray):
-        np.save(file, content)
+        buffer = io.BytesIO()  # NumPy itself would not say why a disk refuses
+        np.save(buffer, content)
+        file.write(buffer.getbuffer())
       else:
         file.write((json.dumps(content, indent=1) + "\n").encode())
 

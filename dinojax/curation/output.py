@@ -76,7 +76,7 @@ def write(shard: int, *, job: jobs.Job, parts: list[jobs.Part], plan: list) -> N
           size, count = size + len(record), count + 1
         writer.close()
       except (RuntimeError, ValueError) as error:  # what it makes of a full disk
-        raise OSError(*[" ".join(str(error).split())]) from error
+        raise OSError(str(error).partition(";")[0]) from error
       check(new, count)
       durable.sync(new)
       new.replace(path)
@@ -108,7 +108,7 @@ def check(path: pathlib.Path, count: int) -> None:
     found = reader.num_records()
     reader.close()
   except RuntimeError as error:
-    raise OSError(" ".join(str(error).split())) from error
+    raise OSError(str(error).partition(";")[0]) from error
   if found != count:
     raise OSError(f"{found} of {count} records arrived in {path.name}")
 

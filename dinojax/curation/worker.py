@@ -19,7 +19,9 @@ def main() -> None:
   """Runs tasks until the runner has no more."""
   threading.Thread(target=_die_with, args=[int(sys.argv.pop())], daemon=True).start()
   signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent's to handle
-  logging.disable(logging.ERROR)  # a task's error is told by the parent
+  # A task's error reaches the parent, which tells it; Beam would print it twice here.
+  logging.disable(logging.CRITICAL)
+  sys.stderr = open(os.devnull, "w")  # noqa: SIM115, for as long as the process lives
   from apache_beam.runners.worker import sdk_worker_main
 
   sdk_worker_main.main(sys.argv)

@@ -24,10 +24,11 @@ import time
 import numpy as np
 from PIL import Image
 
-ROOT = pathlib.Path(__file__).parents[2]
-sys.path.insert(0, str(ROOT))
+sys.path.insert(0, str(pathlib.Path(__file__).parents[2]))
 
-from dinojax.data import images, sources  # noqa: E402
+from dinojax.data import images, sources
+
+ROOT = pathlib.Path(__file__).parents[2]
 
 
 def plant(originals, folder, rng, *, exact, near, corrupt):
