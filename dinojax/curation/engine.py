@@ -6,6 +6,7 @@ extra, and takes seconds.
 """
 
 import contextlib
+import dataclasses
 import functools
 import logging
 import os
@@ -13,19 +14,16 @@ import pathlib
 import re
 import shlex
 import sys
-import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
-import psutil
 import tqdm
 
 from dinojax import errors
-from dinojax.curation import worker
+from dinojax.curation import watch, worker
 
 LOCAL = (None, "DirectRunner", "FnApiRunner")
-POLL = 0.5  # seconds between looks at progress
 
 
 def parse(arguments: list[str]) -> list[str]:
@@ -95,8 +93,8 @@ def each(
   """
   import apache_beam as beam
 
-  def build(pipeline):
-    call = beam.FlatMap(functools.partial(_perform, function))
+  def build(pipeline, address):
+    call = beam.FlatMap(functools.partial(watch.telling, address, _Silent(function)))
     _ = pipeline | beam.Create(tasks) | beam.Reshuffle() | label >> call
 
   if tasks:
@@ -124,52 +122,85 @@ def grouped(
   """
   import apache_beam as beam
 
-  def build(pipeline):
+  def build(pipeline, address):
+    telling = functools.partial(watch.telling, address)
     _ = (
       pipeline
       | beam.Create(tasks)
       | beam.Reshuffle()
-      | f"{label}: keys" >> beam.FlatMap(emit)
+      | f"{label}: keys" >> beam.FlatMap(functools.partial(telling, _Listed(emit)))
       | beam.GroupByKey()
-      | f"{label}: groups" >> beam.FlatMap(functools.partial(_reduce, reduce))
+      | f"{label}: groups" >> beam.FlatMap(functools.partial(telling, _Spread(reduce)))
     )
 
   if tasks:
     _run(build, options, label, len(tasks), count)
 
 
-def _reduce(function: Callable, pair: tuple) -> tuple:
-  function(*pair)
-  return ()
+@dataclasses.dataclass(frozen=True)
+class _Silent:
+  """A function as Beam wants it, which takes what it returns for elements."""
+
+  function: Callable
+
+  def __call__(self, task: Any) -> tuple:
+    self.function(task)
+    return ()
 
 
-def _perform(function: Callable, task: Any) -> tuple:
-  """Calls a function as Beam wants it, which takes what it returns for elements."""
-  function(task)
-  return ()
+@dataclasses.dataclass(frozen=True)
+class _Listed:
+  """A generator that runs within the call, so that its failures show there."""
+
+  function: Callable
+
+  def __call__(self, task: Any) -> list:
+    return list(self.function(task))
 
 
-def _run(build: Callable, options, label: str, total: int, count: Callable) -> None:
+@dataclasses.dataclass(frozen=True)
+class _Spread:
+  """A function of a key and its values, as Beam groups them."""
+
+  function: Callable
+
+  def __call__(self, pair: tuple) -> tuple:
+    self.function(*pair)
+    return ()
+
+
+def _run(
+  build: Callable, options: list[str], label: str, total: int, count: Callable
+) -> None:
   """Builds and runs one pipeline, with a bar; a task's UserError is raised here."""
   import apache_beam as beam
 
-  runner = None
+  begun = time.monotonic()
+  bar = tqdm.tqdm(desc=label, total=total, leave=False, disable=None, unit=" tasks")
+
+  def show():
+    if not bar.disable:
+      bar.n = count()
+      bar.refresh()
+
+  runner, address, failures = None, None, watch.Failures()
   if _build(options).get_all_options()["runner"] in LOCAL:
     runner, options = _local_runner(options)
+    address = failures.address
   pipeline = beam.Pipeline(runner=runner, options=_build(options))
-  build(pipeline)
+  build(pipeline, address)
   try:
-    with _progress(label, total, count), _no_orphans():
-      pipeline.run().wait_until_finish()
+    with contextlib.closing(failures), contextlib.closing(bar):
+      watch.run(lambda: pipeline.run().wait_until_finish(), failures, show)
+  except errors.UserError:
+    raise
   except Exception as error:
-    # From another process the error comes as the text of its traceback.
+    # From another machine the error comes as the text of its traceback.
     pattern = r"errors\.UserError: (.*?)(?: \[while running .*)?$"
-    told = re.findall(pattern, str(error), re.MULTILINE)
-    if isinstance(error, errors.UserError):
-      told = [str(error).partition(" [while running ")[0]]
-    if told:
+    if told := re.findall(pattern, str(error), re.MULTILINE):
       raise errors.UserError(told[-1]) from error
     raise
+  say(f"{label}: {time.monotonic() - begun:.0f} s")
 
 
 def _local_runner(options: list[str]) -> tuple[Any, list[str]]:
@@ -198,42 +229,6 @@ def _local_runner(options: list[str]) -> tuple[Any, list[str]]:
     provision_info=fn_runner.ExtendedProvisionInfo(information),
   )
   return runner, options
-
-
-@contextlib.contextmanager
-def _no_orphans() -> Iterator[None]:
-  """Ends the processes that Beam has started, if anything is raised meanwhile."""
-  before = set(psutil.Process().children(recursive=True))
-  try:
-    yield
-  except BaseException:
-    # The threads that wait for these processes would complain.
-    threading.excepthook = lambda _: None
-    for process in set(psutil.Process().children(recursive=True)) - before:
-      with contextlib.suppress(psutil.NoSuchProcess):
-        process.kill()
-    raise
-
-
-@contextlib.contextmanager
-def _progress(label: str, total: int, count: Callable[[], int]) -> Iterator[None]:
-  """A bar on a terminal, and in the end a line anywhere."""
-  begun, over = time.monotonic(), threading.Event()
-  bar = tqdm.tqdm(desc=label, total=total, leave=False, disable=None, unit=" tasks")
-
-  def watch():
-    while not over.wait(POLL):
-      bar.n = count()
-      bar.refresh()
-
-  if not bar.disable:
-    threading.Thread(target=watch, daemon=True).start()
-  try:
-    yield
-  finally:
-    over.set()
-    bar.close()
-  say(f"{label}: {time.monotonic() - begun:.0f} s")
 
 
 def say(line: str) -> None:
