@@ -82,7 +82,7 @@ def near(job: jobs.Job, parts: list[jobs.Part], images: int, options) -> np.ndar
     done = job.path("tables", folder)
     if done.exists():
       continue
-    masks = [_mask(bands, job) for bands in tables[start : start + at_once]]
+    masks = [band_mask(bands, job) for bands in tables[start : start + at_once]]
     engine.grouped(
       functools.partial(_emit_near, job=job, masks=masks, groups=groups),
       functools.partial(_reduce_near, job=job, masks=masks, groups=groups, to=folder),
@@ -97,7 +97,7 @@ def near(job: jobs.Job, parts: list[jobs.Part], images: int, options) -> np.ndar
   )
 
 
-def _mask(bands: tuple[int, ...], job: jobs.Job) -> np.uint64:
+def band_mask(bands: tuple[int, ...], job: jobs.Job) -> np.uint64:
   """The bits of some of the r + 2 bands."""
   edges = np.linspace(0, HASH_BITS, job.settings.near_bits + 3).round().astype(int)
   bits = [range(edges[band], edges[band + 1]) for band in bands]

@@ -60,10 +60,10 @@ def settle(
   excluded = frozenset(part.number for part in parts if part.excluded)
   job.save(job.path(step, "members"), members)
   job.save(job.path(step, "crowds"), crowds)
-  tasks = _tasks(crowds)
+  tasks = spans_of(crowds)
   engine.each(
     functools.partial(
-      _choose, job=job, step=step, reason=reason, compare=compare, excluded=excluded
+      choose, job=job, step=step, reason=reason, compare=compare, excluded=excluded
     ),
     tasks,
     options=options,
@@ -100,14 +100,14 @@ def _check(span: tuple[int, int], *, job: jobs.Job, step: str, compare) -> None:
     job.save(path, pairs[compare(job, pairs["a"], pairs["b"])])
 
 
-def _tasks(crowds: np.ndarray) -> list[tuple[int, int]]:
+def spans_of(crowds: np.ndarray) -> list[tuple[int, int]]:
   """Spans of whole crowds of about MEMBERS images."""
   starts = np.flatnonzero(np.diff(crowds, prepend=-1))
   bounds = starts[np.unique(starts // MEMBERS, return_index=True)[1]].tolist()
   return list(itertools.pairwise([*bounds, len(crowds)]))
 
 
-def _choose(
+def choose(
   span: tuple[int, int],
   *,
   job: jobs.Job,
