@@ -34,9 +34,11 @@ setuptools.setup(
     "pillow>=11.0",
     "safetensors>=0.5",
     "scikit-learn>=1.5",  # carries the quickstart's images
+    "simplejpeg>=1.8,<2",
     "tensorboardX>=2.6.2",
     "tensorflow-datasets>=4.9.9",
     "tqdm>=4.66",
+    "zstandard>=0.23",  # what array_record compresses by if not told otherwise
   ],
   extras_require={
     "tpu": ["jax[tpu]>=0.10,<0.12"],
@@ -62,6 +64,7 @@ setuptools.setup(
       "polars>=1.20",
       "pyarrow>=17",
       "pytest>=8.3",
+      "pytest-xdist>=3.6",
       "ruff>=0.12",
       "torch==2.13.0",
       "transformers>=5.0,<6",

@@ -2,7 +2,7 @@
 
 XLA allocates a program's temporaries anew for each execution, and glibc returns such
 large pieces to the system at once: each step then waits for a hundred thousand pages to
-be zeroed again, a tenth of its time.
+be zeroed again, a tenth of its time. Input workers allocate images and crops anew, too.
 """
 
 import ctypes
@@ -14,14 +14,15 @@ ACCELERATORS = ("/dev/nvidia[0-9]*", "/dev/accel[0-9]*", "/dev/vfio/[0-9]*", "/d
 M_MMAP_MAX, M_TRIM_THRESHOLD, M_ARENA_MAX = -4, -1, -8
 
 
-def keep_pages() -> None:
-  """Makes a process without accelerators keep what it frees.
+def keep_pages(*, with_accelerators: bool = False) -> None:
+  """Makes a process keep what it frees, where there are accelerators only if asked to.
 
   To be called before JAX starts its threads: those have arenas of their own by then.
   Other C libraries than glibc are left alone.
   """
   libc = ctypes.CDLL(None)
-  if hasattr(libc, "mallopt") and not any(map(glob.glob, ACCELERATORS)):
+  usual = not any(map(glob.glob, ACCELERATORS)) or with_accelerators
+  if hasattr(libc, "mallopt") and usual:
     libc.mallopt(M_MMAP_MAX, 0)
     libc.mallopt(M_TRIM_THRESHOLD, -1)
     libc.mallopt(M_ARENA_MAX, 1)

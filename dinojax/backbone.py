@@ -15,6 +15,7 @@ from typing import Any
 import chex
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.sharding import Mesh
 
 from dinojax import checkpoint, errors, sharding, vit
@@ -42,14 +43,36 @@ class Backbone:
     Raises:
       UserError: another type or shape, or a side no multiple of the patch size.
     """
-    patch, shape = self.module.patch_size, jnp.shape(images)
-    sides = [side for side in shape[1:3] if side and not side % patch]
-    if images.dtype != jnp.uint8 or len(shape) != 4 or shape[3] != 3 or len(sides) < 2:
-      raise errors.UserError(
-        f"images are {images.dtype} {list(shape)}; they must be uint8 [B, H, W, 3], H"
-        f" and W multiples of the patch size, {patch}"
-      )
+    check_images(images, self.module.patch_size)
     return _apply(self.module, self.params, images)
+
+
+def check_images(images: jax.Array, patch_size: int) -> None:
+  """Raises UserError that says what is wrong with a batch, and what to give instead."""
+  if not isinstance(images, np.ndarray | jax.Array):
+    raise errors.UserError(
+      f"images are a {type(images).__name__}; give an array: np.asarray(images)"
+    )
+  shape = list(images.shape)
+  if images.dtype != jnp.uint8:
+    raise errors.UserError(
+      f"images are {images.dtype}; give uint8, 0 to 255 as decoded: they are normalized"
+      " inside"
+    )
+  if len(shape) != 4:
+    one = ": images[None] for a single one" if len(shape) == 3 else ""
+    raise errors.UserError(f"images are {shape}; give a batch [B, H, W, 3]{one}")
+  if shape[3] != 3:
+    turned = ": images.transpose(0, 2, 3, 1)" if shape[1] == 3 else ""
+    raise errors.UserError(
+      f"images are {shape}, of {shape[3]} channels; give RGB [B, H, W, 3]{turned}"
+    )
+  fitting = [max(round(side / patch_size), 1) * patch_size for side in shape[1:3]]
+  if shape[1:3] != fitting:
+    raise errors.UserError(
+      f"images are {shape[1]} x {shape[2]} pixels; give multiples of the patch size,"
+      f" {patch_size}: try {fitting[0]} x {fitting[1]}"
+    )
 
 
 def of_weights(weights: model.Weights, *, dtype: str = "float32") -> Backbone:

@@ -1,9 +1,12 @@
 """Flags of the commands that use a frozen backbone: its weights, and how images fit."""
 
+import pathlib
+
 from absl import flags
 from jax.sharding import Mesh
 
 from dinojax import backbone, errors
+from dinojax.weights import model, runs
 
 CHECKPOINT = flags.DEFINE_string(
   "checkpoint",
@@ -36,13 +39,13 @@ LAYERS = flags.DEFINE_integer(
 CROP = flags.DEFINE_integer(
   "crop",
   None,
-  "Pixels of a side that the network sees, at the centre; default that of the run's"
-  " own k-NN, and of other weights their own size, at most 224.",
+  "Pixels of a side that the network sees, at the centre; default what the weights"
+  " say (a run: that of its k-NN), and else their own size, at most 224.",
 )
 RESIZE = flags.DEFINE_integer(
   "resize",
   None,
-  "Pixels of the shorter side before; default a run's, or 8/7 of --crop.",
+  "Pixels of the shorter side before; default what the weights say, or 8/7 of --crop.",
 )
 BATCH_SIZE = flags.DEFINE_integer("batch_size", 256, "Images at a time, of all hosts.")
 WORKERS = flags.DEFINE_integer(
@@ -52,7 +55,6 @@ NAMES = (
   *("checkpoint", "step", "heads", "pool", "dtype", "feature", "layers", "crop"),
   *("resize", "batch_size", "workers"),
 )
-LARGEST_DEFAULT_CROP = 224  # released weights are of 518 pixels, and rated at 224
 
 
 def load(mesh: Mesh) -> backbone.Backbone:
@@ -73,6 +75,17 @@ def load(mesh: Mesh) -> backbone.Backbone:
   return loaded
 
 
+def origin(loaded: backbone.Backbone) -> dict[str, str | int | None]:
+  """What the weights are, by the flags that choose them; "step" is None of no run."""
+  place = runs.locate(pathlib.Path(CHECKPOINT.value), STEP.value)
+  return {
+    "checkpoint": CHECKPOINT.value,
+    "step": place and place[1],
+    "heads": loaded.module.heads,
+    "pool": loaded.module.pool,
+  }
+
+
 def feature(loaded: backbone.Backbone) -> str:
   """The image feature to take."""
   return FEATURE.value or loaded.module.pool
@@ -83,7 +96,7 @@ def transform(loaded: backbone.Backbone) -> dict[str, int]:
   patch = loaded.module.patch_size
   crop = CROP.value or default_crop(loaded)
   own = loaded.sizes if loaded.sizes.get("crop") == crop else {}
-  resize = RESIZE.value or own.get("resize", round(crop * 8 / 7))
+  resize = RESIZE.value or own.get("resize", model.usual_resize(crop))
   if crop < patch or crop % patch:
     raise errors.UserError(
       f"--crop={crop} must be a multiple of the patch size, {patch}; try"
@@ -98,9 +111,9 @@ def default_crop(loaded: backbone.Backbone) -> int:
   """Pixels of a side of the images that these weights are for."""
   if loaded.sizes:
     return loaded.sizes["crop"]
-  patch = loaded.module.patch_size
-  largest = max(LARGEST_DEFAULT_CROP // patch, 1) * patch
-  return min(patch * loaded.module.pos_grid, largest)
+  return model.usual_crop(
+    patch_size=loaded.module.patch_size, pos_grid=loaded.module.pos_grid
+  )
 
 
 def batch_size(devices: int) -> int:

@@ -77,10 +77,13 @@ def main(argv: list[str]) -> None:
 def write_program(weights: model.Weights, target: str) -> list[str]:
   """Writes .stablehlo or .onnx; returns what it does not hold."""
   path = formats.free_path(target)
+  arrays = formats.free_path(f"{target}.data")  # where ONNX keeps those that are large
   loaded = backbone.of_weights(weights)
   size = SIZE.value or backbone_flags.default_crop(loaded)
   export.write(loaded, size, path)
   metrics.say(f"for images [B, {size}, {size}, 3] uint8, of any B")
+  if arrays.exists():
+    metrics.say(f"  {arrays.name} holds its arrays; keep the two together")
   return [f"{part}: it gives features" for part in weights.params if part != "backbone"]
 
 

@@ -1,7 +1,8 @@
 """Files that are whole whenever they have a name, and whose origin is known.
 
 A kill, a full disk or a power failure leaves a file as it was before, or as it should
-be. Beside an output OUT lies OUT.json, its manifest: all that makes it what it is.
+be. Beside an output OUT lies OUT.json, its manifest: all that makes it what it is, and
+whether it is complete.
 """
 
 import contextlib
@@ -13,25 +14,29 @@ import os
 import pathlib
 import shutil
 import uuid
-from collections.abc import Collection, Iterator
+from collections.abc import Callable, Iterator
 
 from dinojax import errors
 
 
-def claim(out: pathlib.Path, manifest: dict, *, free: Collection[str]) -> dict:
+def claim(
+  out: pathlib.Path, manifest: dict, *, differences: Callable[[dict, dict], list[str]]
+) -> dict:
   """Writes the manifest of `out`, or checks the one that is there; returns that.
+
+  A new one says `"complete": false`, until `declare` says otherwise.
 
   Args:
     out: the file or folder to be written.
     manifest: all that makes it what it is; JSON.
-    free: names in the manifest that may differ.
+    differences: (manifest there, this one) to what keeps them from being of one output,
+      in the user's words.
 
   Raises:
     UserError: `out` is something else, of this command or not, or cannot be written.
   """
   path = manifest_path(out)
-  text = json.dumps(manifest, indent=2) + "\n"
-  manifest = json.loads(text)
+  manifest = {**json.loads(json.dumps(manifest)), "complete": False}
   strange = out.exists()  # asked first: another process may be making both
   if not path.exists():
     if strange:
@@ -42,7 +47,8 @@ def claim(out: pathlib.Path, manifest: dict, *, free: Collection[str]) -> dict:
     with failing_in_one_line(out):
       out.parent.mkdir(parents=True, exist_ok=True)
       new = temporary(path)
-      new.write_text(text)
+      new.write_bytes(_text(manifest))
+      sync(new)
       try:
         os.link(new, path)  # unlike a renaming, it spares one that is there by now
       except FileExistsError:
@@ -50,18 +56,30 @@ def claim(out: pathlib.Path, manifest: dict, *, free: Collection[str]) -> dict:
       except OSError:  # a file system without links
         os.replace(new, path)
       new.unlink(missing_ok=True)
+      sync(path.parent)
   found = json.loads(path.read_text())
-  differing = [
-    f"{name}: {found.get(name)} there, {manifest.get(name)} now"
-    for name in {**found, **manifest}
-    if name not in free and found.get(name) != manifest.get(name)
-  ]
-  if differing:
+  if differing := differences(found, manifest):
     raise errors.UserError(
       f"--out={out} was begun otherwise ({'; '.join(differing)}); choose another --out,"
       f" or remove {out} and {path}"
     )
   return found
+
+
+def declare(out: pathlib.Path, *, complete: bool) -> None:
+  """Has the manifest say whether `out` is complete; UserError if it cannot.
+
+  Nothing is written where it says so already. Call it while `out` is `locked`.
+  """
+  path = manifest_path(out)
+  manifest = json.loads(path.read_text())
+  if manifest.get("complete") != complete:
+    with writing(path, out=out) as file:
+      file.write(_text({**manifest, "complete": complete}))
+
+
+def _text(manifest: dict) -> bytes:
+  return (json.dumps(manifest, indent=2) + "\n").encode()
 
 
 def manifest_path(out: pathlib.Path) -> pathlib.Path:
@@ -72,9 +90,15 @@ def manifest_path(out: pathlib.Path) -> pathlib.Path:
 @contextlib.contextmanager
 def locked(out: pathlib.Path) -> Iterator[None]:
   """Keeps other processes waiting until this one is done with a claimed `out`."""
-  with open(manifest_path(out)) as file:
-    with contextlib.suppress(OSError):  # a file system without locks
-      fcntl.flock(file, fcntl.LOCK_EX)
+  path = manifest_path(out)
+  with contextlib.ExitStack() as stack:
+    while True:
+      file = stack.enter_context(open(path))
+      with contextlib.suppress(OSError):  # a file system without locks
+        fcntl.flock(file, fcntl.LOCK_EX)
+      if os.path.samestat(os.fstat(file.fileno()), path.stat()):
+        break  # otherwise `declare` has put another file there while this one waited
+      file.close()
     yield
 
 

@@ -6,7 +6,7 @@ r"""Features of every image of a source, by a frozen backbone, in files of any s
 OUT is a folder of Parquet files (.parquet), a NumPy array with its other columns in
 CSV (.npy), or a Zarr 3 group (.zarr): index, name, label, valid, feature, and with
 --patches patches. Rows are the images in the order of the source. One that cannot be
-read keeps its row, with features of NaN. --images is a source as in config.data.source.
+read keeps its row, with features of NaN. --images is one of config.data.sources.
 
 Rows are written in parts: a kill loses the part at hand, and the same command goes on.
 On several hosts, give each the same command with --num_processes=N --process_id=I; they
@@ -54,7 +54,14 @@ for flag in (
 ):
   flags.declare_key_flag(flag)
 
-FREE = ("checkpoint", "images", "rows_per_part")  # of the manifest: identify nothing
+# Of the manifest: fingerprints, each with what it is of and what tells of that; then
+# what may differ, or cannot unless something else does.
+FINGERPRINTS = {
+  "weights": ("checkpoint", ("checkpoint", "step", "heads", "pool")),
+  "source": ("images", ("images", "rows")),
+}
+FREE = ("checkpoint", "step", "heads", "pool", "images", "rows", "sizes")
+FREE = (*FREE, "rows_per_part", "complete")
 LINES_EVERY = 30  # seconds between lines of progress, without a terminal
 POLL = 2  # seconds
 
@@ -92,7 +99,7 @@ def main(_) -> None:
       for name, x in jax.eval_shape(compute, model.params, images).items()
     }
     manifest = {
-      "checkpoint": backbone_flags.CHECKPOINT.value,
+      **backbone_flags.origin(model),
       "weights": model.fingerprint,
       "images": IMAGES.value,
       "source": source.fingerprint,
@@ -105,7 +112,7 @@ def main(_) -> None:
       "dinojax": dinojax.__version__,
     }
     # A run that goes on may have another batch size, but its parts stay as they are.
-    manifest = durable.claim(out, manifest, free=FREE)
+    manifest = durable.claim(out, manifest, differences=differences)
     shape = feature_files.Shape(
       rows=len(source), rows_per_part=manifest["rows_per_part"], sizes=sizes
     )
@@ -122,6 +129,9 @@ def main(_) -> None:
         sys.exit(stop.exit_code())
 
     done, mine = files.done(), range(number, shape.parts, count)
+    with durable.locked(out):
+      if not files.finished():  # perhaps no more: somebody has removed a part
+        durable.declare(out, complete=False)
     if missing := [k for k in mine if k not in done]:
       batches = pipeline.eval_batches(
         source,
@@ -132,12 +142,31 @@ def main(_) -> None:
         spans=[shape.span(k) for k in missing],
       )
       with contextlib.closing(batches), _progress(shape, mine, missing, number) as bar:
-        results = ahead(batches, run, check)
+        results, advance = ahead(batches, run, check), metrics.advancer(bar)
         for k in missing:
-          files.write(k, collect(results, source, shape, k, bar.update))
+          files.write(k, collect(results, source, shape, k, advance))
     elif files.finished():
       metrics.say("nothing was missing")
     complete(files, number, check)
+
+
+def differences(there: dict, now: dict) -> list[str]:
+  """What sets the manifest of an output apart from this run's, in the user's words."""
+  differing = [name for name in {**there, **now} if there.get(name) != now.get(name)]
+
+  def tell(names):
+    return [
+      f"{'' if name in ('rows', 'dinojax') else '--'}{name}:"
+      f" {there.get(name)} then, {now.get(name)} now"
+      for name in names
+      if name in differing
+    ]
+
+  said = []
+  for name, (flag, about) in FINGERPRINTS.items():
+    if name in differing:
+      said += tell(about) or [f"--{flag}={now[flag]} was something else then"]
+  return said + tell(name for name in differing if name not in (*FREE, *FINGERPRINTS))
 
 
 def features(
@@ -218,6 +247,7 @@ def complete(files, number: int, check: Callable[[], None]) -> None:
   if not joined or number == 0:
     with durable.locked(files.out):
       files.finish()
+      durable.declare(files.out, complete=True)
   while not files.finished():
     check()
     time.sleep(POLL)

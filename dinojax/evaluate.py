@@ -18,14 +18,7 @@ from absl import flags
 from jax.sharding import Mesh
 
 import dinojax
-from dinojax import (
-  backbone,
-  backbone_flags,
-  cli,
-  errors,
-  metrics,
-  sharding,
-)
+from dinojax import backbone, backbone_flags, cli, errors, metrics, sharding
 from dinojax.data import sources
 from dinojax.evals import (
   cache,
@@ -209,6 +202,7 @@ def extract(
   return cache.cached(
     compute,
     CACHE.value,
+    what=f"features of --{name}, {len(source):,} images",
     made_of={
       "weights": loaded.fingerprint,
       "source": source.fingerprint,
@@ -237,7 +231,7 @@ def record(about: dict, results: dict) -> None:
       raise errors.UserError(
         f"--results={RESULTS.value} cannot be written: {error.strerror}"
       ) from error
-  place = runs.locate(pathlib.Path(about["checkpoint"]), backbone_flags.STEP.value)
+  place = runs.locate(pathlib.Path(about["checkpoint"]), about["step"])
   if place is None:
     return
   workdir, step = place
@@ -258,7 +252,7 @@ def main(_) -> None:
       linear.check_batch(LINEAR_BATCH.value, mesh)
     loaded = backbone_flags.load(mesh)
     about = {
-      "checkpoint": backbone_flags.CHECKPOINT.value,
+      **backbone_flags.origin(loaded),
       "weights": loaded.fingerprint,
       **{name: flags.FLAGS[name].value for name in opened},
       **backbone_flags.transform(loaded),
@@ -266,7 +260,8 @@ def main(_) -> None:
       "layers": backbone_flags.LAYERS.value,
       "dtype": loaded.module.dtype,
     }
-    metrics.say(", ".join(f"{name} {value}" for name, value in about.items()))
+    told = [f"{name} {value}" for name, value in about.items() if value is not None]
+    metrics.say(", ".join(told))
     wanted = {task: columns(task, loaded) for task in tasks}
     present = tuple(sorted({column for some in wanted.values() for column in some}))
     banks = {
@@ -280,6 +275,8 @@ def main(_) -> None:
         for name, bank in banks.items()
       }
       width = loaded.module.width
+      images = ", ".join(f"{len(x):,} images of --{n}" for n, x in opened.items())
+      metrics.say(f"{task}: {images}, {len(wanted[task]) * width:,} features each")
       results |= RATE[task](chosen, num_classes=classes, width=width, mesh=mesh)
   metrics.say(table.render(results))
   record(about, results)

@@ -2,11 +2,14 @@
 
 Either takes uint8 images [B, size, size, 3] of any B, holds its weights, and returns
 (image feature [B, D], CLS token [B, D], patch tokens [B, N, D]) in float32.
+In ONNX they are called images, and image, cls, patches.
 """
 
+import contextlib
 import dataclasses
+import logging
 import pathlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import jax
 import jax.numpy as jnp
@@ -15,6 +18,8 @@ from jax import export
 from dinojax import backbone, errors
 
 PLATFORMS = ("cpu", "cuda", "tpu")
+OUTPUTS = ("image", "cls", "patches")
+IN_FILE = 1 << 20  # bytes; larger arrays lie beside an .onnx, which is of at most 2 GB
 
 
 def stablehlo(model: backbone.Backbone, size: int) -> export.Exported:
@@ -29,8 +34,8 @@ def stablehlo(model: backbone.Backbone, size: int) -> export.Exported:
   return export.export(jax.jit(features), platforms=PLATFORMS)(images)
 
 
-def onnx(model: backbone.Backbone, size: int, path: str) -> None:
-  """Writes an ONNX file, by jax2onnx.
+def onnx(model: backbone.Backbone, size: int, path: pathlib.Path) -> None:
+  """Writes an ONNX file, by jax2onnx; arrays over 1 MiB go to `path`.data.
 
   Raises:
     UserError: as above, or jax2onnx is not installed.
@@ -40,22 +45,34 @@ def onnx(model: backbone.Backbone, size: int, path: str) -> None:
   traced = jax.make_jaxpr(features)(images)
   try:
     import jax2onnx
+    import onnx_ir  # which jax2onnx comes with
   except ModuleNotFoundError as error:
     raise errors.UserError(
       f"{path} needs jax2onnx: pip install 'dinojax[onnx]'"
     ) from error
-  jax2onnx.to_onnx(
-    lambda x: tuple(jax.core.eval_jaxpr(traced.jaxpr, traced.consts, x)),
-    [images],
-    return_mode="file",
-    output_path=path,
-  )
+  with _without_warnings("jax2onnx", "onnx_ir"):
+    program = jax2onnx.to_onnx(
+      lambda x: tuple(jax.core.eval_jaxpr(traced.jaxpr, traced.consts, x)),
+      [images],
+      model_name="dinojax",
+      input_names=["images"],
+      output_names=OUTPUTS,
+      return_mode="ir",
+    )
+    # onnxruntime would warn of each of them.
+    for graph in program.graphs():
+      for name, value in list(graph.initializers.items()):
+        if not value.uses() and not value.is_graph_output():
+          del graph.initializers[name]
+    onnx_ir.save(
+      program, path, external_data=f"{path.name}.data", size_threshold_bytes=IN_FILE
+    )
 
 
 def write(model: backbone.Backbone, size: int, path: pathlib.Path) -> None:
   """Writes either, by the ending of `path`: .onnx, or .stablehlo."""
   if path.suffix == ".onnx":
-    onnx(model, size, str(path))
+    onnx(model, size, path)
   else:
     path.write_bytes(stablehlo(model, size).serialize())
 
@@ -73,7 +90,26 @@ def _program(model: backbone.Backbone, size: int) -> tuple[Callable, jax.Array]:
 
   def features(images):
     seen = backbone.apply(module, model.params, images)
-    return seen.image, seen.cls, seen.patches
+    # Where `image` is `cls`, two names need two values.
+    return jnp.copy(seen.image), seen.cls, seen.patches
 
   (batch,) = export.symbolic_shape("batch")
   return features, jax.ShapeDtypeStruct((batch, size, size, 3), jnp.uint8)
+
+
+@contextlib.contextmanager
+def _without_warnings(*names: str) -> Iterator[None]:
+  """Keeps the loggers of these packages from saying anything but errors.
+
+  jax2onnx warns, with tracebacks, of parts for other libraries that it cannot load, and
+  onnx_ir of inner values without a type. What fails raises all the same.
+  """
+  loggers = [logging.getLogger(name) for name in names]
+  levels = [logger.level for logger in loggers]
+  try:
+    for logger in loggers:
+      logger.setLevel(logging.ERROR)
+    yield
+  finally:
+    for logger, level in zip(loggers, levels, strict=True):
+      logger.setLevel(level)

@@ -1,7 +1,7 @@
 """Pre-trains a ViT by DINOv2 self-distillation: mesh, data, state, loop.
 
   python -m dinojax.main --config=experiments/quickstart.py
-  python -m dinojax.main --config=FILE --config.data.source=folder:PHOTOS
+  python -m dinojax.main --config=FILE --config.data.sources=folder:PHOTOS
 
 Every field of the config can be overridden so. The same command again goes on from the
 newest checkpoint in config.workdir; Ctrl-C and SIGTERM save before they end a run.
@@ -25,7 +25,7 @@ from dinojax import (
   preflight,
   sharding,
 )
-from dinojax.data import pipeline, sources
+from dinojax.data import mixture, pipeline
 from dinojax.evals import knn
 
 flags.adopt_module_key_flags(cli)  # so that --help shows them
@@ -35,7 +35,8 @@ flags.adopt_module_key_flags(cli)  # so that --help shows them
 FREE_FIELDS = (
   *("workdir", "mesh", "remat", "unroll", "attention", "compiler_options"),
   *("accumulation", "workers", "log_every", "checkpoint"),
-  *("knn", "alarm_window", "data.source", "data.max_bad_share"),
+  *("knn", "alarm_window", "data.sources", "data.max_bad_share"),
+  "data.accept_changed",
 )
 
 
@@ -48,14 +49,14 @@ def train(config) -> None:
   """
   preflight.check(config, devices=jax.device_count())
   mesh = sharding.make_mesh(**config.mesh)
-  source = sources.open_source(config.data.source, field="config.data.source")
+  data = mixture.open_mixture(config.data.sources, config.data.weights)
   run = assembly.assemble(config, mesh)
   feature = functools.partial(assembly.image_feature, run.nets)
   make_rater = knn.open_rater(config.knn, mesh=mesh, workers=config.workers)
   rate = make_rater(feature) if make_rater else None
   preflight.check_workdir(config.workdir)
   init_key, step_key = jax.random.split(jax.random.key(config.seed))
-  record = {"config": config.to_dict(), "data_fingerprint": source.fingerprint}
+  record = {"config": config.to_dict(), "data_fingerprint": data.fingerprints}
   stop = interrupts.Interrupts()
 
   with jax.set_mesh(mesh), contextlib.ExitStack() as stack:
@@ -69,14 +70,14 @@ def train(config) -> None:
     if config.init.backbone and not restored:
       state = assembly.start_from(config.init.backbone, state, config)
     start = int(state.step)
-    introduce(config, mesh, source, run.abstract_state.student, start)
+    introduce(config, mesh, data, run.abstract_state.student, start)
     log = open_log(config, start)
     stack.callback(log.close)
     groups = config.data.batch_size // config.group_size
     positions = sharding.local_positions(mesh, groups)
-    batches = pipeline.open_batches(config, source, groups=positions, start_step=start)
+    batches = pipeline.open_batches(config, data, groups=positions, start_step=start)
     stack.callback(batches.close)
-    bad_records = pipeline.BadRecords(source, max_bad_share=config.data.max_bad_share)
+    bad_records = pipeline.BadRecords(data, max_bad_share=config.data.max_bad_share)
 
     accuracy = None
     for step in range(start + 1, config.total_steps + 1):
@@ -85,7 +86,7 @@ def train(config) -> None:
       bad_records.update(batch.pop("bad_records"))
       batch = sharding.put_batch(mesh, batch, positions, groups)
       state, scalars = run.train_step(state, batch, step_key)
-      log.step(step, scalars)
+      log.step(step, scalars, batches.rate() * config.data.batch_size)
 
       last = step == config.total_steps
       ending, accuracy = stop.ends(step), None
@@ -128,12 +129,13 @@ def open_log(config, start):
     log_every=config.log_every,
     batch_size=config.data.batch_size,
     alarm_window=config.alarm_window,
+    workers=config.workers,
     # A uniform student: ln K for DINO, half of it for iBOT, as half the crops count 0.
     nothing_learnt=math.log(heads.dino.prototypes) + math.log(ibot.prototypes) / 2,
   )
 
 
-def introduce(config, mesh, source, student, start):
+def introduce(config, mesh, data, student, start):
   """Says what is about to run, and leaves config.json in the workdir."""
   millions = {
     name: sum(math.prod(x.shape) for x in jax.tree.leaves(tree)) / 1e6
@@ -143,7 +145,7 @@ def introduce(config, mesh, source, student, start):
   metrics.say(
     f"backbone {millions['backbone']:,.1f} M parameters, student"
     f" {sum(millions.values()):,.1f} M; {devices} as {dict(mesh.shape)}\n"
-    f"{len(source):,} images of {config.data.source}, batches of"
+    f"{data}; batches of"
     f" {config.data.batch_size}; step {start:,} of {config.total_steps:,};"
     f" workdir {config.workdir}\n"
     "the first step waits for the compiler"

@@ -1,4 +1,4 @@
-"""What a person sees of a run: scalars in files, alarms, a progress bar, a timer.
+"""What a person sees of a run: scalars in files, alarms, a progress bar.
 
 Process 0 alone writes and prints.
 """
@@ -10,13 +10,12 @@ import os
 import pathlib
 import sys
 import time
+from collections.abc import Callable
 
 import jax
 import tqdm
-from tensorboardX import event_file_writer, summary
-from tensorboardX.proto import event_pb2, summary_pb2
 
-from dinojax import errors
+from dinojax import errors, throughput
 
 SECONDS_BETWEEN_LINES = 10  # of progress, where the output is no terminal
 
@@ -32,6 +31,26 @@ def say_at_once(line: str) -> None:
   os.write(sys.stderr.fileno(), f"\n{line}\n".encode())
 
 
+def advancer(bar: tqdm.tqdm) -> Callable[[int], None]:
+  """Returns what moves a bar on, with its clock started by the first move.
+
+  What the compiler takes, or workers that start, tells nothing of what is to come.
+  """
+  started = False
+
+  def advance(count: int) -> None:
+    nonlocal started
+    if started:
+      bar.update(count)
+      return
+    started = True
+    bar.n += count
+    bar.initial = bar.last_print_n = bar.n
+    bar.unpause()
+
+  return advance
+
+
 def first_non_finite(scalars: dict[str, float]) -> str | None:
   """Name of the first scalar that is infinite or not a number."""
   return next((name for name, x in scalars.items() if not math.isfinite(x)), None)
@@ -41,8 +60,7 @@ class Writer:
   """Scalars to WORKDIR/metrics.jsonl and to TensorBoard events in WORKDIR/tensorboard.
 
   A line is {"step": completed updates, name: value, ...}, written at once and in full,
-  so that a killed run loses none. Events are written directly: tensorboardX's
-  SummaryWriter has a thread for it, and when that dies on a full disk the run hangs.
+  so that a killed run loses none.
   """
 
   def __init__(self, workdir: str, *, start_step: int | None):
@@ -53,20 +71,16 @@ class Writer:
     self._file = self._events = None
     if jax.process_index() != 0:
       return
+    from dinojax import events  # here, since it costs a second
+
     self._workdir = pathlib.Path(workdir)
     with self._failing_in_one_line():
       path = self._workdir / "metrics.jsonl"
       if start_step is not None:
         self._drop_after(start_step, path)
       self._file = path.open("a", buffering=1)
-      (self._workdir / "tensorboard").mkdir(exist_ok=True)
-      self._events = event_file_writer.EventsWriter(
-        str(self._workdir / "tensorboard" / "events"), f".{start_step}"
-      )
-      if start_step is not None:
-        # TensorBoard drops what earlier files say of this step and later ones.
-        restart = event_pb2.SessionLog(status=event_pb2.SessionLog.START)
-        self._write_event(start_step + 1, session_log=restart)
+      folder = self._workdir / "tensorboard"
+      self._events = events.Events(folder, start_step=start_step)
 
   def write(self, step: int, scalars: dict[str, float]) -> None:
     """Appends one line; floats keep all their digits.
@@ -76,10 +90,9 @@ class Writer:
     """
     if self._file is None:
       return
-    values = [summary.scalar(name, x).value[0] for name, x in scalars.items()]
     with self._failing_in_one_line():
       self._file.write(json.dumps({"step": step, **scalars}) + "\n")
-      self._write_event(step, summary=summary_pb2.Summary(value=values))
+      self._events.write(step, scalars)
 
   def close(self) -> None:
     """Flushes and closes both files."""
@@ -98,11 +111,6 @@ class Writer:
     new = path.with_suffix(".new")
     new.write_text("".join(kept))
     os.replace(new, path)
-
-  def _write_event(self, step: int, **what) -> None:
-    event = event_pb2.Event(step=step, wall_time=time.time(), **what)
-    self._events.write_event(event)
-    self._events.flush()
 
   @contextlib.contextmanager
   def _failing_in_one_line(self):
@@ -144,31 +152,6 @@ class Alarm:
     return None
 
 
-class Timer:
-  """Throughput, and the share of the time spent waiting for data."""
-
-  def __init__(self):
-    """Starts."""
-    self._start, self._waited = time.perf_counter(), 0.0
-
-  @contextlib.contextmanager
-  def waiting(self):
-    """Counts the time within as waiting for data."""
-    start = time.perf_counter()
-    yield
-    self._waited += time.perf_counter() - start
-
-  def lap(self, images: int) -> dict[str, float]:
-    """Rates since the last lap, in which so many images were trained on."""
-    seconds = time.perf_counter() - self._start
-    rates = {
-      "images_per_second": images / seconds,
-      "data_wait_share": self._waited / seconds,
-    }
-    self.__init__()
-    return rates
-
-
 class Progress:
   """A bar with step, loss, images/s, data wait and ETA; lines where no terminal is."""
 
@@ -176,7 +159,6 @@ class Progress:
     """Shows `start` of `total` steps."""
     self._lines = not sys.stderr.isatty()
     self._last_line = time.perf_counter()
-    self._started = False
     self._bar = tqdm.tqdm(
       total=total,
       initial=start,
@@ -185,24 +167,21 @@ class Progress:
       disable=jax.process_index() != 0,
       file=open(os.devnull, "w") if self._lines else sys.stderr,  # noqa: SIM115
     )
+    self._advance = advancer(self._bar)
 
   def update(self, steps: int) -> None:
     """Advances by so many steps."""
-    self._bar.update(steps)
-    if not self._started:  # the compiler's time tells nothing of the steps to come
-      self._started, done = True, self._bar.n
-      self._bar.reset(self._bar.total)
-      self._bar.n = self._bar.initial = done
+    self._advance(steps)
     now = time.perf_counter()
     if self._lines and now - self._last_line > SECONDS_BETWEEN_LINES:
       self._last_line = now
       say(str(self._bar))
 
-  def show(self, *, loss: float, images_per_second: float, data_wait_share: float):
+  def show(self, scalars: dict[str, float]) -> None:
     """Changes the figures beside the bar."""
     self._bar.set_postfix_str(
-      f"loss {loss:.3f}, {images_per_second:.0f} images/s,"
-      f" {data_wait_share:.0%} waiting for data"
+      f"loss {scalars['loss']:.3f}, {scalars['images_per_second']:.0f} images/s,"
+      f" {scalars['data_wait_share']:.0%} waiting for data"
     )
 
   def close(self) -> None:
@@ -223,22 +202,37 @@ class Log:
     batch_size: int,
     alarm_window: int,
     nothing_learnt: float,
+    workers: int,
   ):
-    """Opens the files and the bar; arguments as of the classes above."""
+    """Opens the files and the bar.
+
+    Arguments as of the classes above and fields of the config.
+    """
     self._writer = Writer(workdir, start_step=start_step)
     self._progress = Progress(total=total_steps, start=start_step)
     self._alarm = Alarm(window=alarm_window, nothing_learnt=nothing_learnt)
-    self._timer = Timer()
+    self._timer = throughput.Timer()
+    self._judge = throughput.Judge(workers=workers)
     self._every, self._batch_size = log_every, batch_size
     self._pending, self._lap_steps = [], 0
+    self._warm = False  # the first step, and with it the compiler, is done
 
   def waiting(self):
     """Context in which time counts as waiting for data."""
     return self._timer.waiting()
 
-  def step(self, step: int, scalars: dict[str, jax.Array]) -> None:
-    """Takes the scalars of a completed step; they stay on the device until `flush`."""
+  def step(self, step: int, scalars: dict[str, jax.Array], input_rate: float) -> None:
+    """Takes the scalars of a completed step; they stay on the device until `flush`.
+
+    input_rate: images a second that the input can make, see `prefetch.Batches.rate`.
+    """
     self._pending.append((step, scalars))
+    self._timer.dispatched(scalars)
+    self._input_rate = input_rate
+    if not self._warm:  # the compiler's time tells nothing of the steps to come
+      jax.block_until_ready(scalars)
+      self._timer.restart()
+      self._warm, self._lap_steps = True, -1
     # One step ahead of the device and no more: each holds a batch in its memory.
     jax.block_until_ready([scalars for _, scalars in self._pending[-2:-1]])
     self._progress.update(1)
@@ -266,14 +260,18 @@ class Log:
         say(warning)
       if step % self._every == 0:
         rates = self._timer.lap(self._lap_steps * self._batch_size)
+        rates["input_images_per_second"] = self._input_rate
+        if self._lap_steps and (verdict := self._judge.update(rates)):
+          say(verdict)
         self._lap_steps = 0
         self._writer.write(step, {**scalars, **rates})
-        self._progress.show(loss=scalars["loss"], **rates)
+        self._progress.show({**scalars, **rates})
 
   def write(self, step: int, scalars: dict[str, float]) -> None:
     """Writes results of an evaluation, and leaves its time out of the next rates."""
     self._writer.write(step, scalars)
-    self._timer, self._lap_steps = Timer(), 0
+    self._timer.restart()
+    self._lap_steps = 0
 
   def close(self) -> None:
     """Closes files and bar."""

@@ -6,14 +6,12 @@
 The machine need not be there: with `pip install -e '.[plan]'`, XLA compiles for TPU
 slices by name (v5e:8x16, v5p:4x4x8, v6e:8x16 have 128 chips). Without --topology it is
 the devices at hand. Nothing runs but the compiler, some minutes for a large model; the
-config can be overridden as in training.
+config can be overridden as in training. With --sample=SOURCE of images like the run's,
+the input is timed on this machine, and the plan says how many cores a host needs.
 """
 
-import contextlib
-import importlib.util
 import json
 import math
-import os
 import pathlib
 import re
 import time
@@ -21,51 +19,26 @@ import time
 import jax
 from absl import flags
 
-from dinojax import assembly, blocks, cli, costs, errors, hlo, preflight, sharding
+from dinojax import (
+  assembly,
+  blocks,
+  cli,
+  costs,
+  hlo,
+  input_plan,
+  preflight,
+  sharding,
+  topology,
+)
 from dinojax.data import pipeline
 
 flags.declare_key_flag("config")  # so that --help shows it
 TOPOLOGY = flags.DEFINE_string("topology", None, "TPU slice, as v5e:8x16.")
 JSON = flags.DEFINE_string("json", None, "Also writes the plan to this file.")
+SAMPLE = flags.DEFINE_string("sample", None, "Source of images to time the input on.")
 SEARCH = flags.DEFINE_bool(
   "search", False, "Tries remat policies, mesh splits and scan settings; ranks them."
 )
-
-
-def topology_devices(name: str) -> list:
-  """The devices of a TPU slice that need not be there.
-
-  Raises:
-    UserError: libtpu is missing, or knows no such slice.
-  """
-  from jax.experimental import topologies
-
-  os.environ |= {"TPU_SKIP_MDS_QUERY": "1", "ALLOW_MULTIPLE_LIBTPU_LOAD": "1"}
-  jax.config.update("jax_platforms", "cpu")
-  try:
-    with _without_native_stderr():
-      return topologies.get_topology_desc(platform="tpu", topology_name=name).devices
-  except Exception as error:
-    reason = " ".join(str(error).split())[:300]
-    if importlib.util.find_spec("libtpu") is None:
-      reason = "libtpu is missing: pip install -e '.[plan]'"
-    raise errors.UserError(
-      f"--topology={name} cannot be planned for ({reason}); v5e:8x16, v5p:4x4x8 and"
-      " v6e:8x16 are of 128 chips, v5e:2x2 is the smallest"
-    ) from error
-
-
-@contextlib.contextmanager
-def _without_native_stderr():
-  """Drops what native code prints: libtpu is alarmed to find no TPU."""
-  saved = os.dup(2)
-  with open(os.devnull, "w") as nowhere:
-    os.dup2(nowhere.fileno(), 2)
-  try:
-    yield
-  finally:
-    os.dup2(saved, 2)
-    os.close(saved)
 
 
 def compile_step(config, mesh):
@@ -273,14 +246,16 @@ def _search_line(plan) -> str:
 def main(_) -> None:
   """Prints the plan, or the ranking of the search."""
   config = cli.CONFIG.value
-  topology = TOPOLOGY.value
-  devices = topology_devices(topology) if topology else jax.devices()
+  devices = topology.devices(TOPOLOGY.value) if TOPOLOGY.value else jax.devices()
   if SEARCH.value:
     result = search(config, devices)
     print("\nranked:", *(_search_line(plan) for plan in result), sep="\n")
   else:
+    measured = input_plan.measure(config, SAMPLE.value) if SAMPLE.value else None
     result = make_plan(config, devices)
-    print(table(result))
+    hosts = len({device.process_index for device in devices})
+    result["input"] = input_plan.needs(config, result, hosts=hosts, measured=measured)
+    print(table(result), _lines(input_plan.rows(result["input"])), sep="\n")
   if JSON.value:
     pathlib.Path(JSON.value).write_text(json.dumps(result, indent=2))
 

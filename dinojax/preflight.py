@@ -15,7 +15,7 @@ import jax
 
 from dinojax import errors
 
-_CROP = "size area aspect flip_prob jitter grey_prob blur solarize_prob"
+_CROP = "size area aspect geometry flip_prob jitter grey_prob blur solarize_prob"
 _HEAD = "hidden bottleneck prototypes"
 FIELDS = {
   "config": "workdir mesh remat unroll attention compiler_options accumulation workers"
@@ -39,7 +39,7 @@ FIELDS = {
   "config.schedules.teacher_temp": "start final warmup_steps",
   "config.optimizer": "b1 b2 eps clip_norm layer_decay patch_embed_lr_scale"
   " freeze_prototypes_steps",
-  "config.data": "source batch_size max_bad_share",
+  "config.data": "sources weights batch_size max_bad_share accept_changed",
   "config.augment": "global1 global2 local num_local",
   "config.augment.global1": _CROP,
   "config.augment.global2": _CROP,
@@ -121,14 +121,14 @@ def check_workdir(workdir: str) -> None:
 
 
 def check_same_run(
-  record: dict, config: dict, data_fingerprint: str, *, free: Collection[str]
+  record: dict, config: dict, data_fingerprint: list[str], *, free: Collection[str]
 ):
   """Raises UserError, with each field that differs, if the record is of another run.
 
-  `free` are the fields or groups of the config that may differ, as "data.source".
+  `free` are the fields or groups of the config that may differ, as "data.sources". Data
+  that have changed are refused, too, unless config.data.accept_changed.
   """
-  before = _fields(record["config"], record["data_fingerprint"], free)
-  now = _fields(config, data_fingerprint, free)
+  before, now = _fields(record["config"], free), _fields(config, free)
   differing = [
     f"{name}: {before.get(name)} in the workdir, {now.get(name)} now"
     for name in {**before, **now}
@@ -139,16 +139,26 @@ def check_same_run(
       f"config.workdir={config['workdir']} holds another run ({'; '.join(differing)});"
       " choose another config.workdir, or remove this one"
     )
+  changed = [
+    f"config.data.sources[{i}]={source!r}"
+    for i, source in enumerate(config["data"]["sources"])
+    if record["data_fingerprint"][i : i + 1] != data_fingerprint[i : i + 1]
+  ]
+  if changed and not config["data"]["accept_changed"]:
+    raise errors.UserError(
+      f"{', '.join(changed)} holds other data than at the checkpoint in config.workdir="
+      f"{config['workdir']}; bring them back, or go on with the new ones by"
+      " --config.data.accept_changed=True"
+    )
 
 
-def _fields(config: dict, fingerprint: str, free: Collection[str]) -> dict[str, Any]:
+def _fields(config: dict, free: Collection[str]) -> dict[str, Any]:
   """{"config.backbone.depth": 24, ...}; tuples as the lists that JSON makes of them."""
   tree = json.loads(json.dumps({"config": config}))
   leaves = jax.tree.leaves_with_path(tree, is_leaf=lambda x: not isinstance(x, dict))
   fields = {".".join(part.key for part in path): value for path, value in leaves}
   free_paths = tuple(f"config.{name}." for name in free)
-  bound = {k: v for k, v in fields.items() if not f"{k}.".startswith(free_paths)}
-  return {"the data": fingerprint, **bound}
+  return {k: v for k, v in fields.items() if not f"{k}.".startswith(free_paths)}
 
 
 def _check_names(config):

@@ -1,7 +1,7 @@
 """A small ViT on CIFAR-10, or on any folder of small labelled images.
 
 Source:    the recipe of vitl14.py at 32 pixels, with a ViT of 2.7 M parameters.
-Data:      data/cifar10/{train,test}/CLASS/*.jpg; for others set config.data.source,
+Data:      data/cifar10/{train,test}/CLASS/*.jpg; for others set config.data.sources,
            config.knn.train and config.knn.test.
 Hardware:  one GPU; a CPU shows the curves begin to move.
 """
@@ -33,7 +33,7 @@ def get_config():
     config.schedules.learning_rate.update(peak=1e-3, warmup_steps=STEPS // 20)
     config.schedules.teacher_temp.update(final=0.06, warmup_steps=STEPS // 4)
     config.optimizer.update(layer_decay=1.0, freeze_prototypes_steps=200)
-    config.data.update(source="folder:data/cifar10/train", batch_size=256)
+    config.data.update(sources=("folder:data/cifar10/train",), batch_size=256)
     for crop in (config.augment.global1, config.augment.global2):
       crop.size = 32
     config.augment["local"].size = 16

@@ -42,7 +42,7 @@ def get_config():
     config.optimizer.update(
       layer_decay=1.0, patch_embed_lr_scale=1.0, freeze_prototypes_steps=0
     )
-    config.data.update(source="embedded:digits:train", batch_size=64)
+    config.data.update(sources=("embedded:digits:train",), batch_size=64)
     for crop in (
       config.augment.global1,
       config.augment.global2,

@@ -94,16 +94,22 @@ def get_config():
 
   # 4. Data.
   config.data = dict(
-    source="arrayrecord:data/web142m/*.array_record",
+    # One or several, as strings that README.md lists, and how much of each.
+    sources=("arrayrecord:data/web142m/*.array_record",),
+    weights=(1.0,),
     batch_size=BATCH,
     max_bad_share=0.01,  # unreadable records beyond this share end the run
+    accept_changed=False,  # go on from a checkpoint that saw other data
   )
   jitter = dict(prob=0.8, brightness=0.4, contrast=0.4, saturation=0.2, hue=0.1)
+  # How far a crop may be turned and leant (degrees) and tilted (share of its scale).
+  geometry = dict(rotate=10.0, shear=5.0, perspective=0.1, dihedral=False)
   config.augment = dict(
     global1=dict(
       size=224,
       area=(0.32, 1.0),
       aspect=(3 / 4, 4 / 3),
+      geometry=geometry,
       flip_prob=0.5,
       jitter=jitter,
       grey_prob=0.2,
@@ -116,6 +122,7 @@ def get_config():
       size=224,
       area=(0.32, 1.0),
       aspect=(3 / 4, 4 / 3),
+      geometry=geometry,
       flip_prob=0.5,
       jitter=jitter,
       grey_prob=0.2,
@@ -126,6 +133,7 @@ def get_config():
       size=98,
       area=(0.05, 0.32),
       aspect=(3 / 4, 4 / 3),
+      geometry=geometry,
       flip_prob=0.5,
       jitter=jitter,
       grey_prob=0.2,

@@ -19,6 +19,9 @@ def get_config():
     config.workdir = "runs/vitg14_dinov2"
     config.group_size = 12  # the images of one GPU there
     config.backbone.pool = "cls"
+    for kind in ("global1", "global2", "local"):
+      geometry = config.augment[kind].geometry
+      geometry.update(rotate=0.0, shear=0.0, perspective=0.0)  # it had none
     config.total_steps = 500 * EPOCH
     config.schedules.learning_rate.update(
       peak=2e-4 * (BATCH / 1_024) ** 0.5, warmup_steps=80 * EPOCH

@@ -27,6 +27,9 @@ def get_config():
     # No `ibot` head: one head for image and patches.
     config.heads = dict(dino=dict(hidden=2048, bottleneck=256, prototypes=65_536))
     config.losses.targets = "centering"
+    for kind in ("global1", "global2", "local"):
+      geometry = config.augment[kind].geometry
+      geometry.update(rotate=0.0, shear=0.0, perspective=0.0)  # it had none
 
     config.total_steps = 100 * EPOCH
     config.schedules.learning_rate.update(
@@ -37,7 +40,7 @@ def get_config():
     config.schedules.teacher_temp.warmup_steps = 30 * EPOCH
     config.optimizer.layer_decay = 0.9
 
-    config.data.source = "tfds:imagenet2012:train"
+    config.data.sources = ("tfds:imagenet2012:train",)
     config.data.batch_size = BATCH
     config.knn.every = 5_000
   return config

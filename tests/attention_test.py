@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from dinojax import attention, blocks, plan, preflight, sharding
+from dinojax import attention, blocks, preflight, sharding, topology
 
 
 def run(kind, dtype, tokens=50):
@@ -54,7 +54,7 @@ def test_a_cpu_takes_its_own_kernel():
 
 @pytest.mark.parametrize("heads, fits", [(2, True), (1, False)])  # 64 channels, or 128
 def test_a_tpu_takes_the_pallas_kernel_where_it_fits(heads, fits):
-  devices = plan.topology_devices("v5e:2x2")
+  devices = topology.devices("v5e:2x2")
   mesh = sharding.make_mesh(data=2, fsdp=2, devices=devices)
   where = sharding.batch_sharding(mesh)
   qkv = jax.ShapeDtypeStruct((4, 5, 3 * 128), "bfloat16", sharding=where)

@@ -1,12 +1,14 @@
 """The Python API: three lines from weights to features, exported or not."""
 
 import dataclasses
+import re
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import onnxruntime
 import pytest
+import torch
 
 from dinojax import backbone, errors, export, sharding, vit
 from dinojax.weights import formats, model
@@ -90,12 +92,41 @@ def test_features_are_the_same_on_a_mesh(tmp_path):
 
 
 @pytest.mark.parametrize(
-  "images",
-  [images_of(2, 9), images_of(2)[0], images_of(2) / 255, images_of(2)[..., :1]],
+  "images, message",
+  [
+    (list(images_of(2)), "images are a list; give an array: np.asarray(images)"),
+    (torch.tensor(images_of(2)), "are a Tensor; give an array: np.asarray(images)"),
+    (images_of(2) / 255, "are float64; give uint8, 0 to 255"),
+    (jnp.asarray(images_of(2) / 255), "are float32; give uint8, 0 to 255"),
+    (images_of(2)[0], "[8, 8, 3]; give a batch [B, H, W, 3]: images[None] for"),
+    (images_of(2)[None], "are [1, 2, 8, 8, 3]; give a batch [B, H, W, 3]"),
+    (images_of(2)[..., :1], "of 1 channels; give RGB [B, H, W, 3]"),
+    (images_of(2)[..., [0, 1, 2, 2]], "of 4 channels; give RGB [B, H, W, 3]"),
+    (
+      images_of(2).transpose(0, 3, 1, 2),
+      "give RGB [B, H, W, 3]: images.transpose(0, 2",
+    ),
+    (
+      images_of(2, 9),
+      "are 9 x 9 pixels; give multiples of the patch size, 2: try 8 x 8",
+    ),
+    (images_of(2)[:, :, :7], "are 8 x 7 pixels; give multiples of .* try 8 x 8"),
+    (images_of(2)[:, :0], "are 0 x 8 pixels; give multiples of .* try 2 x 8"),
+  ],
 )
-def test_images_that_do_not_fit_are_told(images):
-  with pytest.raises(errors.UserError, match=r"must be uint8 \[B, H, W, 3\]"):
-    backbone.of_weights(random_backbone())(jnp.asarray(images))
+def test_each_way_in_which_images_are_wrong_is_told_with_the_way_out(images, message):
+  with pytest.raises(errors.UserError) as caught:
+    backbone.of_weights(random_backbone())(images)
+  pattern = ".*".join(map(re.escape, message.split(".*")))
+  assert re.search(pattern, str(caught.value)), caught.value
+  assert "\n" not in str(caught.value)
+
+
+def test_images_of_either_library_and_of_any_fitting_size_are_taken():
+  loaded = backbone.of_weights(random_backbone())
+  images = images_of(1, 10)[:, :6]
+  assert loaded(images).patches.shape == (1, 15, 32)
+  np.testing.assert_array_equal(loaded(jnp.asarray(images)).cls, loaded(images).cls)
 
 
 def test_an_exported_program_takes_any_batch_and_needs_no_weights():
@@ -110,16 +141,22 @@ def test_an_exported_program_takes_any_batch_and_needs_no_weights():
       np.testing.assert_allclose(found, wanted, atol=1e-5)
 
 
-def test_an_onnx_file_computes_the_same_on_another_runtime(tmp_path):
-  loaded = backbone.of_weights(random_backbone())
-  export.onnx(loaded, 12, str(tmp_path / "model.onnx"))
+@pytest.mark.parametrize("pool", ["gap", "cls"])
+def test_an_onnx_file_computes_the_same_on_another_runtime(
+  tmp_path, pool, capfd, caplog
+):
+  loaded = backbone.of_weights(random_backbone(pool))
+  export.onnx(loaded, 12, tmp_path / "model.onnx")
   session = onnxruntime.InferenceSession(tmp_path / "model.onnx")
-  (given,) = session.get_inputs()
+  assert capfd.readouterr() == ("", "") and not caplog.records
+  assert [given.name for given in session.get_inputs()] == ["images"]
+  names = [taken.name for taken in session.get_outputs()]
+  assert names == ["image", "cls", "patches"]
   for count in (1, 5):
     images = images_of(count, 12)
     seen = loaded(images)
     for found, wanted in zip(
-      session.run(None, {given.name: images}),
+      session.run(names, {"images": images}),
       (seen.image, seen.cls, seen.patches),
       strict=True,
     ):

@@ -1,5 +1,6 @@
 """A file is as it was, or as it should be; and nobody writes into another's."""
 
+import contextlib
 import json
 import pathlib
 import subprocess
@@ -10,6 +11,17 @@ import time
 import pytest
 
 from dinojax import durable, errors
+
+
+def differences(there, now):
+  """What differs but for "batch"."""
+  return [
+    f"{k}: {there[k]} to {now[k]}" for k in now if k != "batch" and there[k] != now[k]
+  ]
+
+
+def claim(out, **manifest):
+  return durable.claim(out, manifest, differences=differences)
 
 
 def names(folder):
@@ -60,12 +72,25 @@ with durable.writing(out / "part", out=out) as file:
 def test_the_first_claim_counts_and_others_have_to_agree(tmp_path):
   out = tmp_path / "new" / "out"
   first = {"weights": "a", "size": (1, 2), "batch": 8}
-  assert durable.claim(out, first, free=["batch"])["size"] == [1, 2]
-  again = durable.claim(out, first | {"batch": 16}, free=["batch"])
-  assert again["batch"] == 8
-  with pytest.raises(errors.UserError, match=r"\(weights: a there, b now\); choose"):
-    durable.claim(out, first | {"weights": "b"}, free=["batch"])
+  assert claim(out, **first)["size"] == [1, 2]
+  assert claim(out, **first | {"batch": 16})["batch"] == 8
+  with pytest.raises(errors.UserError, match=r"otherwise \(weights: a to b\); choose"):
+    claim(out, **first | {"weights": "b"})
   assert names(out.parent) == {"out.json"}
+
+
+def test_a_manifest_tells_whether_its_output_is_complete(tmp_path):
+  out, path = tmp_path / "out", tmp_path / "out.json"
+  claim(out, i=1)
+  assert json.loads(path.read_text()) == {"i": 1, "complete": False}
+  durable.declare(out, complete=True)
+  assert json.loads(path.read_text()) == {"i": 1, "complete": True}
+  before = path.stat()
+  durable.declare(out, complete=True)
+  assert path.stat().st_ino == before.st_ino, "written again"
+  durable.declare(out, complete=False)
+  assert not json.loads(path.read_text())["complete"]
+  assert names(tmp_path) == {"out.json"}
 
 
 def test_of_two_claims_at_once_the_first_one_counts(tmp_path, monkeypatch):
@@ -73,13 +98,13 @@ def test_of_two_claims_at_once_the_first_one_counts(tmp_path, monkeypatch):
 
   def overtaken(path):
     monkeypatch.undo()
-    durable.claim(out, {"i": 1}, free=())
+    claim(out, i=1)
     return temporary(path)
 
   monkeypatch.setattr(durable, "temporary", overtaken)
-  with pytest.raises(errors.UserError, match="i: 1 there, 2 now"):
-    durable.claim(out, {"i": 2}, free=())
-  assert json.loads((tmp_path / "out.json").read_text()) == {"i": 1}
+  with pytest.raises(errors.UserError, match="i: 1 to 2"):
+    claim(out, i=2)
+  assert json.loads((tmp_path / "out.json").read_text())["i"] == 1
   assert names(tmp_path) == {"out.json"}
 
 
@@ -87,12 +112,12 @@ def test_what_this_command_has_not_made_is_not_written_to(tmp_path):
   out = tmp_path / "out"
   out.mkdir()
   with pytest.raises(errors.UserError, match=r"exists without out.json"):
-    durable.claim(out, {}, free=())
+    claim(out)
 
 
 def test_a_lock_keeps_another_process_waiting(tmp_path):
   out = tmp_path / "out"
-  durable.claim(out, {}, free=())
+  claim(out)
   program = f"""
 import pathlib
 from dinojax import durable
@@ -113,6 +138,27 @@ with durable.locked(pathlib.Path({str(out)!r})):
   timer.join()
 
 
+def test_a_lock_holds_whatever_becomes_of_the_manifest_meanwhile(tmp_path):
+  out = tmp_path / "out"
+  claim(out)
+  inside = threading.Event()
+
+  def wait():
+    with durable.locked(out):
+      inside.set()
+
+  waiting = threading.Thread(target=wait)
+  with contextlib.ExitStack() as second:
+    with durable.locked(out):
+      waiting.start()
+      time.sleep(0.1)
+      durable.declare(out, complete=True)  # another file, which a third one locks
+      second.enter_context(durable.locked(out))
+    assert not inside.wait(0.2)
+  assert inside.wait(10)
+  waiting.join()
+
+
 def test_a_place_that_cannot_be_written_to_is_the_users_error():
   with pytest.raises(errors.UserError, match="--out=/proc/no/out cannot be written"):
-    durable.claim(pathlib.Path("/proc/no/out"), {}, free=())
+    claim(pathlib.Path("/proc/no/out"))

@@ -4,6 +4,8 @@ import contextlib
 import json
 import os
 import pathlib
+import re
+import shutil
 import signal
 import socket
 import subprocess
@@ -251,10 +253,17 @@ def test_after_kill_9_the_same_command_completes_the_same_rows(
   process.wait()
   wait_until(lambda: not any(map(alive, workers)))
   before = written(out)
+  assert not complete(out)
   endless.unlink()
   run(weights, out, images=f"folder:{images}")
+  assert complete(out)
   assert before.items() < written(out).items(), "no part is written twice"
   assert_same(read(out), straight)
+
+
+def complete(out):
+  """What the file beside an output says of it."""
+  return json.loads(out.with_name(f"{out.name}.json").read_text())["complete"]
 
 
 def written(parts):
@@ -277,6 +286,7 @@ def test_sigterm_ends_after_the_batch_and_names_the_way_on(
   assert f"interrupted; the same command goes on with {out}" in output(process)
   assert "Traceback" not in output(process)
   assert "leaked" not in output(process)
+  assert not complete(out)
   wait_until(lambda: not any(map(alive, workers)))
 
 
@@ -320,6 +330,7 @@ def test_processes_that_stay_apart_write_what_one_writes(
   for i in (1, 0):
     run(weights, out, patches=True, num_processes=2, process_id=i)
     said.append(capsys.readouterr().err.splitlines()[-1])
+    assert complete(out) == (i == 0)
   assert said[0] == f"2 parts of {out} are left to other processes"
   assert said[1] == f"done; {out} holds 450 rows"
   found, wanted = read(out), read(digits / f"features.{ending}")
@@ -359,14 +370,42 @@ def test_a_run_goes_on_with_another_batch_size(weights, digits, tmp_path):
 def test_another_run_than_the_one_begun_is_refused_by_name(weights, digits, tmp_path):
   out = digits / "features.parquet"
   other = write_weights(tmp_path / "b.safetensors", seed=1)
-  with pytest.raises(
-    errors.UserError, match=r"otherwise \(weights: \w+ there, \w+ now"
-  ):
-    run(other, out, patches=True)
-  with pytest.raises(errors.UserError, match=r"crop: 16 there, 12 now; patches: True"):
-    run(weights, out, crop=12, resize=18)
-  with pytest.raises(errors.UserError, match=r"source: .*; rows: 450 there, 1347 now"):
-    run(weights, out, patches=True, images="embedded:digits:train")
+  said = refusal(other, out, patches=True)
+  assert said == f"--checkpoint: {weights} then, {other} now"
+  said = refusal(weights, out, crop=12, resize=18)
+  assert said == "--crop: 16 then, 12 now; --patches: True then, False now"
+  said = refusal(weights, out, patches=True, images="embedded:digits:train")
+  assert said == (
+    f"--images: {DIGITS} then, embedded:digits:train now; rows: 450 then, 1347 now"
+  )
+  said = refusal(weights, out, patches=True, pool="cls", layers=2)
+  assert said == (
+    "--pool: gap then, cls now; --feature: gap then, cls now; --layers: 1 then, 2 now"
+  )
+
+
+def test_what_has_changed_under_the_same_name_is_told(weights, images, tmp_path):
+  out, mine = tmp_path / "features.npy", tmp_path / "mine.safetensors"
+  mine.write_bytes(weights.read_bytes())
+  few = tmp_path / "few"
+  shutil.copytree(images / "cat", few)
+  run(mine, out, images=f"folder:{few}")
+  (few / "000.png").write_bytes((few / "001.png").read_bytes() + b"!")
+  os.replace(write_weights(tmp_path / "other.safetensors", seed=1), mine)
+  assert refusal(mine, out, images=f"folder:{few}") == (
+    f"--checkpoint={mine} was something else then;"
+    f" --images=folder:{few} was something else then"
+  )
+
+
+def refusal(weights, out, **changes):
+  """Why an output that was begun otherwise is refused."""
+  with pytest.raises(errors.UserError) as raised:
+    run(weights, out, **changes)
+  said = re.fullmatch(
+    rf"--out={out} was begun otherwise \((.*)\); choose .*", str(raised.value)
+  )
+  return said[1]
 
 
 @pytest.mark.parametrize("ending", ENDINGS)
@@ -375,6 +414,18 @@ def test_a_complete_output_is_left_alone(weights, digits, capsys, ending):
   run(weights, digits / f"features.{ending}", patches=True)
   assert {path: path.stat().st_mtime_ns for path in digits.rglob("*.*")} == before
   assert "nothing was missing" in capsys.readouterr().err
+  assert complete(digits / f"features.{ending}")
+
+
+def test_a_part_that_is_removed_makes_its_output_incomplete(weights, digits, tmp_path):
+  out = tmp_path / "features.parquet"
+  shutil.copytree(digits / "features.parquet", out)
+  shutil.copy(digits / "features.parquet.json", tmp_path)
+  (out / "part-000001.parquet").unlink()
+  run(weights, out, patches=True, num_processes=2, process_id=0)  # has the other ones
+  assert not complete(out)
+  run(weights, out, patches=True)
+  assert complete(out)
 
 
 @pytest.mark.parametrize(

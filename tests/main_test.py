@@ -26,7 +26,10 @@ SMALL = (
   *("heads.dino.hidden=16", "heads.dino.bottleneck=8", "heads.dino.prototypes=32"),
   *("schedules.learning_rate.warmup_steps=2", "knn.every=0"),
 )
-RATES = {"images_per_second", "data_wait_share"}
+RATES = {
+  *("images_per_second", "data_wait_share"),
+  *("step_images_per_second", "input_images_per_second"),
+}
 
 
 def start(workdir, *overrides, devices=1, flags=()):
@@ -192,7 +195,7 @@ def test_a_loss_that_is_not_finite_ends_the_run_before_the_next_save(tmp_path):
   [
     ("backbone.dept=3", 'Did you mean "depth"'),
     ("data.batch_size=15", "config.data.batch_size=15 must be a multiple of 2"),
-    ("data.source=folder:/no/such", 'config.data.source="folder:/no/such"'),
+    ("data.sources=folder:/no/such", 'config.data.sources[0]="folder:/no/such"'),
     ("workdir=/proc/no/such", "config.workdir='/proc/no/such' is not writable"),
   ],
 )

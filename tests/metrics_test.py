@@ -13,6 +13,7 @@ import time
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import tqdm
 from tensorboardX.proto import event_pb2
 
 from dinojax import errors, metrics
@@ -156,23 +157,12 @@ def test_no_alarm_before_a_window_is_full_and_none_for_single_steps():
   assert warnings_of([10.0, 5.0, 5.0, 5.0] * 2) == []
 
 
-def test_the_timer_counts_images_and_waiting_since_the_last_lap():
-  timer = metrics.Timer()
-  with timer.waiting():
-    time.sleep(0.05)
-  first = timer.lap(100)
-  assert 0.5 < first["data_wait_share"] <= 1
-  assert 0 < first["images_per_second"] <= 2000
-  time.sleep(0.01)
-  assert timer.lap(0) == {"images_per_second": 0.0, "data_wait_share": 0.0}
-
-
 def test_progress_off_a_terminal_is_a_few_plain_lines(monkeypatch):
   stderr = io.StringIO()
   monkeypatch.setattr(sys, "stderr", stderr)
   monkeypatch.setattr(metrics, "SECONDS_BETWEEN_LINES", -1)
   progress = metrics.Progress(total=7, start=4)
-  progress.show(loss=1.25, images_per_second=80, data_wait_share=0.125)
+  progress.show(dict(loss=1.25, images_per_second=80, data_wait_share=0.125))
   progress.update(1)
   monkeypatch.setattr(metrics, "SECONDS_BETWEEN_LINES", 1000)
   progress.update(1)
@@ -181,6 +171,22 @@ def test_progress_off_a_terminal_is_a_few_plain_lines(monkeypatch):
   (line,) = stderr.getvalue().splitlines()
   for part in ("5/7", "loss 1.25", "80 images/s", "12%"):
     assert part in line
+
+
+def test_a_bars_rate_is_of_what_comes_after_its_first_move():
+  bar = tqdm.tqdm(total=100, initial=20, file=io.StringIO(), mininterval=0)
+  advance = metrics.advancer(bar)
+  time.sleep(0.5)  # the compiler's time, which tells nothing
+  advance(10)
+  assert bar.n == 30 and bar.format_dict["elapsed"] < 0.25
+  time.sleep(0.1)
+  advance(10)
+  shown = bar.format_dict
+  assert shown["n"] == 40
+  assert (shown["n"] - shown["initial"]) / shown["elapsed"] == pytest.approx(
+    100, rel=0.5
+  )
+  assert shown["rate"] == pytest.approx(100, rel=0.5)
 
 
 def open_log(workdir, log_every=2):
@@ -192,6 +198,7 @@ def open_log(workdir, log_every=2):
     batch_size=4,
     alarm_window=100,
     nothing_learnt=1.0,
+    workers=2,
   )
 
 
@@ -205,7 +212,7 @@ def test_every_nth_step_is_logged_with_its_own_values_and_the_rates(tmp_path):
   for step in range(1, 6):
     with log.waiting():
       pass
-    log.step(step, scalars(step))
+    log.step(step, scalars(step), input_rate=100.0)
   log.write(5, {"knn_top1_k10": 0.5})
   log.close()
   first, second, rating = lines(tmp_path)
@@ -213,13 +220,14 @@ def test_every_nth_step_is_logged_with_its_own_values_and_the_rates(tmp_path):
   assert (second["step"], second["loss_dino"]) == (4, 4.0)
   assert first["images_per_second"] > 0
   assert 0 <= first["data_wait_share"] < 1
+  assert first["input_images_per_second"] == 100.0
   assert rating == {"step": 5, "knn_top1_k10": 0.5}
 
 
 def test_a_value_that_is_not_finite_ends_the_run_with_its_name_and_step(tmp_path):
   log = open_log(tmp_path, log_every=4)
-  log.step(1, scalars(1))
-  log.step(2, scalars(2, loss_ibot=math.nan))
+  log.step(1, scalars(1), input_rate=100.0)
+  log.step(2, scalars(2, loss_ibot=math.nan), input_rate=100.0)
   with pytest.raises(errors.UserError, match=r"^step 2: loss_ibot is nan"):
     log.flush()
   log.close()

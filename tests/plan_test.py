@@ -11,7 +11,7 @@ import jax
 import pytest
 import tiny
 
-from dinojax import costs, losses, plan, sharding
+from dinojax import costs, losses, plan, sharding, topology
 
 ROOT = pathlib.Path(__file__).parent.parent
 SMALL = (
@@ -75,7 +75,7 @@ def test_the_devices_at_hand_are_planned_for_without_a_chip_to_compare_with():
 
 
 def test_the_losses_hold_two_arrays_of_rows_and_prototypes_and_no_third():
-  devices = plan.topology_devices("v5e:2x2")
+  devices = topology.devices("v5e:2x2")
   mesh = sharding.make_mesh(data=1, fsdp=1, devices=devices[:1])
   where, rows, prototypes, width = sharding.replicated(mesh), 512, 16_384, 64
 

@@ -240,3 +240,16 @@ def test_a_workdir_without_permission_is_refused(tmp_path):
 def test_a_workdir_in_an_impossible_place_is_refused():
   with pytest.raises(errors.UserError, match=r"config.workdir='/proc/runs' is not"):
     preflight.check_workdir("/proc/runs")
+
+
+def test_data_that_changed_are_named_and_can_be_accepted():
+  config = vitg14.get_config().to_dict()
+  config["data"].update(sources=("folder:/a", "folder:/b"), weights=(1.0, 1.0))
+  record = {"config": config, "data_fingerprint": ["1", "2"]}
+  free = ("data.sources", "data.accept_changed")
+  preflight.check_same_run(record, config, ["1", "2"], free=free)
+  with pytest.raises(errors.UserError) as caught:
+    preflight.check_same_run(record, config, ["1", "3"], free=free)
+  assert str(caught.value).startswith("config.data.sources[1]='folder:/b' holds other")
+  accepting = {**config, "data": {**config["data"], "accept_changed": True}}
+  preflight.check_same_run(record, accepting, ["1", "3"], free=free)

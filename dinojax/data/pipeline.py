@@ -6,6 +6,7 @@ batch, so a checkpoint needs no state of the input.
 """
 
 import dataclasses
+import functools
 import logging
 from collections.abc import Callable, Sequence
 
@@ -14,19 +15,19 @@ import numpy as np
 from PIL import Image
 
 from dinojax import errors
-from dinojax.data import augment, masking, prefetch, sources
+from dinojax.data import augment, masking, mixture, prefetch, sources
 
 ATTEMPTS = 16  # records tried in place of an unreadable one before giving up
 MIN_RECORDS = 1_000  # a share of fewer records says nothing
 
 
 def open_batches(
-  config, source: sources.Source, *, groups: Sequence[int], start_step: int
+  config, data: mixture.Mixture, *, groups: Sequence[int], start_step: int
 ) -> prefetch.Batches:
   """`train_batches` with crops, masks and numbers of a config."""
   grid = config.augment.global1.size // config.backbone.patch_size
   return train_batches(
-    source,
+    data,
     seed=config.seed,
     batch_size=config.data.batch_size,
     group_size=config.group_size,
@@ -58,12 +59,12 @@ def batch_shapes(config) -> dict[str, tuple[tuple[int, ...], np.dtype]]:
 
 
 def train_batches(
-  source: sources.Source,
+  data: mixture.Mixture,
   *,
   seed: int,
   batch_size: int,
   group_size: int,
-  multi_crop: Callable[[np.random.Generator, np.ndarray], dict[str, np.ndarray]],
+  multi_crop: Callable[[np.random.Generator, bytes | np.ndarray], dict],
   masks: dict,
   groups: Sequence[int],
   workers: int,
@@ -71,15 +72,16 @@ def train_batches(
 ) -> prefetch.Batches:
   """Starts the endless stream of this process's share of the training batches.
 
-  Every epoch is a new permutation of the source; batches run across epochs.
+  Every epoch is a new permutation of its source; batches run across epochs.
 
   Args:
-    source: records; unreadable ones are replaced, see `sources.read`.
+    data: records; unreadable ones are replaced by others of their source, see
+      `sources.read`.
     seed: of order, crops and masks.
     batch_size: images of the global batch, a multiple of `group_size`.
     group_size: g, images that share masks.
-    multi_crop: picklable (rng, image uint8 [H, W, 3]) -> {"global_crops": uint8
-      [V, S, S, 3], "local_crops": uint8 [L, s, s, 3]}.
+    multi_crop: picklable (rng, image as its source stores it) -> {"global_crops":
+      uint8 [V, S, S, 3], "local_crops": uint8 [L, s, s, 3]}.
     masks: the remaining arguments of `masking.block_masks`.
     groups: positions in the global batch, each in range(batch_size // group_size), of
       the groups that this process holds.
@@ -97,11 +99,8 @@ def train_batches(
     errors.UserError: while iterating, if a record and all its substitutes are bad.
   """
   step_groups = (
-    grain.MapDataset.range(len(source))
-    .seed(seed)
-    .shuffle()
-    .repeat()
-    .random_map(_Crops(source, multi_crop))
+    data.order(seed)
+    .random_map(_Crops(data, multi_crop))
     .batch(group_size)
     .random_map(_Masks(group_size, masks))
   )
@@ -160,7 +159,7 @@ def eval_batches(
 class BadRecords:
   """Names the unreadable records of this process, and ends the run if they are many."""
 
-  def __init__(self, source: sources.Source, *, max_bad_share: float):
+  def __init__(self, source: mixture.Mixture, *, max_bad_share: float):
     """max_bad_share: of the records read; what lies above ends the run."""
     self._source = source
     self._max_bad_share = max_bad_share
@@ -199,12 +198,14 @@ class BadRecords:
 class _Crops:
   """Index of a record -> its crops."""
 
-  source: sources.Source
+  data: mixture.Mixture
   multi_crop: Callable
 
   def __call__(self, index: int, rng: np.random.Generator) -> dict[str, np.ndarray]:
-    image, _, bad_index = sources.read(self.source, int(index), attempts=ATTEMPTS)
-    return {**self.multi_crop(rng, image), "bad_records": np.int64(bad_index)}
+    source, record = self.data.locate(int(index))
+    make = functools.partial(self.multi_crop, rng)
+    crops, _, bad = sources.read(source, record, attempts=ATTEMPTS, make=make)
+    return {**crops, "bad_records": np.int64(-1 if bad < 0 else index)}
 
 
 @dataclasses.dataclass(frozen=True)

@@ -4,14 +4,22 @@ Both meet `sources.Source`. The storage libraries are imported where they are us
 costs up to a second in every worker process, and a run needs one of them.
 """
 
-import concurrent.futures
+import bisect
+import functools
 import glob
 import hashlib
 import os
+import resource
+from typing import Any
 
 import numpy as np
 
 from dinojax import errors
+from dinojax.data import arrayrecord, index
+
+MAX_FILES = 8_192  # open shards per process, where its limit allows so many
+MAX_READERS = 64  # of array_record, 400 kB each with 32,000 records
+BUFFER = 1 << 15  # bytes that such a reader reads at once
 
 
 class TfdsSource:
@@ -75,63 +83,107 @@ class ArrayRecordSource:
   num_classes = 0  # Shards name no classes, and counting labels would read them all.
 
   def __init__(self, pattern: str, where: str):
-    """Opens every shard once to count its records."""
-    from array_record.python import array_record_data_source
-
+    """Lists the shards, and opens the index of their records."""
+    if "://" in pattern:
+      raise errors.UserError(
+        f"{where} is a bucket, and shards are read as files; mount it, for example by "
+        "gcsfuse, or copy it to local disks, and give that folder"
+      )
     paths = sorted(glob.glob(pattern, recursive=True))
     if not paths:
       raise errors.UserError(f"{where} matches no file; give a pattern of shards")
     try:
-      with concurrent.futures.ThreadPoolExecutor(16) as pool:
-        counts = list(pool.map(_count_records, paths))
-    except RuntimeError as error:
-      raise errors.UserError(f"{where} matches a damaged shard, {error}") from error
-    if not sum(counts):
-      raise errors.UserError(f"{where} matches {len(paths)} shards without a record")
+      self._shards = index.list_shards(paths)
+    except OSError as error:
+      raise errors.UserError(f"{where} cannot be read: {error}") from error
     self.where = where
-    self._paths = paths
-    self._ends = np.cumsum(counts)
-    shards = list(zip(paths, counts, strict=True))
-    # A path with its range spares opening every shard again.
-    self._records = array_record_data_source.ArrayRecordDataSource(
-      [f"{path}[0:{count}]" for path, count in shards]
-    )
+    self._index = index.open_index(self._shards, where)
+    self._ends = np.cumsum(self._index.counts).tolist()
+    if not self._ends[-1]:
+      raise errors.UserError(f"{where} matches {len(paths)} shards without a record")
+    self._open_lazily()
     identity = "\n".join(
-      f"{os.path.basename(path)} {count} {os.path.getsize(path)}"
-      for path, count in shards
+      f"{os.path.basename(path)} {count} {size}"
+      for (path, size, _), count in zip(self._shards, self._index.counts, strict=True)
     )
     self.fingerprint = hashlib.sha256(identity.encode()).hexdigest()[:16]
 
+  def _open_lazily(self):
+    """Makes what holds open files, which neither pickles nor grows without bound."""
+    soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    # The least recently used is dropped, and so closed; a thread at it keeps it.
+    self._file = functools.lru_cache(min(soft // 2, MAX_FILES))(_File)
+    self._reader = functools.lru_cache(MAX_READERS)(_open_reader)
+
+  def __getstate__(self) -> dict:
+    """Leaves open files behind."""
+    return {k: v for k, v in vars(self).items() if k not in ("_file", "_reader")}
+
+  def __setstate__(self, state: dict):
+    """Comes without open files."""
+    vars(self).update(state)
+    self._open_lazily()
+
   def __len__(self) -> int:
     """Returns the number of records of all shards."""
-    return int(self._ends[-1])
+    return self._ends[-1]
 
-  def __getitem__(self, index: int) -> dict:
+  def __getitem__(self, record: int) -> dict:
     """Reads one record."""
-    record = self._records[index]
+    number, position = self._locate(record)
+    shard, place = self._shards[number], self._index.place(number, position)
+    if place is None:
+      # Not read([position]), whose time grows with the shard.
+      data = self._reader(shard).read(position, position + 1)[0]
+    else:
+      begin, end = place
+      data = arrayrecord.decode_record(self._file(shard).read(begin, end), begin)
     # An Example begins with the tag of its only field; no image format does.
-    if record.startswith(b"\n"):
-      return _parse_example(record)
-    return {"image": record, "label": -1}
+    if data.startswith(b"\n"):
+      return _parse_example(data)
+    return {"image": data, "label": -1}
 
-  def name(self, index: int) -> str:
+  def name(self, record: int) -> str:
     """Returns shard and position in it."""
-    shard = int(np.searchsorted(self._ends, index, side="right"))
-    start = self._ends[shard - 1] if shard else 0
-    return f"{self._paths[shard]}#{index - start}"
+    number, position = self._locate(record)
+    return f"{self._shards[number].path}#{position}"
+
+  def _locate(self, record: int) -> tuple[int, int]:
+    """Number of the shard, and position in it."""
+    if not 0 <= record < len(self):
+      raise IndexError(f"record {record} of {len(self)}")
+    number = bisect.bisect_right(self._ends, record)
+    return number, record - (self._ends[number - 1] if number else 0)
 
 
-def _count_records(path: str) -> int:
-  """Returns the number of records of a shard, or raises RuntimeError naming it."""
+class _File:
+  """An open shard, closed when nobody holds it."""
+
+  def __init__(self, shard: index.Shard):
+    self._descriptor = None
+    self._descriptor = os.open(shard.path, os.O_RDONLY | os.O_CLOEXEC)
+    found = os.fstat(self._descriptor)
+    if (found.st_size, found.st_mtime_ns) != (shard.size, shard.modified):
+      raise OSError(f"{shard.path} has changed since the run began")
+
+  def __del__(self):
+    if self._descriptor is not None:
+      os.close(self._descriptor)
+
+  def read(self, begin: int, end: int) -> bytes:
+    """Returns the bytes from `begin` to `end`, or what there is of them."""
+    return os.pread(self._descriptor, end - begin, begin)
+
+
+def _open_reader(shard: index.Shard) -> Any:
+  """Opens array_record's own reader, for chunks that only it knows."""
   from array_record.python import array_record_module
 
-  reader = array_record_module.ArrayRecordReader(path)
-  count = reader.num_records()
-  try:
-    reader.close()  # Raises what was wrong since opening; a bad shard counts 0.
-  except RuntimeError as error:
-    raise RuntimeError(f"{path}: {error}") from error
-  return count
+  return array_record_module.ArrayRecordReader(
+    shard.path,
+    options="readahead_buffer_size:0,max_parallelism:0",
+    file_reader_buffer_size=BUFFER,
+  )
 
 
 def _parse_example(record: bytes) -> dict:

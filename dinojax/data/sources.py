@@ -9,10 +9,12 @@ A source is a small picklable object that opens its files lazily: every input wo
 process holds a copy.
 """
 
+import glob
 import hashlib
 import os
 import re
-from typing import Protocol
+from collections.abc import Callable
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -66,8 +68,16 @@ def open_source(spec: str, *, field: str) -> Source:
     return DigitsSource(rest.removeprefix("digits:"), where)
   raise errors.UserError(
     f"{where} must be folder:PATH, tfds:NAME:SPLIT, arrayrecord:GLOB, "
-    "embedded:digits:train or embedded:digits:test"
+    f"embedded:digits:train or embedded:digits:test{_guess(spec)}"
   )
+
+
+def _guess(spec: str) -> str:
+  """What somebody may have meant who left out the kind of a source; often nothing."""
+  path = os.path.expanduser(spec)
+  if any(".array_record" in os.path.basename(found) for found in glob.glob(path)):
+    return f"; did you mean arrayrecord:{spec}?"
+  return f"; did you mean folder:{spec}?" if os.path.isdir(path) else ""
 
 
 def load(source: Source, index: int) -> tuple[np.ndarray, int]:
@@ -76,8 +86,14 @@ def load(source: Source, index: int) -> tuple[np.ndarray, int]:
   return images.decode(record["image"]), record["label"]
 
 
-def read(source: Source, index: int, *, attempts: int) -> tuple[np.ndarray, int, int]:
-  """Returns a record, or a substitute if it is unreadable.
+def read(
+  source: Source,
+  index: int,
+  *,
+  attempts: int,
+  make: Callable[[bytes | np.ndarray], Any] = images.decode,
+) -> tuple[Any, int, int]:
+  """Returns what is made of a record, or of a substitute if it is unreadable.
 
   The substitute of attempt a is a pure function of (len(source), index, a), so that
   the stream neither shifts nor depends on who reads.
@@ -86,9 +102,10 @@ def read(source: Source, index: int, *, attempts: int) -> tuple[np.ndarray, int,
     source: where to read.
     index: the wanted record.
     attempts: records to try, the wanted one included.
+    make: from the image as stored; raises one of UNREADABLE if it is damaged.
 
   Returns:
-    image uint8 [H, W, 3], label, and `index` if it was replaced, otherwise -1.
+    what was made, label, and `index` if the record was replaced, otherwise -1.
 
   Raises:
     errors.UserError: none of the records tried is readable.
@@ -96,13 +113,14 @@ def read(source: Source, index: int, *, attempts: int) -> tuple[np.ndarray, int,
   candidate, reason = index, None
   for attempt in range(attempts):
     try:
-      image, label = load(source, candidate)
+      record = source[candidate]
+      made, label = make(record["image"]), record["label"]
     except UNREADABLE as error:
       reason = reason or str(error)
       draw = np.random.SeedSequence((index, attempt)).generate_state(1, np.uint64)[0]
       candidate = int(draw % np.uint64(len(source)))
     else:
-      return image, label, -1 if reason is None else index
+      return made, label, -1 if reason is None else index
   raise errors.UserError(
     f"{source.where}: {source.name(index)} is unreadable ({reason}), and so are "
     f"{attempts - 1} records tried in its place; check that these are images"

@@ -13,7 +13,7 @@ import orbax.checkpoint as ocp
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from dinojax import errors, sharding
+from dinojax import errors, metrics, sharding
 from dinojax.evals import features
 
 
@@ -21,6 +21,7 @@ def cached(
   compute: Callable[[], features.Bank],
   folder: str | None,
   *,
+  what: str,
   made_of: dict[str, Any],
   shape: tuple[int, int, int],
   mesh: Mesh,
@@ -30,6 +31,7 @@ def cached(
   Args:
     compute: makes the bank.
     folder: where banks lie, one folder each; None: nothing is kept.
+    what: the features, for the line that tells where they come from.
     made_of: everything the features depend on, JSON; any change is another key.
     shape: [S, B, F] of the features.
     mesh: where the bank is to be.
@@ -38,6 +40,7 @@ def cached(
     UserError: the folder cannot be written or read.
   """
   if folder is None:
+    metrics.say(f"{what}: computing")
     return compute()
   text = json.dumps(made_of, sort_keys=True)
   key = hashlib.sha256(text.encode()).hexdigest()[:24]
@@ -47,8 +50,10 @@ def cached(
     # Decided by one process for all: together they read, or together they compute.
     if multihost_utils.broadcast_one_to_all(jnp.int32(path.exists())):
       with ocp.Checkpointer(ocp.StandardCheckpointHandler()) as files:
+        metrics.say(f"{what}: from --cache={folder}")
         wanted = ocp.args.StandardRestore(_abstract(shape, mesh))
         return features.Bank(**files.restore(path, args=wanted))
+  metrics.say(f"{what}: computing, to be kept in --cache={folder}")
   bank = compute()
   with _telling(folder, path):
     tree = {"features": bank.features, "labels": bank.labels}

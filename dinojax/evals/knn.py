@@ -17,7 +17,7 @@ from dinojax import errors, sharding
 from dinojax.data import sources
 from dinojax.evals import features, search
 
-QUERIES = 4096  # at a time, on all devices together
+QUERIES = 8192  # at a time, on all devices together
 
 
 def make_rater(

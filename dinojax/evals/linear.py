@@ -52,8 +52,8 @@ def linear(
 ) -> dict:
   """Trains all heads on `train`, and rates the one that is best on `val` on `test`.
 
-  Each device holds all heads, their momentum and gradient, 36 * sum(F) * H * C bytes
-  over three: 2.9 GB for ViT-g on ImageNet-1k.
+  Heads, their momentum and gradient are split over the devices along F where these
+  divide D: 12 * sum(F) * H * C bytes in all, 2.9 GB for ViT-g on ImageNet-1k.
 
   Args:
     train: CLS tokens of the last blocks, earliest first, and the mean patch token.
@@ -84,21 +84,19 @@ def linear(
   names = [f"{name}_lr{rate:g}" for name in spans for rate in RATES]
   heads = fit(
     train,
-    first_heads(spans, num_classes, seed),
     spans=spans,
+    num_classes=num_classes,
     steps=steps,
     batch_size=batch_size,
     seed=seed,
     mesh=mesh,
   )
-  finite = jnp.concatenate(
-    [
-      jnp.isfinite(head.kernel).all((0, 2)) & jnp.isfinite(head.bias).all(1)
-      for head in heads
-    ]
-  )
+  finite = [
+    jnp.isfinite(head.kernel).all((0, 2)) & jnp.isfinite(head.bias).all(1)
+    for head in heads
+  ]
   chosen_on = _accuracy(test if val is None else val, heads, spans=spans)
-  top1 = np.where(jax.device_get(finite), chosen_on[0], -1.0)
+  top1 = np.where(jax.device_get(jnp.concatenate(finite)), chosen_on[0], -1.0)
   best = int(top1.argmax())
   if top1[best] < 0:
     raise errors.UserError("no head of the linear protocol has stayed finite")
@@ -171,12 +169,10 @@ def fetch(bank: features.Bank, rows: jax.Array, mesh: Mesh) -> tuple:
       for x in found
     ]
 
-  return jax.shard_map(
-    look_up,
-    mesh=mesh,
-    in_specs=(spec, PartitionSpec(), PartitionSpec()),
-    out_specs=PartitionSpec(sharding.AXES),
-  )(bank, step, row)
+  specs = dict(
+    in_specs=(spec, PartitionSpec(), PartitionSpec()), out_specs=sharding.BATCH
+  )
+  return jax.shard_map(look_up, mesh=mesh, **specs)(bank, step, row)
 
 
 def loss(heads: list[Heads], x: jax.Array, labels: jax.Array, spans: dict) -> jax.Array:
@@ -190,49 +186,58 @@ def loss(heads: list[Heads], x: jax.Array, labels: jax.Array, spans: dict) -> ja
 
 def optimizer(steps: int, batch_size: int) -> optax.GradientTransformation:
   """SGD with momentum, each head at its own rate, all falling to 0 as a cosine."""
-  rates = np.array(RATES) * batch_size / 256
+  rates = np.array(RATES)[:, None] * batch_size / 256  # [H, 1]
+  sgd = optax.sgd(optax.cosine_decay_schedule(1.0, steps), momentum=MOMENTUM)
+  scale = optax.stateless(lambda updates, _: jax.tree.map(lambda u: u * rates, updates))
+  return optax.chain(sgd, scale)
 
-  def scale(updates, state, _=None):
-    by_head = lambda u: Heads(u.kernel * rates[:, None], u.bias * rates[:, None])  # noqa: E731
-    return [by_head(u) for u in updates], state
 
-  return optax.chain(
-    optax.sgd(optax.cosine_decay_schedule(1.0, steps), momentum=MOMENTUM),
-    optax.GradientTransformation(lambda _: optax.EmptyState(), scale),
-  )
+def layout(mesh: Mesh, heads):
+  """Where each array of heads, or of their optimiser, lives: kernels split along F."""
+
+  def rule(leaf):
+    split = leaf.ndim == 3 and leaf.shape[0] % mesh.size == 0
+    return sharding.batch_sharding(mesh) if split else sharding.replicated(mesh)
+
+  return jax.tree.map(rule, heads)
 
 
 def _logits(x, head, span):
-  """[n, H, C] float32."""
+  """[n, H, C] float32, split along n; under `jax.set_mesh`.
+
+  A device that has some features of the kernels takes those of all images, and what
+  comes out is summed: less to send than kernels.
+  """
   features_in, rates, classes = head.kernel.shape
-  flat = head.kernel.reshape(features_in, rates * classes)
-  logits = jnp.dot(x[:, span], flat, precision="highest")
+  flat, x = head.kernel.reshape(features_in, rates * classes), x[:, span]
+  if features_in % jax.sharding.get_abstract_mesh().size == 0:
+    x = jax.lax.with_sharding_constraint(x, PartitionSpec(None, sharding.AXES))
+  logits = sharding.constrain_batch(jnp.dot(x, flat, precision="highest"))
   return logits.reshape(len(x), rates, classes) + head.bias
 
 
 def first_heads(spans: dict[str, slice], num_classes: int, seed: int) -> list[Heads]:
   """Heads with random kernels, N(0, 0.01), one set for each of `inputs`."""
   keys = jax.random.split(jax.random.key(seed), len(spans))
+  bias = jnp.zeros((len(RATES), num_classes))
+  sizes = [(span.stop - span.start, *bias.shape) for span in spans.values()]
   return [
-    Heads(
-      0.01 * jax.random.normal(key, (span.stop - span.start, len(RATES), num_classes)),
-      jnp.zeros((len(RATES), num_classes)),
-    )
-    for key, span in zip(keys, spans.values(), strict=True)
+    Heads(0.01 * jax.random.normal(key, size), bias)
+    for key, size in zip(keys, sizes, strict=True)
   ]
 
 
 def fit(
   bank: features.Bank,
-  heads: list[Heads],
   *,
   spans: dict[str, slice],
+  num_classes: int,
   steps: int,
   batch_size: int,
   seed: int,
   mesh: Mesh,
 ) -> list[Heads]:
-  """The heads after all steps; arguments as of `linear`, `inputs`, `first_heads`."""
+  """The heads after all steps; arguments as of `linear`, spans of `inputs`."""
   labels = multihost_utils.process_allgather(bank.labels, tiled=True)
   if not (np.asarray(labels) >= 0).any():
     raise errors.UserError("--train has no readable labelled image")
@@ -246,11 +251,17 @@ def fit(
     updates, opt_state = tx.update(grads, opt_state)
     return (optax.apply_updates(heads, updates), opt_state), None
 
-  @functools.partial(jax.jit, donate_argnums=1, out_shardings=sharding.replicated(mesh))
+  def start():
+    heads = first_heads(spans, num_classes, seed)
+    return heads, tx.init(heads)
+
+  where = layout(mesh, jax.eval_shape(start))
+
+  @functools.partial(jax.jit, donate_argnums=1, out_shardings=where)
   def run(bank, state, rows):
     return jax.lax.scan(functools.partial(step, bank), state, rows)[0]
 
-  state = jax.device_put((heads, tx.init(heads)), sharding.replicated(mesh))
+  state = jax.jit(start, out_shardings=where)()
   hidden = None if jax.process_index() == 0 else True  # None: unless no terminal
   with tqdm.tqdm(
     total=steps, desc="linear heads", unit="step", leave=False, disable=hidden

@@ -1,6 +1,7 @@
 """L2-regularised logistic regression on frozen features, by scikit-learn."""
 
 import logging
+import math
 import warnings
 
 import jax
@@ -23,9 +24,9 @@ def logreg(
   """Fits a classifier on `train` and rates it on `test`.
 
   Features are L2-normalised, as in DINOv2's evaluation. C is chosen on a tenth of
-  `train`, held out by class, rising until it does worse twice; then all is fitted.
-  Every host holds all features in memory, and with several hosts every device for a
-  moment, 4 * D bytes an image; each host fits them for itself.
+  `train`, held out by class, rising until it does clearly worse twice; then all is
+  fitted. Every host holds all features in memory, and with several hosts every device
+  for a moment, 4 * D bytes an image; each host fits them for itself.
 
   Args:
     train: features and labels to fit.
@@ -75,7 +76,10 @@ def logreg(
   ):
     model = _fit(fit_x, fit_labels, strength, warm=model)
     scores.append(model.score(val_x, val_labels))
-    if len(scores) > 2 and max(scores[-2:]) < max(scores):
+    # Small values of C do alike, but for chance; so worse means by two standard errors.
+    best = max(scores)
+    chance = 2 * math.sqrt(best * (1 - best) / len(val_labels))
+    if len(scores) > 2 and max(scores[-2:]) < best - chance:
       break  # past the best; what follows is slow, and fits noise
   best = STRENGTHS[int(np.argmax(scores))]
   model = _fit(x, labels, best, warm=None)

@@ -14,16 +14,20 @@ import numpy as np
 import safetensors
 import safetensors.numpy
 
-from dinojax import errors, vit
+from dinojax import errors
+from dinojax.weights import preprocessor
 
 HUGGINGFACE_FILES = (
   *("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin"),
 )
 TORCH_ENDINGS = (".pth", ".pt", ".bin")
+GIT_LFS = b"version https://git-lfs.github.com/spec/"
+WEB_PAGES = (b"<!doctype html", b"<html", b"<?xml")
 
 
 def read_safetensors(path: pathlib.Path) -> tuple[dict[str, np.ndarray], dict]:
   """Arrays and metadata of a safetensors file, without PyTorch."""
+  _check_is_file_of_weights(path)
   try:
     with safetensors.safe_open(path, "np") as file:
       arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
@@ -34,6 +38,7 @@ def read_safetensors(path: pathlib.Path) -> tuple[dict[str, np.ndarray], dict]:
 
 def read_torch(path: pathlib.Path) -> dict[str, np.ndarray]:
   """Arrays of a .pth; of a training checkpoint those of its teacher."""
+  _check_is_file_of_weights(path)
   torch = import_torch(path)
   try:
     loaded = torch.load(path, map_location="cpu", weights_only=True)
@@ -53,18 +58,22 @@ def read_torch(path: pathlib.Path) -> dict[str, np.ndarray]:
   }
 
 
-def read_huggingface(folder: pathlib.Path) -> tuple[dict, dict, dict]:
-  """Arrays, the safetensors' metadata, and config.json of a model folder."""
-  config = _read_json(folder / "config.json")
+def read_huggingface(folder: pathlib.Path) -> tuple[dict, dict, dict, dict | None]:
+  """Arrays, their metadata, config.json, and preprocessor_config.json if there is one.
+
+  The metadata are those of a single safetensors file; {} of others.
+  """
+  config, images = _read_json(folder / "config.json"), folder / preprocessor.NAME
+  images = _read_json(images) if images.exists() else None
   index, binary = folder / HUGGINGFACE_FILES[1], folder / HUGGINGFACE_FILES[2]
   if (folder / HUGGINGFACE_FILES[0]).exists():
     arrays, metadata = read_safetensors(folder / HUGGINGFACE_FILES[0])
-    return arrays, metadata, config
+    return arrays, metadata, config, images
   if index.exists():
     files = sorted(set(_read_json(index)["weight_map"].values()))
     parts = [read_safetensors(folder / name)[0] for name in files]
-    return {name: x for part in parts for name, x in part.items()}, {}, config
-  return read_torch(binary), {}, config
+    return {name: x for part in parts for name, x in part.items()}, {}, config, images
+  return read_torch(binary), {}, config, images
 
 
 def write_safetensors(path: pathlib.Path, arrays: Mapping, metadata: dict[str, str]):
@@ -93,29 +102,15 @@ def write_torch(path: pathlib.Path, tree: Mapping[str, Any]):
   os.replace(new, path)
 
 
-def write_huggingface(folder: pathlib.Path, arrays: Mapping, backbone: dict, metadata):
+def write_huggingface(
+  folder: pathlib.Path, arrays: Mapping, metadata: dict, *, backbone: dict, images: dict
+):
   """Writes a folder that `Dinov2Model.from_pretrained` and its like open."""
   new = folder.with_name(f".{folder.name}.new")
   new.mkdir(parents=True, exist_ok=True)
   write_safetensors(new / HUGGINGFACE_FILES[0], arrays, metadata)
-  side = backbone["patch_size"] * backbone["pos_grid"]
   (new / "config.json").write_text(json.dumps(_huggingface_config(backbone), indent=2))
-  # For images at the grid of the weights; resized to a bit more, then cropped.
-  preprocessor = {
-    "image_processor_type": "BitImageProcessor",
-    "do_convert_rgb": True,
-    "do_resize": True,
-    "size": {"shortest_edge": round(side * 8 / 7)},
-    "resample": 3,  # bicubic
-    "do_center_crop": True,
-    "crop_size": {"height": side, "width": side},
-    "do_rescale": True,
-    "rescale_factor": 1 / 255,
-    "do_normalize": True,
-    "image_mean": vit.IMAGENET_MEAN,
-    "image_std": vit.IMAGENET_STD,
-  }
-  (new / "preprocessor_config.json").write_text(json.dumps(preprocessor, indent=2))
+  (new / preprocessor.NAME).write_text(json.dumps(images, indent=2))
   os.replace(new, folder)
 
 
@@ -167,8 +162,38 @@ def _huggingface_config(backbone: dict) -> dict:
   }
 
 
+def parse_json(text: str, path: str | pathlib.Path) -> dict:
+  """A JSON object; UserError that names `path` if it is none."""
+  try:
+    parsed = json.loads(text)
+  except ValueError as error:
+    raise errors.UserError(f"{path} cannot be read: {error}") from error
+  if not isinstance(parsed, dict):
+    raise errors.UserError(f"{path} cannot be read: it is no JSON object")
+  return parsed
+
+
 def _read_json(path: pathlib.Path) -> dict:
   try:
-    return json.loads(path.read_text())
-  except (OSError, ValueError) as error:
+    return parse_json(path.read_text(), path)
+  except (OSError, UnicodeDecodeError) as error:
     raise errors.UserError(f"{path} cannot be read: {error}") from error
+
+
+def _check_is_file_of_weights(path: pathlib.Path):
+  """Raises UserError for what people have in its place, by name."""
+  try:
+    with path.open("rb") as file:
+      start = file.read(len(GIT_LFS) + 100)
+  except OSError as error:
+    raise errors.UserError(f"{path} cannot be read: {error.strerror}") from error
+  if not start:
+    raise errors.UserError(f"{path} is empty; copy or download it again")
+  if start.startswith(GIT_LFS):
+    raise errors.UserError(
+      f"{path} is a git-lfs pointer, not the weights; run `git lfs pull` in its folder"
+    )
+  if start.lstrip().lower().startswith(WEB_PAGES):
+    raise errors.UserError(
+      f"{path} is a web page, not weights: its download failed; download it again"
+    )

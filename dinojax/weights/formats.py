@@ -7,6 +7,7 @@ huggingface:  a Dinov2Model or Dinov2WithRegistersModel folder, or its .safetens
 """
 
 import dataclasses
+import json
 import os
 import pathlib
 
@@ -15,9 +16,10 @@ import numpy as np
 from jax.sharding import Mesh
 
 from dinojax import errors, sharding
-from dinojax.weights import files, model, runs, state_dicts
+from dinojax.weights import files, model, preprocessor, runs, state_dicts
 
 FORMATS = ("dinojax", "released", "teacher", "huggingface")
+IMAGES = "dinojax_preprocessor_config"  # in a safetensors' metadata
 
 
 def read(
@@ -55,7 +57,7 @@ def read(
   kept = {name: tree for name, tree in weights.params.items() if name in parts}
   if mesh is not None:
     kept = jax.tree.map(place, kept, sharding.state_sharding(mesh, kept))
-  return model.Weights(weights.backbone, kept)
+  return dataclasses.replace(weights, params=kept)
 
 
 def place(x: np.ndarray, where: jax.sharding.Sharding) -> jax.Array:
@@ -102,12 +104,14 @@ def _read_arrays(where, path, heads, pool) -> model.Weights:
         f"{path} holds neither checkpoints/ nor {files.HUGGINGFACE_FILES[0]}; give a"
         " run's workdir, a converted folder, or a Hugging Face model"
       )
-    arrays, metadata, config = files.read_huggingface(where)
+    arrays, metadata, config, images = files.read_huggingface(where)
+    source = f"{path}/{preprocessor.NAME}"
   elif where.suffix in files.TORCH_ENDINGS:
-    arrays, metadata, config = files.read_torch(where), {}, {}
+    arrays, metadata, config, images = files.read_torch(where), {}, {}, None
   elif where.suffix == ".safetensors":
     arrays, metadata = files.read_safetensors(where)
-    config = {}
+    config, source = {}, f"{path}: {IMAGES} in its metadata"
+    images = files.parse_json(metadata[IMAGES], source) if IMAGES in metadata else None
   else:
     raise errors.UserError(
       f"{path} ends in none of .safetensors, {', '.join(files.TORCH_ENDINGS)}; rename"
@@ -122,7 +126,11 @@ def _read_arrays(where, path, heads, pool) -> model.Weights:
     model.with_choices(weights.backbone, path, heads=heads, pool=pool)
   if config:
     files.check_huggingface_config(config, weights.backbone, path)
-  return weights
+  if images is None:
+    return weights
+  patch_size = weights.backbone["patch_size"]
+  sizes = preprocessor.sizes_of(images, patch_size=patch_size, path=source)
+  return dataclasses.replace(weights, sizes=sizes)
 
 
 def _write(weights, where, format_name) -> list[str]:
@@ -134,18 +142,24 @@ def _write(weights, where, format_name) -> list[str]:
   lost = []
   if heads and format_name != "teacher":
     lost.append(f"{' and '.join(heads)}: this format has no projection heads")
-  if weights.sizes:
-    said = " ".join(f"--{name}={value}" for name, value in weights.sizes.items())
-    lost.append(f"the sizes at which the run rated its images: give {said}")
+  patch_size, pos_grid = backbone["patch_size"], backbone["pos_grid"]
+  crop = model.usual_crop(patch_size=patch_size, pos_grid=pos_grid)
+  usual = {"resize": model.usual_resize(crop), "crop": crop}
+  images = preprocessor.config_of(weights.sizes or usual)
   if format_name == "huggingface":
     arrays = state_dicts.write(weights, format_name)
     # What the format has no word for; others leave it alone.
     said = {f"dinojax_{name}": str(backbone[name]) for name in ("heads", "pool")}
+    if weights.sizes:
+      said[IMAGES] = json.dumps(images)
     if where.suffix == ".safetensors":
       files.write_safetensors(where, arrays, said)
     else:
-      files.write_huggingface(where, arrays, backbone, said)
+      files.write_huggingface(where, arrays, said, backbone=backbone, images=images)
     return lost
+  if weights.sizes and weights.sizes != usual:
+    said = " ".join(f"--{name}={value}" for name, value in weights.sizes.items())
+    lost.append(f"the sizes at which images are rated: give {said}")
   if where.suffix not in files.TORCH_ENDINGS:
     raise errors.UserError(f"{where} must end in .pth for the format {format_name}")
   arrays = state_dicts.write(weights, format_name)

@@ -19,6 +19,7 @@ ARCHITECTURE = (
 )
 
 SHOWN = 10  # names in an error
+LARGEST_CROP = 224  # released weights are of 518 pixels, and rated at 224
 
 
 @dataclasses.dataclass(frozen=True)
@@ -27,12 +28,23 @@ class Weights:
 
   backbone: the fields of ARCHITECTURE. params: {"backbone": tree} and perhaps
   "dino_head" and "ibot_head"; leaves are NumPy or jax arrays, blocks stacked. sizes:
-  {"resize", "crop"}, pixels at which the run rated its images; {} where nothing says.
+  {"resize", "crop"}, pixels at which images are rated; {} where nothing says.
   """
 
   backbone: dict[str, Any]
   params: dict[str, Any]
   sizes: dict[str, int] = dataclasses.field(default_factory=dict)
+
+
+def usual_crop(*, patch_size: int, pos_grid: int) -> int:
+  """Pixels of a side of images to rate, where nothing says: the weights' own."""
+  largest = max(LARGEST_CROP // patch_size, 1) * patch_size
+  return min(patch_size * pos_grid, largest)
+
+
+def usual_resize(crop: int) -> int:
+  """Pixels of the shorter side before the crop, where nothing says: 256 for 224."""
+  return round(crop * 8 / 7)
 
 
 def module(backbone: dict, *, dtype: str, attention: str) -> vit.VisionTransformer:

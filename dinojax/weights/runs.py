@@ -15,6 +15,9 @@ from jax.sharding import Mesh
 from dinojax import checkpoint, errors, sharding
 from dinojax.weights import model
 
+# What missing, short and changed files were seen to raise: Orbax's JSON lacks a key.
+DAMAGE = (*checkpoint.IO_ERRORS, KeyError)
+
 
 def find(path: pathlib.Path, step: int | None) -> pathlib.Path:
   """The folder of one checkpoint: `path` itself, or a step of the run at `path`.
@@ -57,7 +60,7 @@ def read_record(folder: pathlib.Path) -> dict:
   """The record of a checkpoint: step, config, checksums."""
   try:
     return ocp.JsonCheckpointHandler().restore(folder / "record")
-  except (*checkpoint.IO_ERRORS, KeyError) as error:
+  except DAMAGE as error:
     raise errors.UserError(f"{folder}: its record cannot be read: {error}") from error
 
 
@@ -93,7 +96,7 @@ def read(
         partial_restore=True,
       ),
     )
-  except Exception as error:  # Damage shows as anything: KeyError, JSONDecodeError ...
+  except DAMAGE as error:
     raise errors.UserError(
       f"{folder} cannot be read ({checkpoint.explain(error)}); try an older step"
     ) from error

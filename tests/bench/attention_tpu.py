@@ -37,9 +37,9 @@ def main():
     os.environ["LIBTPU_INIT_ARGS"] = FLAGS.format(folder)  # before libtpu starts
     import jax
 
-    from dinojax import attention, attention_tpu, hlo, plan, sharding
+    from dinojax import attention, attention_tpu, hlo, sharding, topology
 
-    devices = plan.topology_devices("v5e:2x2")[:1]
+    devices = topology.devices("v5e:2x2")[:1]
     mesh = sharding.make_mesh(data=1, fsdp=1, devices=devices)
 
     def compiled(kind, shape):

@@ -1,36 +1,135 @@
-"""Images per second and core of the reference multi-crop, beside plain Pillow.
+"""Time to make the crops of an image, beside Pillow's and albumentations' ways.
 
+  pip install albumentations  # MIT; without it, its column is left out
   python tests/bench/input.py --images=FOLDER_OF_JPEGS
 
-Both decode a JPEG and make the crops of experiments/vitg14.py (2 x 224, 8 x 98, all
-augmentations) from boxes of the same distribution, in one process, taking turns image
-by image. Times are CPU time, so other work on the machine and hidden threads don't
-flatter either. Pillow stands for the PyTorch pipeline: its resize, enhancers and HSV
-are what torchvision calls. Blur is Pillow's own, where PyTorch convolves tensors.
+From the bytes of photographs to batches of the crops of experiments/vitg14.py: 2 x 224
+and 8 x 98 pixels, every augmentation. Pillow stands for the PyTorch original: its
+resize, enhancers and HSV are what torchvision calls. Like the original it has no
+geometry, which ours has; "Pillow, geometry" adds one bicubic warp to each crop, where
+torchvision would make two. albumentations decodes with OpenCV, resizes with INTER_AREA,
+the one of its interpolations that does not alias, and has no geometry either.
+
+First one process, in turns batch by batch, by CPU time, so that other work on the
+machine and hidden threads flatter nobody; then a process on each core, by the clock.
+Last, how close our resampling without geometry comes to Pillow's antialiased bicubic.
 """
 
 import argparse
+import concurrent.futures
+import functools
 import io
+import multiprocessing
+import os
 import pathlib
 import sys
 import time
 
+import cv2
 import numpy as np
 from PIL import Image, ImageEnhance, ImageFilter, ImageOps
 
 sys.path.insert(0, str(pathlib.Path(__file__).parents[2]))
 
-from dinojax.data import augment, images
+from dinojax import allocator
+from dinojax.data import augment, geometry, images, photometric, resample
 from experiments import vitg14
 
-# Rows of the table: what is timed, the function of ours, the function of Pillow's.
+BATCH = 16
+# What is timed apart: of which pipeline, its name, and the function.
 STAGES = (
-  ("all", (globals(), "run_ours"), (globals(), "run_pillow")),
-  ("decode", (vars(images), "decode"), (globals(), "pillow_decode")),
-  ("resample", (vars(augment), "resample"), (globals(), "pillow_resample")),
-  ("colour jitter", (vars(augment), "jitter_color"), (globals(), "pillow_jitter")),
-  ("blur", (vars(augment), "gaussian_blur"), (globals(), "pillow_blur")),
+  ("dinojax", "decode", images.Probed, "decode"),
+  ("dinojax", "draw warps", augment, "sample_warp"),
+  ("dinojax", "warp", resample, "warp_crop"),
+  ("dinojax", "blur and colour", photometric, "apply"),
+  ("Pillow", "decode", sys.modules[__name__], "pillow_decode"),
+  ("Pillow", "resize", sys.modules[__name__], "pillow_resize"),
+  ("Pillow", "colour jitter", sys.modules[__name__], "pillow_jitter"),
+  ("Pillow", "blur", sys.modules[__name__], "pillow_blur"),
+  ("Pillow, geometry", "warp", sys.modules[__name__], "pillow_warp"),
+  ("albumentations", "decode", sys.modules[__name__], "opencv_decode"),
 )
+
+
+def multi_crop():
+  """The reference recipe's."""
+  return augment.make_multi_crop(**vitg14.get_config().augment)
+
+
+def stack(make_crop, kinds):
+  """The crops of an image in the shape of `MultiCrop`'s."""
+  crops = [make_crop(kind) for kind in (kinds.global1, kinds.global2)]
+  local_crops = [make_crop(kinds.local) for _ in range(kinds.num_local)]
+  return {"global_crops": np.stack(crops), "local_crops": np.stack(local_crops)}
+
+
+def dinojax_pipeline():
+  """(bytes, seed) -> crops."""
+  kinds = multi_crop()
+  return lambda data, seed: kinds(np.random.default_rng(seed), data)
+
+
+def pillow_pipeline(*, warp=False):
+  """(bytes, seed) -> crops."""
+  kinds = multi_crop()
+
+  def run(data, seed):
+    image, rng = pillow_decode(data), np.random.default_rng(seed)
+    return stack(functools.partial(pillow_crop, rng, image, warp=warp), kinds)
+
+  return run
+
+
+def albumentations_pipeline():
+  """(bytes, seed) -> crops."""
+  import albumentations
+
+  kinds = multi_crop()
+  made = {
+    id(kind): albumentations_crop(albumentations, kind)
+    for kind in (kinds.global1, kinds.global2, kinds.local)
+  }
+
+  def run(data, seed):
+    image = opencv_decode(data)
+    for transform in made.values():
+      transform.set_random_seed(seed)
+    return stack(lambda kind: made[id(kind)](image=image)["image"], kinds)
+
+  return run
+
+
+def albumentations_crop(albumentations, crop):
+  """One kind of crop."""
+  jitter, blur = crop.jitter, crop.blur
+  return albumentations.Compose(
+    [
+      albumentations.RandomResizedCrop(
+        (crop.size, crop.size),
+        scale=crop.area,
+        ratio=crop.aspect,
+        interpolation=cv2.INTER_AREA,
+      ),
+      albumentations.HorizontalFlip(p=crop.flip_prob),
+      albumentations.ColorJitter(
+        brightness=(1 - jitter.brightness, 1 + jitter.brightness),
+        contrast=(1 - jitter.contrast, 1 + jitter.contrast),
+        saturation=(1 - jitter.saturation, 1 + jitter.saturation),
+        hue=(-jitter.hue, jitter.hue),
+        p=jitter.prob,
+      ),
+      albumentations.ToGray(p=crop.grey_prob),
+      albumentations.GaussianBlur(
+        blur_limit=(blur.kernel, blur.kernel), sigma_limit=blur.sigma, p=blur.prob
+      ),
+      albumentations.Solarize(threshold_range=(0.5, 0.5), p=crop.solarize_prob),
+    ]
+  )
+
+
+def opencv_decode(data):
+  """JPEG bytes to RGB pixels."""
+  return cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR_RGB)
 
 
 def pillow_decode(data):
@@ -38,11 +137,9 @@ def pillow_decode(data):
   return Image.open(io.BytesIO(data)).convert("RGB")
 
 
-def pillow_resample(image, box, size):
+def pillow_resize(image, box, size):
   """Cuts a box and resizes it with antialiased bicubic, as torchvision does."""
-  top, left, height, width = box
-  cut = image.crop((left, top, left + width, top + height))
-  return cut.resize((size, size), Image.Resampling.BICUBIC)
+  return image.crop(box).resize((size, size), Image.Resampling.BICUBIC)
 
 
 def pillow_hue(image, turn):
@@ -71,15 +168,36 @@ def pillow_jitter(rng, image, jitter):
 
 
 def pillow_blur(image, sigma):
-  """Pillow's Gaussian."""
+  """Pillow's Gaussian: running sums, where PyTorch convolves tensors."""
   return image.filter(ImageFilter.GaussianBlur(sigma))
 
 
-def pillow_crop(rng, image, crop):
+def pillow_warp(rng, image, ranges):
+  """Turns, leans and tilts a crop about its centre, in one bicubic warp."""
+  size = image.width
+  angle, lean = np.radians([rng.uniform(-r, r) for r in (ranges.rotate, ranges.shear)])
+  near = [rng.uniform(-r, r) * 2 / size for r in [ranges.perspective] * 2]
+  turn = [[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]]
+  warp = np.eye(3)
+  warp[:2, :2] = np.array(turn) @ [[1, np.tan(lean)], [0, 1]]
+  warp[2, :2] = near
+  centre, back = np.eye(3), np.eye(3)
+  centre[:2, 2], back[:2, 2] = size / 2, -size / 2
+  warp = centre @ warp @ back
+  data = (warp / warp[2, 2]).ravel()[:8]
+  kind, resample = Image.Transform.PERSPECTIVE, Image.Resampling.BICUBIC
+  return image.transform(image.size, kind, data, resample)
+
+
+def pillow_crop(rng, image, crop, *, warp):
   """One augmented crop, [size,size,3] uint8."""
   limits = dict(area=crop.area, aspect=crop.aspect)
-  box = augment.sample_box(rng, image.height, image.width, **limits)
-  image = pillow_resample(image, box, crop.size)
+  height, width = geometry.sample_box(rng, image.height, image.width, **limits)
+  left = int(rng.integers(image.width - width + 1))
+  top = int(rng.integers(image.height - height + 1))
+  image = pillow_resize(image, (left, top, left + width, top + height), crop.size)
+  if warp:
+    image = pillow_warp(rng, image, crop.geometry)
   if rng.random() < crop.flip_prob:
     image = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
   if rng.random() < crop.jitter.prob:
@@ -93,64 +211,126 @@ def pillow_crop(rng, image, crop):
   return np.asarray(image)
 
 
-def run_pillow(multi_crop, data, rng):
-  """All the crops of one photograph, by Pillow."""
-  image = pillow_decode(data)
-  views = [multi_crop.global1, multi_crop.global2]
-  local_views = [multi_crop.local] * multi_crop.num_local
-  return {
-    "global_crops": np.stack([pillow_crop(rng, image, crop) for crop in views]),
-    "local_crops": np.stack([pillow_crop(rng, image, crop) for crop in local_views]),
-  }
+PIPELINES = {
+  "dinojax": dinojax_pipeline,
+  "Pillow": pillow_pipeline,
+  "Pillow, geometry": functools.partial(pillow_pipeline, warp=True),
+  "albumentations": albumentations_pipeline,
+}
 
 
-def run_ours(multi_crop, data, rng):
-  """All the crops of one photograph, by dinojax."""
-  return multi_crop(rng, images.decode(data))
+def make_batches(run, photographs, first_seed):
+  """Yields after each batch."""
+  for start in range(0, len(photographs), BATCH):
+    part = photographs[start : start + BATCH]
+    crops = [run(data, first_seed + start + i) for i, data in enumerate(part)]
+    for name in crops[0]:
+      np.stack([one[name] for one in crops])
+    yield
 
 
-def clock(namespace, name, seconds):
-  """Replaces a function by one that adds its CPU time to seconds[0]."""
-  function = namespace[name]
+def clock(owner, name, seconds, row):
+  """Replaces a function by one that adds its CPU time to seconds[row]."""
+  function = getattr(owner, name)
 
   def clocked(*args, **kwargs):
     start = time.process_time()
     result = function(*args, **kwargs)
-    seconds[0] += time.process_time() - start
+    seconds[row] += time.process_time() - start
     return result
 
-  namespace[name] = clocked
+  setattr(owner, name, clocked)
 
 
-def time_in_turns(multi_crop, photographs, repeats):
-  """Milliseconds per image of each of STAGES, medians: [stages, 2] for ours, Pillow."""
-  seconds = np.zeros((len(STAGES), 2, 1))
-  for row, (_, *functions) in enumerate(STAGES):
-    for side, (namespace, name) in enumerate(functions):
-      clock(namespace, name, seconds[row, side])
-  runs = []
-  for repeat in range(repeats + 1):
-    seconds[:] = 0
-    for i, data in enumerate(photographs):
-      runners = [run_ours, run_pillow]  # The clocked ones.
-      for runner in runners[:: -1 if (repeat + i) % 2 else 1]:
-        runner(multi_crop, data, np.random.default_rng(i))
-    runs.append(seconds[..., 0] / len(photographs) * 1e3)
-  return np.median(runs[1:], axis=0)  # The first is a warm-up.
+def time_one_process(names, photographs, repeats):
+  """Medians in ms per image: {pipeline: total}, and of each of STAGES."""
+  cv2.setNumThreads(0)
+  totals, parts = [], []
+  runs = {name: PIPELINES[name]() for name in names}
+
+  def once(repeat):
+    spent = dict.fromkeys(names, 0.0)
+    makers = [(n, make_batches(runs[n], photographs, repeat)) for n in names]
+    for _ in range(0, len(photographs), BATCH):
+      for name, maker in makers:
+        start = time.process_time()
+        next(maker)
+        spent[name] += time.process_time() - start
+    return spent
+
+  once(0)  # a warm-up
+  for repeat in range(repeats):
+    totals.append(list(once(repeat).values()))
+  seconds = [0.0] * len(STAGES)
+  for row, (_, _, owner, function) in enumerate(STAGES):
+    clock(owner, function, seconds, row)
+  for repeat in range(repeats):
+    found = [0.0] * len(STAGES)
+    for name in names:  # apart, since two share functions
+      seconds[:] = [0.0] * len(STAGES)
+      for _ in make_batches(runs[name], photographs, repeat):
+        pass
+      found = [
+        part if row[0] == name else before
+        for row, part, before in zip(STAGES, seconds, found, strict=True)
+      ]
+    parts.append(found)
+  unit = 1e3 / len(photographs)
+  return np.median(totals, axis=0) * unit, np.median(parts, axis=0) * unit
 
 
-def resample_psnr(crop, photographs):
-  """PSNR in dB of our resampling against Pillow's, one random box per photograph."""
-  rng, decibels = np.random.default_rng(0), []
+def work(name, photographs, seed, ready):
+  """All photographs by one pipeline, once every process is ready."""
+  cv2.setNumThreads(0)
+  allocator.keep_pages()
+  run = PIPELINES[name]()
+  run(photographs[0], 0)
+  ready.wait()
+  start = time.perf_counter()
+  for _ in make_batches(run, photographs, seed):
+    pass
+  return start, time.perf_counter()
+
+
+def rate_all_cores(name, photographs, cores):
+  """Images a second of a process on each core."""
+  context = multiprocessing.get_context("spawn")
+  with (
+    context.Manager() as manager,
+    concurrent.futures.ProcessPoolExecutor(cores, context) as pool,
+  ):
+    ready = manager.Barrier(cores)
+    jobs = [pool.submit(work, name, photographs, i, ready) for i in range(cores)]
+    starts, ends = zip(*(job.result() for job in jobs), strict=True)
+  return cores * len(photographs) / (max(ends) - min(starts))
+
+
+def decibels(crop, photographs):
+  """PSNR of our resampling without geometry against Pillow's, boxes of the recipe."""
+  rng, found = np.random.default_rng(0), []
+  still = geometry.Geometry(rotate=0.0, shear=0.0, perspective=0.0, dihedral=False)
   for data in photographs:
-    image = pillow_decode(data)
-    limits = dict(area=crop.area, aspect=crop.aspect)
-    box = augment.sample_box(rng, image.height, image.width, **limits)
-    ours = augment.resample(np.asarray(image), box, crop.size).astype(np.float64)
-    theirs = np.asarray(pillow_resample(image, box, crop.size))
-    error = max(np.mean((ours - theirs) ** 2), 1e-3)  # Equal images: 78 dB.
-    decibels.append(10 * np.log10(255**2 / error))
-  return decibels
+    probed = images.probe(data)
+    warp = geometry.sample_warp(
+      rng,
+      probed.height,
+      probed.width,
+      size=crop.size,
+      area=crop.area,
+      aspect=crop.aspect,
+      flip_prob=0.0,
+      geometry=still,
+    )
+    halvings = augment.halvings([geometry.scale(warp, crop.size)])
+    levels = resample.Levels(*probed.decode(halvings))
+    ours, sharpen = resample.warp_crop(levels, warp, crop.size)
+    ours = photometric.smooth(ours, sharpen=sharpen, sigma=0.0, kernel=9)
+    corners = warp @ np.array([[0, crop.size], [0, crop.size], [1, 1]])
+    box = np.rint(corners[:2].T).astype(int).ravel().tolist()
+    theirs = np.asarray(pillow_resize(pillow_decode(data), box, crop.size))
+    error = np.mean((ours.astype(np.float64) - theirs) ** 2)
+    found.append(10 * np.log10(255**2 / max(error, 1e-3)))  # equal images: 78 dB
+  return found
 
 
 def read_photographs(folder, count):
@@ -165,39 +345,47 @@ def read_photographs(folder, count):
 
 
 def main():
-  """Prints the table."""
+  """Prints the tables."""
   parser = argparse.ArgumentParser(
     description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
   )
   parser.add_argument("--images", required=True, help="folder of JPEG photographs")
-  parser.add_argument("--count", type=int, default=64, help="photographs to use")
-  parser.add_argument("--repeats", type=int, default=5, help="the median counts")
+  parser.add_argument("--count", type=int, default=256, help="photographs to use")
+  parser.add_argument("--repeats", type=int, default=3, help="the median counts")
   args = parser.parse_args()
+  allocator.keep_pages()  # as the input's workers do
   if args.count < 1 or args.repeats < 1:
     sys.exit("--count and --repeats must be at least 1")
   photographs = read_photographs(args.images, args.count)
-  multi_crop = augment.make_multi_crop(**vitg14.get_config().augment)
+  names = list(PIPELINES)
+  try:
+    import albumentations
+  except ModuleNotFoundError:
+    names.remove("albumentations")
+  else:
+    print(f"albumentations {albumentations.__version__}")
   sizes = np.array([pillow_decode(data).size for data in photographs])
   width, height = sizes.mean(axis=0)
-  print(
-    f"{len(photographs)} photographs, on average {width:.0f} x {height:.0f} px, "
-    f"median of {args.repeats} repeats, CPU time"
-  )
-  times = time_in_turns(multi_crop, photographs, args.repeats)
-  total, stages = times[0], times[1:]
-  print(f"{'':20}{'dinojax':>17}{'Pillow':>17}{'ratio':>8}")
-  print(f"{'images/s per core':20}{1e3 / total[0]:10.1f}{1e3 / total[1]:17.1f}")
-  names = ["ms/image", *(f"  {row[0]}" for row in STAGES[1:]), "  all the rest"]
-  rows = [total, *stages, total - stages.sum(axis=0)]
-  for name, (ours, theirs) in zip(names, rows, strict=True):
-    ours_share, theirs_share = ours / total[0], theirs / total[1]
-    cells = f"{ours:10.2f} {ours_share:6.1%}{theirs:10.2f} {theirs_share:6.1%}"
-    print(f"{name:20}{cells}{theirs / ours:8.2f}")
-  for crop in (multi_crop.global1, multi_crop.local):
-    decibels = resample_psnr(crop, photographs)
+  print(f"{len(photographs)} photographs, on average {width:.0f} x {height:.0f} px")
+  totals, parts = time_one_process(names, photographs, args.repeats)
+  print("one process, CPU time   ms/image  images/s   over ours")
+  for name, total in zip(names, totals, strict=True):
+    print(f"{name:22}{total:10.2f}{1e3 / total:10.0f}{total / totals[0]:12.2f}")
+    for (pipeline, stage, _, _), part in zip(STAGES, parts, strict=True):
+      if pipeline == name:
+        print(f"  {stage:20}{part:10.2f}{part / total:10.0%}")
+  cores = len(os.sched_getaffinity(0))
+  print(f"{cores} processes, by the clock   images/s   per core")
+  for name in names:
+    rates = [rate_all_cores(name, photographs, cores) for _ in range(args.repeats)]
+    rate = np.median(rates)
+    print(f"{name:22}{rate:14.0f}{rate / cores:11.0f}")
+  kinds = multi_crop()
+  for crop in (kinds.global1, kinds.local):
+    found = decibels(crop, photographs)
     print(
-      f"resampling to {crop.size} against Pillow: mean {np.mean(decibels):.1f} dB, "
-      f"worst {min(decibels):.1f} dB"
+      f"resampling to {crop.size} against Pillow: mean {np.mean(found):.1f} dB, "
+      f"worst {min(found):.1f} dB"
     )
 
 

@@ -4,7 +4,7 @@ import io
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, ImageOps
 
 from dinojax.data import images
 
@@ -134,3 +134,37 @@ def test_a_decompression_bomb_is_refused_before_it_is_unpacked(height):
   assert len(bomb) < 100_000
   with pytest.raises(ValueError, match="pixels"):
     images.decode(bomb)
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_a_jpeg_is_turned_upright_at_every_size_as_pillow_turns_it(orientation):
+  rng = np.random.default_rng(0)
+  coarse = Image.fromarray(rng.integers(0, 256, (5, 8, 3), np.uint8))
+  exif = Image.Exif()
+  exif[0x0112] = orientation
+  smooth = coarse.resize((128, 80), Image.Resampling.BICUBIC)
+  encoded = encode(smooth, "JPEG", quality=95, exif=exif)
+  upright = ImageOps.exif_transpose(Image.open(io.BytesIO(encoded)))
+  probed = images.probe(encoded)
+  assert (probed.width, probed.height) == upright.size
+  for halvings in (0, 1, 2, 3):
+    pixels, halved = probed.decode(halvings)
+    assert halved == halvings
+    expected = np.asarray(upright.reduce(2**halvings), np.int64)
+    assert pixels.shape == expected.shape
+    assert np.abs(pixels - expected).mean() < 3
+
+
+def test_a_side_that_halving_does_not_divide_begins_where_the_image_does():
+  ramp = np.linspace(0, 255, 101).astype(np.uint8)
+  image = Image.fromarray(np.broadcast_to(ramp[None, :, None], (67, 101, 3)))
+  pixels, halved = images.probe(encode(image, "JPEG", quality=95)).decode(2)
+  assert halved == 2 and pixels.shape == (17, 26, 3)
+  means = [ramp[i : i + 4].mean() for i in range(0, 100, 4)]
+  assert np.abs(pixels[8, :25, 0] - means).max() < 6
+
+
+def test_what_is_no_jpeg_is_never_halved(picture):
+  pixels, halved = images.probe(encode(picture)).decode(2)
+  assert halved == 0
+  np.testing.assert_array_equal(pixels, picture)

@@ -10,7 +10,7 @@ from absl import flags
 from PIL import Image
 
 from dinojax import errors
-from dinojax.data import masking, pipeline, sources
+from dinojax.data import images, masking, mixture, pipeline, sources
 
 MASKS = dict(views=2, grid=4, ratio_min=0.1, ratio_max=0.5)
 
@@ -44,7 +44,7 @@ class Numbers:
 def tiny_crops(rng, image):
   """Keeps the colour in channel 0, and draws the other two."""
   noise = rng.integers(0, 256, (5, 2, 2, 3), np.uint8)
-  noise[..., 0] = image[0, 0, 0]
+  noise[..., 0] = images.decode(image)[0, 0, 0]
   return {"global_crops": noise[:2], "local_crops": noise[2:, :1, :1]}
 
 
@@ -60,7 +60,8 @@ def train(source, steps=3, **changes):
     workers=0,
     start_step=0,
   )
-  stream = pipeline.train_batches(source, **(arguments | changes))
+  data = mixture.Mixture([source], [1.0])
+  stream = pipeline.train_batches(data, **(arguments | changes))
   with contextlib.closing(stream):
     return [next(stream) for _ in range(steps)]
 

@@ -1,5 +1,6 @@
 """Worker processes: silent on Ctrl-C, and gone when the run is, however it ends."""
 
+import contextlib
 import multiprocessing
 import os
 import pathlib
@@ -117,3 +118,19 @@ def test_batches_come_in_order_and_end(workers):
   assert not [name for name in children if "grain" in name]
   assert list(batches) == []
   batches.close()
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_the_rate_is_what_workers_can_make_and_not_what_is_taken(workers):
+  dataset = grain.MapDataset.range(100).map(make_slowly)
+  with contextlib.closing(prefetch.Batches(dataset, workers)) as batches:
+    assert np.isnan(batches.rate())
+    for _ in range(4):
+      next(batches)
+      time.sleep(0.1)
+    assert 0.5 < batches.rate() * 0.02 / max(workers, 1) <= 1
+
+
+def make_slowly(i):
+  time.sleep(0.02)
+  return {"i": np.full(1, i)}

@@ -1,6 +1,7 @@
 """Shards written by array_record and by tfds are read without TensorFlow."""
 
 import io
+import os
 import pickle
 import sys
 
@@ -12,7 +13,7 @@ from PIL import Image
 from tensorflow_datasets.proto import tf_example_pb2
 
 from dinojax import errors
-from dinojax.data import sources
+from dinojax.data import arrayrecord, sources
 
 COLOURS = np.arange(0, 70, 10)
 
@@ -90,12 +91,75 @@ def test_records_that_are_nothing_are_replaced(tmp_path):
 def test_a_damaged_chunk_is_replaced(shards, tmp_path):
   path = tmp_path / "b.array_record"
   damaged = bytearray(path.read_bytes())
-  damaged[200] ^= 255
+  first, second = arrayrecord.record_offsets(str(path))[:2].tolist()
+  damaged[(first + second) // 2] ^= 255
   path.write_bytes(damaged)
   source = open_source(shards)
   bad = {sources.read(source, i, attempts=32)[2] for i in range(len(source))} - {-1}
   assert len(bad) == 1
   assert bad < {3, 4, 5, 6}
+
+
+LAYOUTS = ["", ",uncompressed", ",pad_to_block_boundary:true", ",brotli", ",transpose"]
+
+
+@pytest.mark.parametrize("layout", [*("group_size:1" + x for x in LAYOUTS), "default"])
+def test_records_of_any_size_and_layout_are_read_as_array_record_reads_them(
+  tmp_path, layout
+):
+  rng = np.random.default_rng(0)
+  sizes = [0, 1, 65_432, 65_472, 65_536, 200_000, 0, *rng.integers(0, 9_000, 50)]
+  records = [b"x" + rng.bytes(int(size)) for size in sizes] + [b"z" * 200_000]
+  path = str(tmp_path / "a.array_record")
+  writer = array_record_module.ArrayRecordWriter(path, layout)
+  for record in records:
+    writer.write(record)
+  writer.close()
+  source = open_source(f"arrayrecord:{path}")
+  assert [source[i]["image"] for i in range(len(source))] == records
+
+
+def test_another_shard_in_the_place_of_one_is_never_read_by_the_old_index(
+  shards, tmp_path
+):
+  source = open_source(shards)
+  assert values(source) == COLOURS.tolist()
+  write(tmp_path / "a.array_record", [png(90), png(91), png(92)])
+  copy = pickle.loads(pickle.dumps(source))
+  with pytest.raises(OSError, match=r"a\.array_record has changed since the run began"):
+    copy[0]
+  assert values(open_source(shards)) == [90, 91, 92, *COLOURS[3:]]
+
+
+def test_a_shard_deleted_or_cut_while_running_gives_bad_records(shards, tmp_path):
+  source = open_source(shards)
+  copy = pickle.loads(pickle.dumps(source))
+  (tmp_path / "a.array_record").unlink()
+  read = [sources.read(copy, i, attempts=32) for i in range(len(copy))]
+  assert [bad for _, _, bad in read] == [0, 1, 2, -1, -1, -1, -1]
+  path = tmp_path / "b.array_record"
+  values_before = source[6]["image"]  # Opens the file.
+  os.truncate(path, arrayrecord.record_offsets(str(path))[3] + 9)
+  assert values_before
+  read = [sources.read(source, i, attempts=64)[2] for i in range(3, 7)]
+  assert read == [-1, -1, -1, 6]
+
+
+def test_an_index_is_written_once_and_again_when_it_is_damaged(shards, tmp_path):
+  open_source(shards)
+  (path,) = tmp_path.glob(".dinojax-index-*")
+  written = path.stat().st_ino
+  open_source(shards)
+  assert path.stat().st_ino == written
+  os.truncate(path, path.stat().st_size - 8)
+  assert values(open_source(shards)) == COLOURS.tolist()
+  assert path.stat().st_ino != written
+  assert list(tmp_path.glob(".dinojax-index-*")) == [path]
+
+
+def test_a_bucket_is_refused_with_the_way_out():
+  with pytest.raises(errors.UserError, match=r"is a bucket.*gcsfuse"):
+    open_source("arrayrecord:gs://bucket/*.array_record")
 
 
 def test_a_pickled_source_reads_the_same(shards):

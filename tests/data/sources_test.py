@@ -92,6 +92,28 @@ def test_an_unknown_source_is_told_what_there_is(spec):
     sources.open_source(spec, field="config.knn.train")
 
 
+@pytest.mark.parametrize(
+  ("spec", "meant"),
+  [
+    ("photos", "folder:"),
+    ("a.array_record-00000-of-00001", "arrayrecord:"),
+    ("*.array_record*", "arrayrecord:"),
+  ],
+)
+def test_a_path_without_its_kind_is_told_the_kind(tmp_path, monkeypatch, spec, meant):
+  (tmp_path / "photos").mkdir()
+  (tmp_path / "a.array_record-00000-of-00001").touch()
+  (tmp_path / "notes.txt").touch()
+  monkeypatch.setenv("HOME", str(tmp_path))
+  for path in (f"{tmp_path}/{spec}", f"~/{spec}"):
+    with pytest.raises(errors.UserError) as raised:
+      sources.open_source(path, field="--images")
+    assert str(raised.value).endswith(f"test; did you mean {meant}{path}?")
+  for path in (f"{tmp_path}/none/{spec}", f"{tmp_path}/notes.txt"):
+    with pytest.raises(errors.UserError, match=r"embedded:digits:test$"):
+      sources.open_source(path, field="--images")
+
+
 def test_digits_split_into_1347_and_450_scaled_to_a_byte():
   train = sources.open_source("embedded:digits:train", field="f")
   test = sources.open_source("embedded:digits:test", field="f")

@@ -10,9 +10,9 @@ from knn_test import bank_of, mesh_of
 from dinojax import errors
 from dinojax.evals import linear
 
-WIDTH, BLOCKS, CLASSES = 6, 4, 5
+WIDTH, BLOCKS, CLASSES = 8, 4, 5  # a width that eight devices divide
 SPANS = linear.inputs(BLOCKS, WIDTH)
-SETTINGS = dict(num_classes=CLASSES, steps=60, batch_size=32, seed=3)
+SETTINGS = dict(num_classes=CLASSES, steps=100, batch_size=32, seed=3)
 
 
 def rows(count, seed, *, signal=1.0):
@@ -32,15 +32,11 @@ def run(train, test, *, shape=(1, 1), val=None, **changes):
     return linear.linear(banks[0], banks[1], val=banks[2], **settings)
 
 
-def fit(x, labels, shape=(1, 1), **changes):
+def fit(x, labels, shape=(1, 1), spans=SPANS, **changes):
   mesh = mesh_of(*shape)
-  settings = {**SETTINGS, **changes}
-  first = linear.first_heads(SPANS, settings.pop("num_classes"), settings["seed"])
+  bank = bank_of(mesh, x, labels, batch_size=16)
   with jax.set_mesh(mesh):
-    heads = linear.fit(
-      bank_of(mesh, x, labels, batch_size=16), first, spans=SPANS, mesh=mesh, **settings
-    )
-  return jax.device_get(heads)
+    return linear.fit(bank, spans=spans, mesh=mesh, **SETTINGS | changes)
 
 
 def by_torch(x, labels, name, rate):
@@ -77,12 +73,52 @@ def test_every_input_at_three_rates_equals_a_head_that_pytorch_trains_alone():
       np.testing.assert_allclose(heads[index].bias[place], bias, atol=2e-5)
 
 
-@pytest.mark.parametrize("shape", [(1, 8), (4, 2)])
-def test_eight_devices_train_what_one_trains(shape):
+def test_eight_devices_train_what_one_trains_and_share_the_kernels():
   x, labels = rows(150, seed=0)
   labels[[5, 90]] = -1
-  one, eight = fit(x, labels), fit(x, labels, shape)
+  one = fit(x, labels)
+  for shape in ((1, 8), (4, 2)):
+    eight = fit(x, labels, shape)
+    for head in eight:
+      assert head.kernel.addressable_shards[0].data.size == head.kernel.size / 8
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), one, eight)
+
+
+def test_a_width_that_the_devices_do_not_divide_trains_the_same():
+  x, labels = rows(150, seed=0)
+  spans = linear.inputs(2, 6)
+  one, eight = fit(x, labels, spans=spans), fit(x, labels, (1, 8), spans=spans)
   jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), one, eight)
+
+
+def by_hand(x, labels, span, place, *, classes, steps, batch_size, seed):
+  """Kernel and bias of one head in float64, from method.md section 9 alone."""
+  index = list(SPANS.values()).index(span)
+  first = linear.first_heads(SPANS, classes, seed)[index].kernel[:, place]
+  parameters = np.concatenate([np.float64(first), np.zeros((1, classes))])
+  x = np.concatenate([np.float64(x[:, span]), np.ones((len(x), 1))], axis=1)
+  velocity = np.zeros_like(parameters)
+  order = linear.order(labels, seed=seed, batch_size=batch_size)
+  for step in range(steps):
+    chosen = next(order)
+    scores = np.exp(x[chosen] @ parameters)
+    error = scores / scores.sum(1, keepdims=True) - np.eye(classes)[labels[chosen]]
+    velocity = 0.9 * velocity + x[chosen].T @ error / batch_size
+    rate = (1, 2, 5)[place % 3] * 10.0 ** (place // 3 - 5) * batch_size / 256
+    parameters -= rate * (1 + np.cos(np.pi * step / steps)) / 2 * velocity
+  return parameters[:-1], parameters[-1]
+
+
+def test_a_few_steps_of_every_head_equal_float64_by_hand():
+  settings = dict(steps=7, batch_size=16, seed=2)
+  x, labels = rows(40, seed=4)
+  labels = labels % 2
+  heads = fit(x, labels, (1, 8), num_classes=2, **settings)
+  for head, span in zip(heads, SPANS.values(), strict=True):
+    for place in range(13):
+      kernel, bias = by_hand(x, labels, span, place, classes=2, **settings)
+      np.testing.assert_allclose(head.kernel[:, place], kernel, rtol=1e-5, atol=1e-6)
+      np.testing.assert_allclose(head.bias[place], bias, rtol=1e-5, atol=1e-6)
 
 
 def test_the_grid_is_that_of_the_protocol():

@@ -48,6 +48,16 @@ def test_the_c_that_fits_best_held_out_is_found():
   assert found["logreg_top1"] > min(scores.values()) + 0.1
 
 
+def test_small_values_of_c_that_differ_by_chance_do_not_end_the_search():
+  # All of them fit the classes' means; what does better comes after a dip.
+  rng, count, width = np.random.default_rng(18), 1500, 32
+  labels = np.arange(count) % 10
+  x = 8 + 0.3 * rng.normal(size=(10, width))[labels]
+  x += 0.5 * rng.normal(size=(count, width))
+  data = x.astype(np.float32), labels.astype(np.int32)
+  assert run(data, data, 10)["logreg_c"] > 1
+
+
 def test_two_classes_and_a_class_that_training_lacks():
   rng = np.random.default_rng(0)
   x, labels = clusters(rng, 200, num_classes=2)

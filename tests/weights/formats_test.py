@@ -1,15 +1,12 @@
 """Weights survive every format bit by bit, and what does not fit is named."""
 
-import functools
 import itertools
 import json
 import os
-import pickle
 import re
 import subprocess
 import sys
 
-import jax
 import ml_dtypes
 import numpy as np
 import pytest
@@ -20,60 +17,40 @@ import transformers
 
 from dinojax import backbone, errors
 from dinojax.weights import formats, model
+from tests.weights import samples
 
-PLAIN = dict(
-  patch_size=2, pos_grid=3, width=64, depth=3, heads=1, ffn="mlp", registers=0
+
+@pytest.mark.parametrize(
+  "architecture", [samples.PLAIN, samples.GIANT], ids=["plain", "giant"]
 )
-GIANT = PLAIN | dict(ffn="swiglu", registers=4)
-NAMES = {
-  "dinojax": "folder",
-  "released": "hub.pth",
-  "teacher": "training.pth",
-  "huggingface": "model.safetensors",
-}
-
-
-def random_weights(architecture, *, heads=()):
-  rng = np.random.default_rng(0)
-  tree = {"backbone": model.shapes(architecture)}
-  for name, bottleneck in zip(heads, (8, 6), strict=False):
-    tree[name] = model.head_shapes(
-      hidden=16, bottleneck=bottleneck, prototypes=20, width=architecture["width"]
-    )
-  fill = lambda x: rng.normal(size=x.shape).astype(np.float32)  # noqa: E731
-  return model.Weights(architecture, jax.tree.map(fill, tree))
-
-
-def assert_same(found, wanted):
-  assert found.backbone == wanted.backbone
-  jax.tree.map(np.testing.assert_array_equal, found.params, wanted.params)
-
-
-@pytest.mark.parametrize("architecture", [PLAIN, GIANT], ids=["plain", "giant"])
-@pytest.mark.parametrize("first, second", [*itertools.permutations(NAMES, 2)])
+@pytest.mark.parametrize("first, second", [*itertools.permutations(samples.NAMES, 2)])
 def test_any_format_to_any_other_and_back_is_bit_exact(
   tmp_path, architecture, first, second
 ):
-  weights = random_weights({**architecture, "pool": "cls"})
-  one, two = tmp_path / NAMES[first], tmp_path / NAMES[second]
+  weights = samples.random_weights({**architecture, "pool": "cls"})
+  one, two = tmp_path / samples.NAMES[first], tmp_path / samples.NAMES[second]
   assert formats.write(weights, str(one), first) == []
   formats.write(formats.read(str(one)), str(two), second)
-  assert_same(formats.read(str(two)), weights)
+  samples.assert_same(formats.read(str(two)), weights)
 
 
 @pytest.mark.parametrize("name", ["dinojax", "teacher"])
 def test_heads_go_along_where_the_format_has_them(tmp_path, name):
-  weights = random_weights(PLAIN | dict(pool="cls"), heads=("dino_head", "ibot_head"))
-  path = str(tmp_path / NAMES[name])
+  weights = samples.random_weights(
+    samples.PLAIN | dict(pool="cls"), heads=("dino_head", "ibot_head")
+  )
+  path = str(tmp_path / samples.NAMES[name])
   assert formats.write(weights, path, name) == []
-  assert_same(formats.read(path, parts=tuple(weights.params)), weights)
+  samples.assert_same(formats.read(path, parts=tuple(weights.params)), weights)
   assert set(formats.read(path).params) == {"backbone"}
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", samples.NAMES)
 def test_what_a_format_cannot_keep_is_said(tmp_path, name):
-  weights = random_weights(PLAIN | dict(heads=4, pool="gap"), heads=("dino_head",))
-  path = str(tmp_path / NAMES[name])
+  weights = samples.random_weights(
+    samples.PLAIN | dict(heads=4, pool="gap"), heads=("dino_head",)
+  )
+  path = str(tmp_path / samples.NAMES[name])
   lost = " ".join(formats.write(weights, path, name))
   keeps_architecture = name in ("dinojax", "huggingface")
   assert ("heads=4" in lost) == ("pool=gap" in lost) == (not keeps_architecture)
@@ -86,57 +63,11 @@ def test_what_a_format_cannot_keep_is_said(tmp_path, name):
   assert again.backbone == weights.backbone
 
 
-@functools.cache
-def make_reference():
-  config = transformers.Dinov2WithRegistersConfig(
-    hidden_size=64,
-    num_hidden_layers=3,
-    num_attention_heads=1,
-    image_size=6,
-    patch_size=2,
-    use_swiglu_ffn=True,
-    num_register_tokens=4,
-  )
-  network = transformers.Dinov2WithRegistersModel(config).eval()
-  generator = torch.Generator().manual_seed(0)
-  for weights in network.parameters():
-    weights.data = 0.3 * torch.randn(weights.shape, generator=generator)
-  return network
-
-
-def released_arrays(folder):
-  """A hub checkpoint, from what transformers saves by the published table of names."""
-  make_reference().save_pretrained(folder / "reference")
-  theirs = safetensors.torch.load_file(folder / "reference" / "model.safetensors")
-  arrays = {}
-  for i in range(3):
-    at = f"encoder.layer.{i}.attention.attention"
-    for kind in ("weight", "bias"):
-      rows = [theirs.pop(f"{at}.{x}.{kind}") for x in ("query", "key", "value")]
-      arrays[f"blocks.{i}.attn.qkv.{kind}"] = torch.cat(rows)
-  table = {
-    r"^embeddings\.position_embeddings$": "pos_embed",
-    r"^embeddings\.patch_embeddings\.projection": "patch_embed.proj",
-    r"^embeddings\.": "",
-    r"^encoder\.layer\.": "blocks.",
-    r"attention\.output\.dense": "attn.proj",
-    r"layer_scale(\d)\.lambda1": r"ls\1.gamma",
-    r"weights_in": "w12",
-    r"weights_out": "w3",
-    r"^layernorm": "norm",
-  }
-  for name, weights in theirs.items():
-    for pattern, replacement in table.items():
-      name = re.sub(pattern, replacement, name)
-    arrays[name] = weights
-  return arrays
-
-
 @pytest.mark.parametrize("chunk", [None, 1, 2])
 def test_a_hub_checkpoint_and_a_chunked_teacher_compute_what_transformers_does(
   tmp_path, chunk
 ):
-  arrays = released_arrays(tmp_path)
+  arrays = samples.released_arrays(tmp_path)
   path = tmp_path / "weights.pth"
   if chunk:
     arrays = {
@@ -152,19 +83,18 @@ def test_a_hub_checkpoint_and_a_chunked_teacher_compute_what_transformers_does(
   mean, std = np.array([0.485, 0.456, 0.406]), np.array([0.229, 0.224, 0.225])
   pixels = torch.tensor((images / 255 - mean) / std).permute(0, 3, 1, 2).float()
   with torch.no_grad():
-    wanted = make_reference()(pixels).last_hidden_state.numpy()
+    wanted = samples.make_reference()(pixels).last_hidden_state.numpy()
   found = backbone.load(str(path))(images)
   np.testing.assert_allclose(found.cls, wanted[:, 0], atol=2e-5)
   np.testing.assert_allclose(found.patches, wanted[:, 5:], atol=2e-5)
 
 
 def test_a_folder_of_ours_opens_in_transformers_and_computes_the_same(tmp_path):
-  weights = random_weights(GIANT | dict(pool="cls"))
+  weights = samples.random_weights(samples.GIANT | dict(pool="cls"))
   formats.write(weights, str(tmp_path / "hf"), "huggingface")
   network = transformers.AutoModel.from_pretrained(tmp_path / "hf").eval()
   images = np.random.default_rng(0).integers(256, size=(2, 6, 6, 3), dtype=np.uint8)
   processor = transformers.BitImageProcessor.from_pretrained(tmp_path / "hf")
-  assert processor.crop_size == {"height": 6, "width": 6}
   mean, std = np.array(processor.image_mean), np.array(processor.image_std)
   pixels = torch.tensor((images / 255 - mean) / std).permute(0, 3, 1, 2).float()
   with torch.no_grad():
@@ -176,7 +106,9 @@ def test_a_folder_of_ours_opens_in_transformers_and_computes_the_same(tmp_path):
 
 @pytest.mark.parametrize("dtype", [np.float16, ml_dtypes.bfloat16])
 def test_half_precision_is_read_as_float32_without_pytorch(tmp_path, dtype):
-  arrays = {k: x.numpy().astype(dtype) for k, x in released_arrays(tmp_path).items()}
+  arrays = {
+    k: x.numpy().astype(dtype) for k, x in samples.released_arrays(tmp_path).items()
+  }
   path = tmp_path / "half.safetensors"
   safetensors.numpy.save_file(arrays, path)
   script = (
@@ -196,118 +128,15 @@ def test_half_precision_is_read_as_float32_without_pytorch(tmp_path, dtype):
   )
 
 
-def drop(arrays, pattern):
-  return {k: x for k, x in arrays.items() if not re.search(pattern, k)}
-
-
-@pytest.mark.parametrize(
-  "change, message",
-  [
-    (
-      lambda a: drop(a, r"blocks\.1\."),
-      r"blocks\.1\.attn\.proj\.bias is missing.* more",
-    ),
-    (
-      lambda a: drop(a, r"ls2") | {"blocks.0.ls3.gamma": a["norm.bias"]},
-      r"blocks\.0\.ls2\.gamma is missing; blocks\.0\.ls3\.gamma is left over",
-    ),
-    (lambda a: drop(a, "^norm.bias"), r"norm\.bias is missing$"),
-    (lambda a: a | {"linear.weight": a["norm.bias"]}, r"linear\.weight is left over$"),
-    (
-      lambda a: a | {"blocks.2.norm1.bias": a["norm.bias"][:-1]},
-      r"blocks\.2\.norm1\.bias is \[63\], not \[64\]$",
-    ),
-    (lambda a: drop(a, "cls_token"), r"no cls_token, but .* \.\.\.; give"),
-    (
-      lambda a: drop(a, "pos_embed"),
-      r"no whole DINOv2 backbone: 'pos_embed' is missing",
-    ),
-    (lambda a: {"teacher": {"x": {}}}, "no mapping from names to arrays"),
-    (lambda a: [1, 2], "no mapping from names to arrays"),
-  ],
-)
-def test_keys_and_shapes_that_do_not_fit_are_listed(tmp_path, change, message):
-  path = tmp_path / "weights.pth"
-  torch.save(change(released_arrays(tmp_path)), path)
-  with pytest.raises(errors.UserError, match=message) as caught:
-    formats.read(str(path))
-  assert str(path) in str(caught.value) and "\n" not in str(caught.value)
-
-
-class Malicious:
-  def __reduce__(self):
-    return os.mkdir, ("executed",)
-
-
-@pytest.mark.parametrize(
-  "save", [torch.save, lambda x, f: pickle.dump(x, f.open("wb"))]
-)
-def test_a_pickle_that_would_run_code_is_refused_and_does_not_run(
-  tmp_path, monkeypatch, save
-):
-  monkeypatch.chdir(tmp_path)
-  save({"cls_token": Malicious()}, tmp_path / "evil.pth")
-  with pytest.raises(errors.UserError, match="might run code"):
-    formats.read("evil.pth")
-  assert not (tmp_path / "executed").exists()
-
-
-@pytest.mark.parametrize(
-  "name, message",
-  [
-    ("notes.pth", "is not loaded: it is damaged"),
-    ("notes.safetensors", "is no safetensors file"),
-    ("notes.txt", r"ends in none of \.safetensors, \.pth"),
-    ("absent.pth", "absent.pth does not exist"),
-    ("", "holds neither checkpoints/ nor model.safetensors"),
-  ],
-)
-def test_what_is_no_weights_is_named_in_one_line(tmp_path, name, message):
-  for ending in ("pth", "safetensors", "txt"):
-    (tmp_path / f"notes.{ending}").write_text("Buy milk, bread and some cheese.\n" * 9)
-  with pytest.raises(errors.UserError, match=message) as caught:
-    formats.read(str(tmp_path / name))
-  assert "\n" not in str(caught.value)
-
-
-@pytest.mark.parametrize("text", ["hello", "some notes", "<html>", ""])
-def test_a_text_in_place_of_a_pth_is_one_line_whatever_it_begins_with(tmp_path, text):
-  (tmp_path / "text.pth").write_text(text)
-  with pytest.raises(errors.UserError, match="is not loaded: it is damaged"):
-    formats.read(str(tmp_path / "text.pth"))
-
-
-def test_a_truncated_file_is_named(tmp_path):
-  weights = random_weights(PLAIN | dict(pool="cls"))
-  for name in ("released", "huggingface"):
-    path = tmp_path / NAMES[name]
-    formats.write(weights, str(path), name)
-    path.write_bytes(path.read_bytes()[:-1000])
-    with pytest.raises(errors.UserError, match=NAMES[name]):
-      formats.read(str(path))
-
-
-@pytest.mark.parametrize(
-  "field, value", [("num_hidden_layers", 4), ("hidden_act", "relu"), ("mlp_ratio", 2)]
-)
-def test_a_config_that_asks_for_another_network_is_refused(tmp_path, field, value):
-  folder = tmp_path / "hf"
-  formats.write(random_weights(PLAIN | dict(pool="cls")), str(folder), "huggingface")
-  config = json.loads((folder / "config.json").read_text())
-  (folder / "config.json").write_text(json.dumps(config | {field: value}))
-  with pytest.raises(errors.UserError, match=f"{field}={value!r}"):
-    formats.read(str(folder))
-
-
 def test_heads_that_contradict_the_file_or_do_not_divide_are_refused(tmp_path):
-  weights = random_weights(PLAIN | dict(pool="cls"))
+  weights = samples.random_weights(samples.PLAIN | dict(pool="cls"))
   formats.write(weights, str(tmp_path / "folder"), "dinojax")
   with pytest.raises(errors.UserError, match="1 attention heads and not 2"):
     formats.read(str(tmp_path / "folder"), heads=2)
   formats.write(weights, str(tmp_path / "hub.pth"), "released")
   with pytest.raises(errors.UserError, match="heads=5 must divide the 64"):
     formats.read(str(tmp_path / "hub.pth"), heads=5)
-  narrow = random_weights(PLAIN | dict(width=48, heads=3, pool="cls"))
+  narrow = samples.random_weights(samples.PLAIN | dict(width=48, heads=3, pool="cls"))
   formats.write(narrow, str(tmp_path / "narrow.pth"), "released")
   with pytest.raises(errors.UserError, match="give --heads"):
     formats.read(str(tmp_path / "narrow.pth"))
@@ -315,17 +144,19 @@ def test_heads_that_contradict_the_file_or_do_not_divide_are_refused(tmp_path):
 
 
 def test_what_exists_is_not_overwritten(tmp_path):
-  weights = random_weights(PLAIN | dict(pool="cls"))
-  for name, file in NAMES.items():
+  weights = samples.random_weights(samples.PLAIN | dict(pool="cls"))
+  for name, file in samples.NAMES.items():
     formats.write(weights, str(tmp_path / file), name)
     with pytest.raises(errors.UserError, match="exists; remove it"):
       formats.write(weights, str(tmp_path / file), name)
   assert not list(tmp_path.glob(".*"))  # nothing half-written stays
 
 
-@pytest.mark.parametrize("architecture", [PLAIN, GIANT], ids=["plain", "giant"])
+@pytest.mark.parametrize(
+  "architecture", [samples.PLAIN, samples.GIANT], ids=["plain", "giant"]
+)
 def test_resized_positions_are_what_the_network_computes_for_that_grid(architecture):
-  weights = random_weights({**architecture, "pool": "cls"})
+  weights = samples.random_weights({**architecture, "pool": "cls"})
   resized = model.with_pos_grid(weights, 5)
   images = np.random.default_rng(0).normal(size=(2, 10, 10, 3)).astype(np.float32)
   seen = [
@@ -341,7 +172,9 @@ def test_resized_positions_are_what_the_network_computes_for_that_grid(architect
 
 def test_the_command_converts_and_tells_a_mistake_in_one_line(tmp_path):
   formats.write(
-    random_weights(PLAIN | dict(pool="gap")), str(tmp_path / "a"), "dinojax"
+    samples.random_weights(samples.PLAIN | dict(pool="gap")),
+    str(tmp_path / "a"),
+    "dinojax",
   )
 
   def run(*arguments):

@@ -86,6 +86,51 @@ def test_damage_is_told_with_the_way_out(run, tmp_path):
   assert formats.read(str(tmp_path / "run"), step=3)
 
 
+def cut(file):
+  file.write_bytes(file.read_bytes()[:-20])
+
+
+def replace(old, new):
+  def change(file):
+    text = file.read_text()
+    assert old in text
+    file.write_text(text.replace(old, new))
+
+  return change
+
+
+@pytest.mark.parametrize(
+  "file, damage",
+  [
+    ("state/_METADATA", os.remove),  # FileNotFoundError
+    ("state/_METADATA", cut),  # JSONDecodeError
+    ("state/_METADATA", replace('"key_type"', '"kez_type"')),  # KeyError
+    ("state/_sharding", replace("SingleDevice", "SingleDewice")),  # RuntimeError
+    ("state/manifest.ocdbt", os.remove),  # TensorStore's ValueErrors
+    ("state/manifest.ocdbt", cut),
+    ("record/metadata", os.remove),
+    ("record/metadata", cut),
+    ("record/metadata", replace('"config"', '"confih"')),
+  ],
+)
+def test_every_kind_of_damage_is_one_line_that_names_the_checkpoint(
+  run, tmp_path, file, damage
+):
+  workdir, _, _ = run
+  folder = tmp_path / "checkpoints" / "7"
+  shutil.copytree(workdir / "checkpoints" / "7", folder)
+  damage(folder / file)
+  with pytest.raises(errors.UserError, match=f"{folder}.* cannot be read") as caught:
+    formats.read(str(tmp_path))
+  assert "\n" not in str(caught.value)
+
+
+def test_a_mistake_of_ours_is_not_taken_for_damage(run):
+  workdir, _, _ = run
+  with pytest.raises(TypeError):
+    runs.read(runs.find(workdir, 7), parts=None)
+
+
 def test_a_changed_value_is_noticed_by_its_checksum(run, tmp_path):
   workdir, _, _ = run
   shutil.copytree(workdir, tmp_path / "run")

@@ -1,0 +1,167 @@
+"""Where a crop looks: a random homography from its pixels to those of the image.
+
+A box as in the usual random resized crop, then, about its centre, tilted, sheared and
+turned as far as all of it stays inside the image, and mirrored. The eight numbers of a
+homography are these: area, aspect (the anisotropic scale), two of position, angle,
+shear and two of perspective. Nothing is resampled here; resample.py does so, once.
+
+Coordinates are (x, y) in pixels and continuous: pixel (i, j) covers [j, j+1] x [i,
+i+1], so that an image covers [0, W] x [0, H] at any resolution of it.
+"""
+
+import dataclasses
+import math
+
+import numpy as np
+
+TRIES = 10  # boxes drawn before one is fitted to the image, as torchvision does
+BISECTIONS = 5  # a warp is shrunk to within 1/32 of the most that fits
+
+
+@dataclasses.dataclass(frozen=True)
+class Geometry:
+  """Ranges of the warp of one kind of crop; each is drawn evenly from +- its value."""
+
+  rotate: float  # degrees
+  shear: float  # degrees by which the crop's vertical edges lean
+  perspective: float  # by how much scale changes from the middle to each edge
+  dihedral: bool  # whether any of the 4 quarter turns and their mirror images may come
+
+
+def sample_warp(
+  rng: np.random.Generator,
+  height: int,
+  width: int,
+  *,
+  size: int,
+  area: tuple[float, float],
+  aspect: tuple[float, float],
+  flip_prob: float,
+  geometry: Geometry,
+) -> np.ndarray:
+  """Draws where a crop of size x size pixels lies in an image.
+
+  The box's area, aspect and the angles are those that were drawn; where the quadrangle
+  that they give is too large for the image, the angles shrink in proportion until it
+  fits. So every output pixel comes from the image, however narrow that is.
+
+  Returns:
+    [3, 3] homography from the crop's coordinates in [0, size]**2 to the image's.
+  """
+  box_height, box_width = sample_box(rng, height, width, area=area, aspect=aspect)
+  degrees = math.pi / 180
+  amounts = [
+    (2 * rng.random() - 1) * limit
+    for limit in (
+      *(geometry.rotate * degrees, geometry.shear * degrees),
+      *(geometry.perspective, geometry.perspective),
+    )
+  ]
+  low, high = 0.0, 1.0
+  warp, left, top, right, bottom = _tilt(box_width, box_height, amounts)
+  if right - left > width or bottom - top > height:
+    for _ in range(BISECTIONS):
+      middle = (low + high) / 2
+      tilt = _tilt(box_width, box_height, [middle * amount for amount in amounts])
+      fits = tilt[3] - tilt[1] <= width and tilt[4] - tilt[2] <= height
+      low, high = (middle, high) if fits else (low, middle)
+    tilt = _tilt(box_width, box_height, [low * amount for amount in amounts])
+    warp, left, top, right, bottom = tilt
+  # Whole pixels, so that a plain box is cut as everybody cuts it.
+  x = int(rng.random() * (math.floor(width - right + left) + 1)) - left
+  y = int(rng.random() * (math.floor(height - bottom + top) + 1)) - top
+  # The crop's pixels to [-1, 1]**2, mirrored and turned; then the tilt and the shift.
+  # By hand, since NumPy takes longer to begin than to multiply.
+  mirror, cos, sin = _turn(rng, flip_prob, geometry.dihedral)
+  step = 2 / size
+  unit = (
+    (mirror * cos * step, -sin * step, sin - mirror * cos),
+    (mirror * sin * step, cos * step, -cos - mirror * sin),
+  )
+  (ax, bx), (ay, by), (near_x, near_y) = warp
+  rows = [
+    [u * p + v * q for p, q in zip(*unit, strict=True)]
+    for u, v in ((ax, bx), (ay, by), (near_x, near_y))
+  ]
+  rows[2][2] += 1
+  for row, shift in ((rows[0], x), (rows[1], y)):
+    for i, depth in enumerate(rows[2]):
+      row[i] += shift * depth
+  return np.array(rows)
+
+
+def sample_box(
+  rng: np.random.Generator,
+  height: int,
+  width: int,
+  *,
+  area: tuple[float, float],
+  aspect: tuple[float, float],
+) -> tuple[int, int]:
+  """Draws the size of a random resized crop's box.
+
+  The share of the image is uniform in `area`, width / height log-uniform in `aspect`.
+
+  DIFFERS: when no try fits the image, torchvision takes the largest central box. Here a
+  panorama keeps its variety: shares and aspects are drawn as ever, but of the largest
+  box of that aspect, and it may lie anywhere.
+
+  Returns:
+    (height, width) in whole pixels, at most those of the image.
+  """
+  low, high = math.log(aspect[0]), math.log(aspect[1])
+  for _ in range(TRIES):
+    share = area[0] + (area[1] - area[0]) * rng.random()
+    ratio = math.exp(low + (high - low) * rng.random())
+    target = height * width * share
+    w, h = round(math.sqrt(target * ratio)), round(math.sqrt(target / ratio))
+    if 0 < w <= width and 0 < h <= height:
+      return h, w
+  side = math.sqrt(share / area[1])
+  w, h = min(width, height * ratio) * side, min(height, width / ratio) * side
+  return max(int(h), 1), max(int(w), 1)
+
+
+def scale(warp: np.ndarray, size: int) -> float:
+  """Pixels of the image per pixel of the crop, at its centre: above 1 it shrinks."""
+  (a, b), (c, d) = jacobian(warp, size)
+  return math.sqrt(abs(a * d - b * c))
+
+
+def jacobian(
+  warp: np.ndarray, size: int
+) -> tuple[tuple[float, float], tuple[float, float]]:
+  """Derivatives ((dX/dx, dX/dy), (dY/dx, dY/dy)) of a warp at the crop's centre."""
+  (a, b, c), (d, e, f), (g, h, i) = warp.tolist()
+  x = y = size / 2
+  w = g * x + h * y + i
+  p, q = (a * x + b * y + c) / w, (d * x + e * y + f) / w
+  return ((a - p * g) / w, (b - p * h) / w), ((d - q * g) / w, (e - q * h) / w)
+
+
+def _tilt(width, height, amounts):
+  """Homography of [-1, 1]**2 to a tilted box about 0, and its extent.
+
+  Returns:
+    Columns 0 and 1 of the homography, whose column 2 is (0, 0, 1), as rows; then left,
+    top, right and bottom of where the corners come to lie.
+  """
+  angle, lean, near_x, near_y = amounts
+  cos, sin = math.cos(angle) / 2, math.sin(angle) / 2
+  slope = math.tan(lean)
+  ax, ay = cos * width, sin * width  # where the box's half width points
+  bx, by = (cos * slope - sin) * height, (sin * slope + cos) * height
+  xs, ys = [], []
+  for u, v in ((-1, -1), (-1, 1), (1, -1), (1, 1)):
+    depth = 1 + near_x * u + near_y * v
+    xs.append((ax * u + bx * v) / depth)
+    ys.append((ay * u + by * v) / depth)
+  return ((ax, bx), (ay, by), (near_x, near_y)), min(xs), min(ys), max(xs), max(ys)
+
+
+def _turn(rng, flip_prob, dihedral):
+  """Draws -1 to mirror left and right, or 1, and cosine and sine of a quarter turn."""
+  mirror = -1 if rng.random() < flip_prob else 1
+  if not dihedral:
+    return mirror, 1, 0
+  return mirror, *((1, 0), (0, 1), (-1, 0), (0, -1))[int(4 * rng.random())]

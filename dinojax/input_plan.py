@@ -1,0 +1,116 @@
+"""What a host must do to feed its devices: images, cores, bytes, memory.
+
+Arithmetic on a plan of the step, and one measurement: the time of this machine to make
+the crops of an image, on one core, from images like those of the run.
+"""
+
+import contextlib
+import math
+import time
+
+import numpy as np
+
+from dinojax.data import mixture, pipeline, sources
+
+SECONDS = 10  # that a measurement takes, and at least three batches
+SAMPLES = 256  # records whose size is looked at
+
+
+def measure(config, sample: str) -> dict[str, float]:
+  """Makes batches of one group with one thread, as a worker does.
+
+  Args:
+    config: of the run.
+    sample: source of images like the run's.
+
+  Returns:
+    seconds_per_image: of one core, from stored bytes to crops and masks.
+    bytes_per_image: as stored; of images that are not encoded, their pixels.
+  """
+  source = sources.open_source(sample, field="--sample")
+  data = mixture.Mixture([source], [1.0])
+  alone = config.copy_and_resolve_references()
+  with alone.unlocked():
+    alone.workers = 0
+  batches = pipeline.open_batches(alone, data, groups=[0], start_step=0)
+  with contextlib.closing(batches):
+    next(batches)  # first of all, libraries are loaded
+    start, made = time.perf_counter(), 0
+    while made < 3 or time.perf_counter() - start < SECONDS:
+      next(batches)
+      made += 1
+    rate = batches.rate() * config.group_size
+  indices = np.random.default_rng(0).integers(len(source), size=SAMPLES)
+  images = [source[int(index)]["image"] for index in indices]
+  size = [len(x) if isinstance(x, bytes) else x.nbytes for x in images]
+  return {"seconds_per_image": 1 / rate, "bytes_per_image": float(np.mean(size))}
+
+
+def needs(config, plan: dict, *, hosts: int, measured: dict | None) -> dict[str, float]:
+  """Figures of one host; those that need a step's time or a measurement only with it.
+
+  Args:
+    config: of the run.
+    plan: as `plan.make_plan` returns it.
+    hosts: machines that the devices are spread over.
+    measured: what `measure` returned, or None.
+
+  Returns:
+    {name: number}, rates per second, sizes in bytes.
+  """
+  batch = sum(
+    math.prod(shape) * kind.itemsize
+    for shape, kind in pipeline.batch_shapes(config).values()
+  )
+  # Each worker makes one batch while another waits, and one is on its way.
+  ahead = 2 * max(config.workers, 1) + 1
+  found = {
+    "hosts": hosts,
+    "workers": config.workers,
+    "images_per_step": config.data.batch_size / hosts,
+    "batches_bytes": ahead * batch / hosts,
+  }
+  if "seconds" in plan:
+    found["images_per_second"] = found["images_per_step"] / plan["seconds"]
+    found["crops_bytes_per_second"] = batch / hosts / plan["seconds"]
+  if measured:
+    found |= measured
+  if measured and "seconds" in plan:
+    rate = found["images_per_second"]
+    found["cores"] = rate * measured["seconds_per_image"]
+    found["read_bytes_per_second"] = rate * measured["bytes_per_image"]
+  return found
+
+
+def rows(needs: dict[str, float]) -> list[tuple[str, str]]:
+  """The figures for people: (what, value)."""
+  workers = needs["workers"]
+  lines = [
+    ("input: hosts", f"{needs['hosts']}"),
+    ("  images per step and host", f"{needs['images_per_step']:g}"),
+    (
+      f"  memory for batches, {workers} workers",
+      f"{needs['batches_bytes'] / 2**30:.2f} GiB",
+    ),
+  ]
+  if "images_per_second" in needs:
+    lines += [
+      ("  images/s per host", f"{needs['images_per_second']:,.0f}"),
+      (
+        "  crops to the devices, per host",
+        f"{needs['crops_bytes_per_second'] / 1e6:,.0f} MB/s",
+      ),
+    ]
+  if "seconds_per_image" in needs:
+    lines += [
+      ("  an image on one core, here", f"{needs['seconds_per_image'] * 1e3:.1f} ms"),
+      ("  an image as stored", f"{needs['bytes_per_image'] / 1e3:,.1f} kB"),
+    ]
+  if "cores" in needs:
+    short = needs["cores"] > workers
+    advice = f"; raise config.workers={workers}" if short else f" of {workers} workers"
+    lines += [
+      ("  cores it takes, like these", f"{needs['cores']:.1f}{advice}"),
+      ("  read per host", f"{needs['read_bytes_per_second'] / 1e6:,.2f} MB/s"),
+    ]
+  return lines

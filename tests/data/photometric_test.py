@@ -1,0 +1,115 @@
+"""Fused colour and blur against float64 NumPy, and against Pillow where they agree."""
+
+import itertools
+import math
+
+import cv2
+import numpy as np
+import pictures
+import pytest
+from PIL import Image, ImageEnhance, ImageOps
+
+from dinojax.data import photometric
+
+LUMA = np.array([0.299, 0.587, 0.114])
+STILL = dict(brightness=1.0, contrast=1.0, saturation=1.0, turn=0.0)
+YIQ = np.array([LUMA, [0.5959, -0.2746, -0.3213], [0.2115, -0.5227, 0.3112]])
+
+
+def colored(image, **factors):
+  luma = photometric.mean_luma(image)
+  return cv2.transform(image, photometric.color_matrix(luma, **STILL | factors))
+
+
+def one_by_one(image, order, factors):
+  """The four steps of the jitter in float64, neither rounded nor clipped."""
+  x = image.astype(np.float64)
+  for step in order:
+    if step == "brightness":
+      x = x * factors[step]
+    elif step == "contrast":
+      mean = (x @ LUMA).mean()
+      x = mean + (x - mean) * factors[step]
+    elif step == "saturation":
+      grey = (x @ LUMA)[..., None]
+      x = grey + (x - grey) * factors[step]
+    else:
+      angle = 2 * math.pi * factors[step]
+      c, s = math.cos(angle), math.sin(angle)
+      turn = np.array([[1, 0, 0], [0, c, -s], [0, s, c]])
+      x = x @ (np.linalg.inv(YIQ) @ turn @ YIQ).T
+  return x
+
+
+@pytest.mark.parametrize("order", list(itertools.permutations(STILL))[::5])
+def test_one_matrix_is_the_four_steps_in_any_order(order):
+  image = (pictures.noise() // 2 + 60).astype(np.uint8)  # nothing is clipped
+  factors = dict(brightness=0.8, contrast=0.9, saturation=1.2, turn=0.07)
+  expected = one_by_one(image, order, factors)
+  assert expected.min() > 0 and expected.max() < 255
+  # The luma of the matrices is rounded to four digits, and the result to a level.
+  assert np.abs(colored(image, **factors) - expected).max() < 0.7
+
+
+@pytest.mark.parametrize("factor", [0.0, 0.6, 1.0, 1.4])
+@pytest.mark.parametrize(
+  ("name", "pillow"),
+  [
+    ("brightness", ImageEnhance.Brightness),
+    ("contrast", ImageEnhance.Contrast),
+    ("saturation", ImageEnhance.Color),
+  ],
+)
+def test_a_single_factor_does_what_pillows_enhancer_does(name, pillow, factor):
+  for image in (pictures.noise(), pictures.photograph(60, 80)):
+    expected = np.asarray(pillow(Image.fromarray(image)).enhance(factor), np.float64)
+    assert np.abs(colored(image, **{name: factor}) - expected).max() <= 1
+
+
+def test_a_turn_of_the_hue_keeps_luma_and_greys():
+  image = (pictures.noise() // 3 + 80).astype(np.uint8)
+  turned = colored(image, turn=0.3)
+  assert np.abs(turned @ LUMA - image @ LUMA).max() < 1
+  assert np.abs(turned.astype(int) - image).max() > 20
+  grey = np.repeat(image[..., :1], 3, axis=-1)
+  assert np.abs(colored(grey, turn=0.3).astype(int) - grey).max() <= 1
+
+
+@pytest.mark.parametrize("sharpen", [(0.0, 0.0), (0.12, -0.04)])
+@pytest.mark.parametrize("sigma", [0.0, 0.1, 0.5, 1.0, 2.0])
+def test_one_filter_sharpens_and_blurs(sigma, sharpen):
+  image, side = pictures.noise(), 48
+  taps = np.zeros(9)
+  taps[4] = 1
+  if sigma:
+    taps = np.exp(-0.5 * (np.arange(-4, 5) / sigma) ** 2)
+  x = np.pad(image.astype(np.float64), ((5, 5), (5, 5), (0, 0)), mode="reflect")
+  for axis, tap in ((1, sharpen[0]), (0, sharpen[1])):
+    whole = np.convolve(taps / taps.sum(), (-tap, 1 + 2 * tap, -tap))
+    x = sum(
+      weight * np.take(x, range(i, i + side), axis) for i, weight in enumerate(whole)
+    )
+  ours = photometric.smooth(image, sharpen=sharpen, sigma=sigma, kernel=9)
+  # Three sigmas, where a Gaussian ends here, leave out 0.3% of it.
+  assert np.abs(ours - np.clip(x, 0, 255)).max() <= 1.5
+
+
+def test_solarize_inverts_from_128_upwards():
+  image = np.repeat(np.arange(256, dtype=np.uint8)[None, :, None], 3, axis=-1)
+  expected = ImageOps.solarize(Image.fromarray(image), threshold=128)
+  np.testing.assert_array_equal(photometric.solarize(image), np.asarray(expected))
+
+
+def test_factors_fill_their_ranges():
+  rng = np.random.default_rng(0)
+  jitter = photometric.Jitter(1.0, 0.4, 0.3, 0.2, 0.1)
+  drawn = [photometric.sample_jitter(rng, jitter) for _ in range(2000)]
+  for name, low, high in (
+    ("brightness", 0.6, 1.4),
+    ("contrast", 0.7, 1.3),
+    ("saturation", 0.8, 1.2),
+    ("turn", -0.1, 0.1),
+  ):
+    values = np.array([factors[name] for factors in drawn])
+    assert low <= values.min() < low + 0.01 * (high - low)
+    assert high >= values.max() > high - 0.01 * (high - low)
