@@ -37,7 +37,6 @@ from dinojax import (
   feature_files,
   interrupts,
   metrics,
-  out_flag,
   sharding,
 )
 from dinojax.data import pipeline, sources
@@ -47,10 +46,11 @@ IMAGES = flags.DEFINE_string(
   None,
   "folder:PATH, tfds:NAME:SPLIT, arrayrecord:GLOB, embedded:digits:test.",
 )
+OUT = flags.DEFINE_string("out", None, "What to write: *.parquet, *.npy or *.zarr.")
 PATCHES = flags.DEFINE_bool("patches", False, "Writes the patch features as well.")
 for flag in (
   *backbone_flags.NAMES,
-  *("out", "num_processes", "process_id", "coordinator", "multihost"),
+  *("num_processes", "process_id", "coordinator", "multihost"),
 ):
   flags.declare_key_flag(flag)
 
@@ -74,7 +74,7 @@ def main(_) -> None:
     second="ended; the same command goes on",
     together=False,
   )
-  out = feature_files.check_path(out_flag.OUT.value, flag="--out")
+  out = feature_files.check_path(OUT.value, flag="--out")
   if not IMAGES.value:
     raise errors.UserError("--images=SOURCE is missing; try folder:PATH")
   source = sources.open_source(IMAGES.value, field="--images")

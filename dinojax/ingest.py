@@ -1,9 +1,9 @@
 r"""Images from many places into shards to train on: checked, and without duplicates.
 
-  python -m dinojax.ingest --source=folder:/data/photos --source='tar:/data/web/*.tar' \
+  python -m dinojax.ingest --images=folder:/data/photos --images='tar:/data/web/*.tar' \
     --exclude=folder:/data/imagenet/val --out=/data/clean/1.0.0
 
---source and --exclude may be given several times, each
+--images and --exclude may be given several times, each
   folder:PATH           images below a folder; sub-folders are classes
   tar:GLOB              tar files of img2dataset or webdataset
   parquet:GLOB          Parquet files with a column of encoded images
@@ -36,7 +36,7 @@ import jax
 from absl import flags
 
 import dinojax
-from dinojax import backbone_flags, cli, durable, errors, out_flag, sharding
+from dinojax import backbone_flags, cli, durable, errors, sharding
 from dinojax.curation import (
   collisions,
   components,
@@ -50,9 +50,12 @@ from dinojax.curation import (
   report,
 )
 
-SOURCE = flags.DEFINE_multi_string("source", [], "Where images come from; see above.")
+IMAGES = flags.DEFINE_multi_string("images", [], "Where images come from; see above.")
 EXCLUDE = flags.DEFINE_multi_string(
   "exclude", [], "Evaluation sets: what is close to one of their images is dropped."
+)
+OUT = flags.DEFINE_string(
+  "out", None, "Folder to make; as .../NAME/1.0.0 it is found as tfds:NAME:train."
 )
 flags.DEFINE_integer("min_side", 32, "Drop images with a shorter side than that.")
 flags.DEFINE_float(
@@ -98,7 +101,7 @@ flags.DEFINE_string("image_column", "", "Of Parquet; default the one that plainl
 flags.DEFINE_string("label_column", "", "Of Parquet; default `label`, if there is one.")
 SETTINGS = tuple(field.name for field in dataclasses.fields(jobs.Settings))
 EMBEDDING = tuple(name for name in backbone_flags.NAMES if name != "workers")
-for flag in (*EMBEDDING, "out"):
+for flag in EMBEDDING:
   flags.declare_key_flag(flag)
 
 
@@ -108,12 +111,12 @@ def main(arguments: list[str]) -> None:
   options = engine.parse(arguments[1:])
   settings = jobs.Settings(**{name: flags.FLAGS[name].value for name in SETTINGS})
   check(settings)
-  out = pathlib.Path(out_flag.OUT.value).expanduser()
+  out = pathlib.Path(OUT.value).expanduser()
   job = jobs.Job(settings, out, out.with_name(f"{out.name}.work"))
-  parts = inputs.plan(SOURCE.value, EXCLUDE.value, settings)
+  parts = inputs.plan(IMAGES.value, EXCLUDE.value, settings)
   network, weights = open_network(settings)
   given = {
-    "images": SOURCE.value,
+    "images": IMAGES.value,
     "exclude": EXCLUDE.value,
     "parts": len(parts),
     "source": inputs.fingerprint(parts),
@@ -143,9 +146,9 @@ def main(arguments: list[str]) -> None:
 
 def check(settings: jobs.Settings) -> None:
   """Refuses flags that make no sense, before anything is read."""
-  if not SOURCE.value:
-    raise errors.UserError("--source=SOURCE is missing; try folder:PATH")
-  if not out_flag.OUT.value:
+  if not IMAGES.value:
+    raise errors.UserError("--images=SOURCE is missing; try folder:PATH")
+  if not OUT.value:
     raise errors.UserError("--out=FOLDER is missing; try /data/NAME/1.0.0")
   limits = {
     "min_side": (1, 1 << 20),

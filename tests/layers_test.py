@@ -72,7 +72,6 @@ MAY_IMPORT = {
   "evals.search": {"sharding", "evals.features", "evals.select"},
   "preflight": {"errors"},
   "durable": {"errors"},
-  "out_flag": set(),
   "feature_files": {"durable", "errors"},
   "allocator": set(),
   "cli": {"allocator", "errors"},

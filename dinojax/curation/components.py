@@ -116,6 +116,7 @@ def choose(
   compare,
   excluded: frozenset[int],
 ) -> None:
+  """Drops what is alike to a better image of its crowd; one task of whole crowds."""
   path = job.path(f"{step}-chosen", span[0])
   if path.exists():
     return

@@ -47,7 +47,7 @@ def plan(
   """
   parts = []
   inputs = [("--exclude", spec) for spec in excluded]
-  inputs += [("--source", spec) for spec in images]
+  inputs += [("--images", spec) for spec in images]
   for number, (field, spec) in enumerate(inputs):
     for place, start, stop, fingerprint in _pieces(field, spec, settings):
       parts.append(
@@ -108,7 +108,7 @@ def _identity(path: str) -> str:
 @functools.lru_cache(maxsize=4)
 def _open(spec: str) -> sources.Source:
   """A source, kept open from one part to the next."""
-  return sources.open_source(spec, field="--source")
+  return sources.open_source(spec, field="--images")
 
 
 def read(

@@ -75,7 +75,7 @@ def damaged(content, number, rng):
 
 
 def command(args, out):
-  inputs = [f"--source=folder:{args.images}", f"--source=folder:{args.work}/planted"]
+  inputs = [f"--images=folder:{args.images}", f"--images=folder:{args.work}/planted"]
   flags = ["--min_side=8", f"--records_per_shard={args.records_per_shard}"]
   run = [sys.executable, "-m", "dinojax.ingest", *inputs, *flags, f"--out={out}"]
   return [*run, *args.more]

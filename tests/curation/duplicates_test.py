@@ -1,6 +1,7 @@
 """Equal and near images are found whatever the order, and only what is close goes."""
 
 import io
+import itertools
 
 import numpy as np
 import pytest
@@ -93,8 +94,10 @@ def encoded(pixels, quality=80, size=None):
   return np.asarray(Image.open(file).convert("RGB"))
 
 
-def test_thumbnails_and_hashes_know_an_image_that_was_encoded_again_or_resized(pictures):
-  for pixels, other in zip(pictures[:-1], pictures[1:], strict=True):
+def test_thumbnails_and_hashes_know_an_image_that_was_encoded_again_or_resized(
+  pictures,
+):
+  for pixels, other in itertools.pairwise(pictures):
     mine = fingerprints.shrink(pixels, 8)
     for copy in (encoded(pixels, 60), encoded(pixels, 85, 48), encoded(pixels, 85, 96)):
       assert fingerprints.alike(mine, fingerprints.shrink(copy, 8), 5.5)

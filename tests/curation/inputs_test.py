@@ -7,12 +7,12 @@ import numpy as np
 import pyarrow
 import pytest
 from array_record.python import array_record_module
+from duplicates_test import make_job
 from PIL import Image
 from pyarrow import parquet
 
 from dinojax import errors
 from dinojax.curation import inputs
-from duplicates_test import make_job
 
 
 def png(pixels):
@@ -121,7 +121,7 @@ def test_folders_and_array_records_as_training_reads_them(contents, tmp_path):
 @pytest.mark.parametrize(
   ("spec", "said"),
   [
-    ("tar:/nowhere/*.tar", r'--source="tar:/nowhere/\*.tar" matches no file'),
+    ("tar:/nowhere/*.tar", r'--images="tar:/nowhere/\*.tar" matches no file'),
     ("folder:/nowhere", "does not exist"),
     ("/data/photos", "must be folder:PATH, tar:GLOB"),
     ("parquet:{here}/x", "is no Parquet file"),
