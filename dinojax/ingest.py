@@ -125,23 +125,31 @@ def main(arguments: list[str]) -> None:
     "network": dataclasses.asdict(network) if network else None,
     "dinojax": dinojax.__version__,
   }
-  if out.exists() and durable.manifest_path(out).exists():
-    durable.claim(out, given, free=())
-    remove_work(job)
-    engine.say(f"{out} is complete; nothing to do")
-    return
-  durable.claim(out, given, free=())
+  durable.claim(out, given, differences=differences)
   with durable.locked(out):
-    if not out.exists():
+    if out.exists():
+      told = f"{out} is complete; nothing to do"
+    else:
       durable.sweep(out)
       curate(job, parts, network, options)
       found = finish(job, parts, given, options)
-      told = ", ".join(f"{n:,} {reason}" for reason, n in found["dropped"].items())
-      engine.say(
+      reasons = ", ".join(f"{n:,} {reason}" for reason, n in found["dropped"].items())
+      told = (
         f"done; {out} holds {found['records']:,} images in {len(found['shards'])}"
-        f" shards; dropped: {told or 'none'}; see {out / 'report.html'}"
+        f" shards; dropped: {reasons or 'none'}; see {out / 'report.html'}"
       )
+    durable.declare(out, complete=True)
     remove_work(job)
+  engine.say(told)
+
+
+def differences(there: dict, now: dict) -> list[str]:
+  """What of an output that was begun is not as asked for now, in the user's words."""
+  return [
+    f"{name}: {there.get(name)} there, {now.get(name)} now"
+    for name in {**there, **now}
+    if name != "complete" and there.get(name) != now.get(name)
+  ]
 
 
 def check(settings: jobs.Settings) -> None:

@@ -120,12 +120,12 @@ def _pictures(
 
 def _page(job, manifest: dict, chosen: dict, pictures: dict) -> str:
   """The page's text."""
+  name = html.escape("/".join(job.out.parts[-2:]))
   total = manifest["records"] + sum(manifest["dropped"].values())
   rows = [("kept", manifest["records"]), *manifest["dropped"].items()]
   lines = [
     "<!doctype html><meta charset=utf-8>",
-    f"<title>{html.escape(job.out.name)}</title><style>{STYLE}</style>",
-    f"<h1>Ingest of {html.escape(str(job.out))}</h1>",
+    f"<title>{name}</title><style>{STYLE}</style><h1>Ingest of {name}</h1>",
     f"<p>{total:,} images were found, {manifest['records']:,} are kept, in"
     f" {len(manifest['shards'])} shards of {manifest['bytes']:,} bytes in all."
     " dropped.csv lists the others.",
