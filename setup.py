@@ -47,8 +47,16 @@ setuptools.setup(
     "tensorboard": ["tensorboard>=2.17"],
     "onnx": ["jax2onnx>=0.13,<0.14"],  # later ones ask for an older Orbax
     "torch": ["torch>=2.6"],  # reads and writes .pth
+    "ingest": [
+      "apache-beam>=2.70",
+      "faiss-cpu>=1.9",  # near embeddings and clusters
+      "psutil>=5.9",
+      "pyarrow>=17",
+    ],
     "embed": ["pyarrow>=17", "zarr>=3.1"],  # features in Parquet and Zarr
     "test": [
+      "apache-beam>=2.70",
+      "faiss-cpu>=1.9",
       "jax2onnx>=0.13,<0.14",
       "jax[tpu]>=0.10,<0.12",  # plan_test.py compiles for TPUs that are not there
       "onnxruntime>=1.20",

@@ -27,6 +27,7 @@ def run(
   on_interrupt: str,
   config: bool = True,
   arguments: str = "",
+  pass_unknown: bool = False,
 ) -> None:
   """Parses the flags and calls `main`; a UserError becomes one line and status 1.
 
@@ -35,8 +36,14 @@ def run(
     on_interrupt: said when a Ctrl-C ends the program.
     config: whether --config has to be given.
     arguments: what `main` wants besides options, such as "SRC DST".
+    pass_unknown: whether `main` takes options that are unknown here, instead.
   """
-  parse = functools.partial(_parse_flags, config=config, arguments=arguments.split())
+  parse = functools.partial(
+    _parse_flags,
+    config=config,
+    arguments=arguments.split(),
+    pass_unknown=pass_unknown,
+  )
   try:
     app.run(main, flags_parser=parse)
   except errors.UserError as error:
@@ -92,14 +99,21 @@ def integers(flag: flags.FlagHolder) -> tuple[int, ...]:
   return numbers
 
 
-def _parse_flags(argv: list[str], *, config: bool, arguments: list[str]) -> list[str]:
+def _parse_flags(
+  argv: list[str], *, config: bool, arguments: list[str], pass_unknown: bool
+) -> list[str]:
   """Flags, config file and arguments; what is wrong with them becomes one line."""
   try:
-    rest = app.parse_flags_with_usage(argv)
+    if pass_unknown:
+      rest = flags.FLAGS(argv, known_only=True)
+    else:
+      rest = app.parse_flags_with_usage(argv)
     if config and flags.FLAGS.config is None:
       raise errors.UserError("--config=FILE is missing; try experiments/quickstart.py")
     if config:
       _ = flags.FLAGS.config.workdir  # a file that cannot be loaded shows only now
+  except flags.Error as error:
+    raise errors.UserError(" ".join(str(error).split())) from error
   except OSError as error:
     reason = " ".join(str(error).split())
     raise errors.UserError(f"--config: {reason}") from error
@@ -115,6 +129,7 @@ def _parse_flags(argv: list[str], *, config: bool, arguments: list[str]) -> list
     logging.set_verbosity(logging.WARNING)
   if missing := arguments[len(rest) - 1 :]:
     raise errors.UserError(f"{' '.join(missing)} missing; see --help")
-  if unknown := rest[1 + len(arguments) :]:
+  unknown = [x for x in rest[1:] if not (pass_unknown and x.startswith("--"))]
+  if unknown := unknown[len(arguments) :]:
     raise errors.UserError(f"{unknown[0]!r} is no option; options start with --")
   return rest

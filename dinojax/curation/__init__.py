@@ -1,0 +1,1 @@
+"""From piles of images to shards: what `dinojax.ingest` is made of."""

@@ -1,0 +1,241 @@
+"""Apache Beam's part: a function over many tasks, on any runner, and its end in order.
+
+Without --runner, tasks run in processes of this machine (Beam's FnApiRunner), and
+whatever ends this process ends those, too. Beam is imported where it is used: it is an
+extra, and takes seconds.
+"""
+
+import contextlib
+import dataclasses
+import functools
+import logging
+import os
+import pathlib
+import re
+import shlex
+import sys
+import time
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any
+
+import tqdm
+
+from dinojax import errors
+from dinojax.curation import watch, worker
+
+LOCAL = (None, "DirectRunner", "FnApiRunner")
+
+
+def parse(arguments: list[str]) -> list[str]:
+  """Beam's options, checked; by default several processes of this machine.
+
+  Raises:
+    UserError: one is unknown, or Beam is not installed.
+  """
+  given = {argument.partition("=")[0] for argument in arguments}
+  defaults = {
+    "--direct_num_workers": str(os.cpu_count()),
+    "--direct_running_mode": "multi_processing",
+  }
+  defaults = [f"{name}={x}" for name, x in defaults.items() if name not in given]
+  logging.disable(logging.WARNING)  # Beam tells what it does not find
+  try:
+    built = _build([*arguments, *defaults])
+    known = built.get_all_options()
+  except ModuleNotFoundError as error:
+    raise errors.UserError(
+      f"ingest needs {error.name}: pip install -e '.[ingest]'"
+    ) from error
+  except SystemExit as error:  # argparse's, which has printed the reason
+    raise errors.UserError("an option of Beam's has a wrong value") from error
+  finally:
+    logging.disable(logging.NOTSET)
+  logging.getLogger("apache_beam").setLevel(logging.CRITICAL)
+  unknown = built.get_all_options(retain_unknown_options=True).keys() - known.keys()
+  if unknown:
+    raise errors.UserError(
+      f"--{min(unknown)} is an option neither of ingest (see --help) nor of Beam"
+    )
+  return [*arguments, *defaults]
+
+
+def within_this_process(options: list[str]) -> list[str]:
+  """The options, but for no other process if tasks run on this machine."""
+  return [*options, "--direct_num_workers=1", "--direct_running_mode=in_memory"]
+
+
+def _build(options: list[str]) -> Any:
+  from apache_beam.options import pipeline_options
+
+  return pipeline_options.PipelineOptions(options)
+
+
+def each(
+  function: Callable[[Any], None],
+  tasks: list,
+  *,
+  options: list[str],
+  label: str,
+  count: Callable[[], int],
+) -> None:
+  """Calls a function once for each task.
+
+  Args:
+    function: of one task; a partial of a module's function. Beam may call it again for
+      the same task, and at once.
+    tasks: anything that can be pickled.
+    options: of `parse`.
+    label: shown before the progress.
+    count: the number of tasks done so far.
+
+  Raises:
+    UserError: that of a task.
+  """
+  import apache_beam as beam
+
+  def build(pipeline, address):
+    call = beam.FlatMap(functools.partial(watch.telling, address, _Silent(function)))
+    _ = pipeline | beam.Create(tasks) | beam.Reshuffle() | label >> call
+
+  if tasks:
+    _run(build, options, label, len(tasks), count)
+
+
+def grouped(
+  emit: Callable[[Any], Iterator[tuple[int, bytes]]],
+  reduce: Callable[[int, Iterable[bytes]], None],
+  tasks: list,
+  *,
+  options: list[str],
+  label: str,
+  count: Callable[[], int],
+) -> None:
+  """Brings together what the tasks emit for the same key.
+
+  Args:
+    emit: a task -> pairs of a key and bytes.
+    reduce: takes a key and all bytes of it, in no particular order.
+    tasks: as in `each`, and so are `options`, `label` and `count`.
+    options: of `parse`.
+    label: shown before the progress.
+    count: the number of tasks done so far.
+  """
+  import apache_beam as beam
+
+  def build(pipeline, address):
+    telling = functools.partial(watch.telling, address)
+    _ = (
+      pipeline
+      | beam.Create(tasks)
+      | beam.Reshuffle()
+      | f"{label}: keys" >> beam.FlatMap(functools.partial(telling, _Listed(emit)))
+      | beam.GroupByKey()
+      | f"{label}: groups" >> beam.FlatMap(functools.partial(telling, _Spread(reduce)))
+    )
+
+  if tasks:
+    _run(build, options, label, len(tasks), count)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Silent:
+  """A function as Beam wants it, which takes what it returns for elements."""
+
+  function: Callable
+
+  def __call__(self, task: Any) -> tuple:
+    self.function(task)
+    return ()
+
+
+@dataclasses.dataclass(frozen=True)
+class _Listed:
+  """A generator that runs within the call, so that its failures show there."""
+
+  function: Callable
+
+  def __call__(self, task: Any) -> list:
+    return list(self.function(task))
+
+
+@dataclasses.dataclass(frozen=True)
+class _Spread:
+  """A function of a key and its values, as Beam groups them."""
+
+  function: Callable
+
+  def __call__(self, pair: tuple) -> tuple:
+    self.function(*pair)
+    return ()
+
+
+def _run(
+  build: Callable, options: list[str], label: str, total: int, count: Callable
+) -> None:
+  """Builds and runs one pipeline, with a bar; a task's UserError is raised here."""
+  import apache_beam as beam
+
+  begun = time.monotonic()
+  bar = tqdm.tqdm(desc=label, total=total, leave=False, disable=None, unit=" tasks")
+
+  def show():
+    if not bar.disable:
+      bar.n = count()
+      bar.refresh()
+
+  runner, address, failures = None, None, watch.Failures()
+  if _build(options).get_all_options()["runner"] in LOCAL:
+    runner, options = _local_runner(options)
+    address = failures.address
+  pipeline = beam.Pipeline(runner=runner, options=_build(options))
+  build(pipeline, address)
+  try:
+    with contextlib.closing(failures), contextlib.closing(bar):
+      watch.run(lambda: pipeline.run().wait_until_finish(), failures, show)
+  except errors.UserError:
+    raise
+  except Exception as error:
+    # From another machine the error comes as the text of its traceback.
+    pattern = r"errors\.UserError: (.*?)(?: \[while running .*)?$"
+    if told := re.findall(pattern, str(error), re.MULTILINE):
+      raise errors.UserError(told[-1]) from error
+    raise
+  say(f"{label}: {time.monotonic() - begun:.0f} s")
+
+
+def _local_runner(options: list[str]) -> tuple[Any, list[str]]:
+  """Beam's local runner, with processes of ours, and the options for it.
+
+  DirectRunner itself would first look for another runner on the network.
+  """
+  from apache_beam.portability.api import beam_provision_api_pb2
+  from apache_beam.runners.portability import portable_runner
+  from apache_beam.runners.portability.fn_api_runner import fn_runner
+  from apache_beam.transforms import environments
+
+  environment = None
+  known = _build(options).get_all_options()
+  if known["direct_running_mode"] == "multi_processing":
+    command = [sys.executable, "-m", worker.__name__, str(os.getpid())]
+    environment = environments.SubprocessSDKEnvironment.from_command_string(
+      shlex.join(command)
+    )
+    # Otherwise it would take Beam's own command.
+    options = [*options, "--direct_running_mode=in_memory"]
+  values = portable_runner.JobServiceHandle.encode_pipeline_options(known)
+  information = beam_provision_api_pb2.ProvisionInfo(pipeline_options=values)
+  runner = fn_runner.FnApiRunner(
+    default_environment=environment,
+    provision_info=fn_runner.ExtendedProvisionInfo(information),
+  )
+  return runner, options
+
+
+def say(line: str) -> None:
+  """Prints one line without tearing the bar; unlike metrics.say, without JAX."""
+  tqdm.tqdm.write(line, file=sys.stderr)
+
+
+def files_in(folder: pathlib.Path) -> Callable[[], int]:
+  """Counts the files of a folder, as the number of tasks done."""
+  return lambda: sum(1 for _ in folder.iterdir()) if folder.exists() else 0

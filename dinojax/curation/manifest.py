@@ -1,0 +1,89 @@
+"""What went in, what came out, and why the rest did not: manifest.json."""
+
+import collections
+import importlib.metadata
+import platform
+from typing import Any
+
+import numpy as np
+
+import dinojax
+from dinojax.curation import jobs
+
+VERSIONS = ("apache-beam", "array_record", "faiss-cpu", "numpy", "pillow", "pyarrow")
+VERSIONS += ("opencv-python-headless", "tensorflow-datasets")
+
+
+def totals(job: jobs.Job, parts: list[jobs.Part]) -> dict[str, Any]:
+  """Counts over all images, from what was seen of them."""
+  inputs = collections.defaultdict(collections.Counter)
+  sides = collections.Counter()
+  labels = collections.defaultdict(set)
+  kept_bytes = 0
+  for part in parts:
+    rows, reasons = job.rows(part.number), job.reasons(part.number)
+    counts = inputs[part.source]
+    counts["images"] += len(rows)
+    counts["bytes"] += int(rows["size"].sum())
+    if part.excluded:
+      counts["unreadable"] += int((rows["reason"] > 0).sum())
+      continue
+    for reason, count in enumerate(np.bincount(reasons).tolist()):
+      if count:
+        counts[jobs.REASONS[reason] or "kept"] += count
+    kept = rows[reasons == 0]
+    kept_bytes += int(kept["size"].sum())
+    shorter = np.minimum(kept["width"], kept["height"])
+    powers = np.floor(np.log2(np.maximum(shorter, 1))).astype(int)
+    sides.update(powers.tolist())
+    labels[part.source] |= set(np.unique(kept["label"]).tolist())
+  return {
+    "inputs": {number: dict(counts) for number, counts in sorted(inputs.items())},
+    "kept_bytes": kept_bytes,
+    "shorter_side": {
+      f"{2**power} to {2 ** (power + 1) - 1}": count
+      for power, count in sorted(sides.items())
+    },
+    "labels": {number: found for number, found in labels.items() if found - {-1}},
+  }
+
+
+def num_classes(labels: dict[int, set[int]]) -> int:
+  """Classes of the output: 0 unless one input alone has labels, and each image one."""
+  if len(labels) != 1:
+    return 0
+  (found,) = labels.values()
+  return max(found) + 1 if min(found) >= 0 else 0
+
+
+def make(
+  given: dict[str, Any], found: dict[str, Any], shards: list[dict[str, Any]]
+) -> dict[str, Any]:
+  """The manifest.
+
+  Args:
+    given: inputs and settings, as the output was claimed with.
+    found: of `totals`.
+    shards: {"name", "records", "bytes", "sources"} of each.
+  """
+  reasons = collections.Counter()
+  for counts in found["inputs"].values():
+    reasons.update({k: n for k, n in counts.items() if k in jobs.REASONS})
+  specs = [*given["exclude"], *given["images"]]
+  return {
+    "records": sum(shard["records"] for shard in shards),
+    "bytes": sum(shard["bytes"] for shard in shards),
+    "dropped": {name: reasons[name] for name in jobs.REASONS if reasons[name]},
+    "inputs": [
+      {"source": specs[number], **counts} for number, counts in found["inputs"].items()
+    ],
+    "bytes_of_kept_images_as_found": found["kept_bytes"],
+    "images_by_shorter_side": found["shorter_side"],
+    "shards": shards,
+    "given": given,
+    "versions": {
+      "dinojax": dinojax.__version__,
+      "python": platform.python_version(),
+      **{name: importlib.metadata.version(name) for name in VERSIONS},
+    },
+  }

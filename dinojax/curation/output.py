@@ -1,0 +1,187 @@
+"""Shards of what is kept: ArrayRecord of tf.train.Example, as tfds writes them.
+
+Shard k holds records k * n to (k + 1) * n of all that are kept, in the order of the
+inputs, which are read again for it. So shards depend on inputs and settings alone, and
+each is written by itself, whole or not at all.
+"""
+
+import collections
+import itertools
+import json
+import pathlib
+import re
+from typing import Any
+
+import numpy as np
+
+from dinojax import durable, errors
+from dinojax.curation import examine, inputs, jobs
+
+SPLIT = "train"
+FORMAT = "array_record"
+GROUP = "group_size:1"  # records that are decompressed together: any can be read alone
+
+
+def dataset_name(out: pathlib.Path) -> str:
+  """Name of the dataset: of OUT, or of the folder of which OUT is a version."""
+  version = re.fullmatch(r"\d+\.\d+\.\d+", out.name)
+  name = re.sub(r"\W+", "_", (out.resolve().parent if version else out).name)
+  return name if re.match(r"[A-Za-z]", name) else f"images_{name}"
+
+
+def shard_name(out: pathlib.Path, shard: int, shards: int) -> str:
+  """File name of a shard."""
+  return f"{dataset_name(out)}-{SPLIT}.{FORMAT}-{shard:05d}-of-{shards:05d}"
+
+
+def layout(job: jobs.Job, counts: dict[int, int]) -> list[list[tuple[int, int, int]]]:
+  """Which survivors go into each shard, as (part, first, last + 1) of its survivors.
+
+  Args:
+    job: says how many records a shard holds.
+    counts: survivors of each part, in order.
+  """
+  size = job.settings.records_per_shard
+  shards, room = [], 0
+  for number, count in counts.items():
+    start = 0
+    while start < count:
+      if not room:
+        shards.append([])
+        room = size
+      stop = min(count, start + room)
+      shards[-1].append((number, start, stop))
+      room -= stop - start
+      start = stop
+  return shards
+
+
+def write(shard: int, *, job: jobs.Job, parts: list[jobs.Part], plan: list) -> None:
+  """Writes one shard; one task. plan: of `layout`."""
+  from array_record.python import array_record_module
+
+  path = job.work / "out" / shard_name(job.out, shard, len(plan))
+  done = job.path("shards", shard, "json")
+  if done.exists():
+    return
+  new = durable.temporary(job.out.with_name(f"{job.out.name}.{path.name}"))
+  size = count = 0
+  try:
+    with durable.failing_in_one_line(job.out):
+      path.parent.mkdir(parents=True, exist_ok=True)
+      try:
+        writer = array_record_module.ArrayRecordWriter(str(new), GROUP)
+        for record in _records(job, parts, plan[shard]):
+          writer.write(record)
+          size, count = size + len(record), count + 1
+        writer.close()
+      except (RuntimeError, ValueError) as error:  # what it makes of a full disk
+        raise OSError(str(error).partition(";")[0]) from error
+      check(new, count)
+      durable.sync(new)
+      new.replace(path)
+      durable.sync(path.parent)
+  finally:
+    new.unlink(missing_ok=True)
+  job.save(done, {"records": count, "bytes": size})
+
+
+def described(
+  job: jobs.Job, parts: list[jobs.Part], plan: list, shard: int
+) -> dict[str, Any]:
+  """What the manifest says of a shard that is written."""
+  spans = [(parts[number].spec, stop - start) for number, start, stop in plan[shard]]
+  sources = collections.Counter()
+  for spec, count in spans:
+    sources[spec] += count
+  name = shard_name(job.out, shard, len(plan))
+  done = json.loads(job.path("shards", shard, "json").read_text())
+  return {"name": name, **done, "sources": dict(sources)}
+
+
+def check(path: pathlib.Path, count: int) -> None:
+  """Raises OSError unless a shard holds `count` records."""
+  from array_record.python import array_record_module
+
+  try:
+    reader = array_record_module.ArrayRecordReader(str(path))
+    found = reader.num_records()
+    reader.close()
+  except RuntimeError as error:
+    raise OSError(str(error).partition(";")[0]) from error
+  if found != count:
+    raise OSError(f"{found} of {count} records arrived in {path.name}")
+
+
+def _records(job: jobs.Job, parts: list[jobs.Part], spans: list):
+  """Yields the serialised examples of some survivors of some parts."""
+  from tensorflow_datasets.proto import tf_example_pb2
+
+  for number, start, stop in spans:
+    rows = jobs.rows_of(job.survivors(number)[start:stop])
+    seen = job.rows(number)
+    found = inputs.read(parts[number], job.settings, rows.tolist())
+    for row, record in itertools.zip_longest(rows.tolist(), found):
+      if record is None or record.image is None or record.row != row:
+        raise _changed(parts[number])
+      if not np.array_equal(examine.digest(record.image), seen["bytes"][row]):
+        raise _changed(parts[number])
+      example = tf_example_pb2.Example()
+      feature = example.features.feature
+      image = examine.bounded(record.image, job.settings)
+      feature["image"].bytes_list.value.append(image)
+      feature["label"].int64_list.value.append(record.label)
+      feature["source"].bytes_list.value.append(record.name.encode())
+      yield example.SerializeToString(deterministic=True)
+
+
+def _changed(part: jobs.Part) -> errors.UserError:
+  return errors.UserError(
+    f"images of {part.spec} have changed since this ingest began; begin another one,"
+    " with another --out"
+  )
+
+
+def write_metadata(
+  job: jobs.Job, folder: pathlib.Path, shards: list[dict], num_classes: int
+) -> None:
+  """Writes what tensorflow-datasets opens shards by.
+
+  Args:
+    job: names the output.
+    folder: of the shards.
+    shards: {"records", "bytes"} of each.
+    num_classes: of the labels; 0: they are numbers of no one set of classes.
+  """
+  import tensorflow_datasets as tfds
+  from tensorflow_datasets.core import naming
+
+  template = naming.ShardedFileTemplate(
+    data_dir=folder,
+    template=naming.DEFAULT_FILENAME_TEMPLATE,
+    dataset_name=dataset_name(job.out),
+    split=SPLIT,
+    filetype_suffix=FORMAT,
+  )
+  split = tfds.core.SplitInfo(
+    name=SPLIT,
+    shard_lengths=[shard["records"] for shard in shards],
+    num_bytes=sum(shard["bytes"] for shard in shards),
+    filename_template=template,
+  )
+  labels = tfds.features.ClassLabel(num_classes=num_classes)
+  version = re.fullmatch(r"\d+\.\d+\.\d+", job.out.name)
+  tfds.folder_dataset.write_metadata(
+    data_dir=folder,
+    features=tfds.features.FeaturesDict(
+      {
+        "image": tfds.features.Image(shape=(None, None, 3)),
+        "label": labels if num_classes else tfds.features.Scalar(np.int64),
+        "source": tfds.features.Text(),
+      }
+    ),
+    split_infos=[split],
+    version=version[0] if version else "1.0.0",
+    check_data=False,  # would need TensorFlow
+    description="Images chosen by dinojax.ingest; manifest.json tells how.",
+  )

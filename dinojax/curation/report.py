@@ -1,0 +1,158 @@
+"""report.html: counts, and pictures of what was dropped beside what stays for it.
+
+One file that needs nothing else. dropped.csv lists every image that was dropped.
+"""
+
+import base64
+import csv
+import html
+import io
+import itertools
+import json
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from dinojax import durable
+from dinojax.curation import inputs, jobs
+from dinojax.data import images
+
+SAMPLES = 24  # pictures of each reason
+SIDE = 128  # pixels of a picture
+STYLE = """
+body { font: 15px/1.5 sans-serif; max-width: 70em; margin: 2em auto; padding: 0 1em }
+table { border-collapse: collapse } td, th { padding: .2em 1em; text-align: right }
+td:first-child, th:first-child { text-align: left } tr { border-bottom: 1px solid #ccc }
+figure { display: inline-block; margin: .5em; vertical-align: top }
+figcaption { font-size: 11px; max-width: 20em; overflow-wrap: anywhere }
+"""
+
+
+def dropped(
+  job: jobs.Job, parts: list[jobs.Part]
+) -> Iterator[tuple[str, str, str, str, int, int]]:
+  """Yields name, reason, detail, what stays, and both ids of each dropped image."""
+  drops = job.drops()
+  kept = [np.empty(0, np.uint64), *(table["kept"] for table in drops)]
+  kept = np.unique(np.concatenate(kept))
+  names = dict(zip(kept.tolist(), _names(job, kept), strict=True))
+  for part in parts:
+    if part.excluded:
+      continue
+    reasons = job.reasons(part.number)
+    own = job.names(part.number)
+    ids = np.flatnonzero(reasons) + part.first_id
+    for_it = {}
+    for table in drops:
+      start, stop = np.searchsorted(
+        table["id"], np.array([part.first_id, part.first_id + (1 << 32)], np.uint64)
+      )
+      span = table[start:stop]
+      for_it |= dict(zip(span["id"].tolist(), span["kept"].tolist(), strict=True))
+    troubles = json.loads(job.path("troubles", part.number, "json").read_text())
+    for image in ids.tolist():
+      row = image - part.first_id
+      stays = for_it.get(image, image)
+      yield (
+        own[row],
+        jobs.REASONS[reasons[row]],
+        troubles.get(str(row), ""),
+        names[stays] if stays != image else "",
+        image,
+        stays,
+      )
+
+
+def _names(job: jobs.Job, ids: np.ndarray) -> list[str]:
+  """Names of images; each part's are read once."""
+  return [
+    names[row]
+    for number, group in itertools.groupby(ids.tolist(), lambda image: image >> 32)
+    for names in [job.names(number)]
+    for row in [image & 0xFFFFFFFF for image in group]
+  ]
+
+
+def write(
+  job: jobs.Job, parts: list[jobs.Part], manifest: dict[str, Any], folder
+) -> None:
+  """Writes report.html and dropped.csv."""
+  chosen = {}
+  with durable.failing_in_one_line(job.out):
+    with open(folder / "dropped.csv", "w", newline="") as file:
+      table = csv.writer(file)
+      table.writerow(["name", "reason", "detail", "kept in its place"])
+      for *line, image, stays in dropped(job, parts):
+        table.writerow(line)
+        # The same few each time, from all over: those of the lowest lots.
+        lot = int(jobs.mix(np.uint64([image]), job.settings.seed)[0])
+        samples = chosen.setdefault(line[1], [])
+        samples.append((lot, image, stays, line))
+        samples.sort()
+        del samples[SAMPLES:]
+    wanted = {
+      x for samples in chosen.values() for _, a, b, _ in samples for x in (a, b)
+    }
+    pictures = dict(_pictures(job, parts, sorted(wanted)))
+    text = _page(job, manifest, chosen, pictures)
+    (folder / "report.html").write_text(text)
+
+
+def _pictures(
+  job: jobs.Job, parts: list[jobs.Part], ids: list[int]
+) -> Iterator[tuple[int, str]]:
+  """Yields images as data URLs, those that can be decoded."""
+  for number, group in itertools.groupby(ids, lambda image: image >> 32):
+    rows = [image & 0xFFFFFFFF for image in group]
+    for record in inputs.read(parts[number], job.settings, rows):
+      try:
+        picture = Image.fromarray(images.decode(record.image or b""))
+      except ValueError:
+        continue
+      picture.thumbnail((SIDE, SIDE))
+      file = io.BytesIO()
+      picture.save(file, "JPEG", quality=85)
+      url = base64.b64encode(file.getvalue()).decode()
+      yield (number << 32) + record.row, f"data:image/jpeg;base64,{url}"
+
+
+def _page(job, manifest: dict, chosen: dict, pictures: dict) -> str:
+  """The page's text."""
+  name = html.escape("/".join(job.out.parts[-2:]))
+  total = manifest["records"] + sum(manifest["dropped"].values())
+  rows = [("kept", manifest["records"]), *manifest["dropped"].items()]
+  lines = [
+    "<!doctype html><meta charset=utf-8>",
+    f"<title>{name}</title><style>{STYLE}</style><h1>Ingest of {name}</h1>",
+    f"<p>{total:,} images were found, {manifest['records']:,} are kept, in"
+    f" {len(manifest['shards'])} shards of {manifest['bytes']:,} bytes in all."
+    " dropped.csv lists the others.",
+    "<table><tr><th>images<th>number<th>share",
+    *(f"<tr><td>{name}<td>{n:,}<td>{n / max(total, 1):.2%}" for name, n in rows),
+    "</table><h2>Inputs</h2><table><tr><th>source<th>images<th>kept<th>bytes",
+    *(
+      f"<tr><td>{html.escape(x['source'])}<td>{x['images']:,}"
+      f"<td>{x.get('kept', 'excluded')}<td>{x['bytes']:,}"
+      for x in manifest["inputs"]
+    ),
+    "</table><h2>Shorter side of kept images, pixels</h2><table>",
+    *(
+      f"<tr><td>{side}<td>{n:,}"
+      for side, n in manifest["images_by_shorter_side"].items()
+    ),
+    "</table>",
+  ]
+  for reason, samples in chosen.items():
+    lines.append(f"<h2>{reason}: {manifest['dropped'][reason]:,}</h2>")
+    if any(stays != image for _, image, stays, _ in samples):
+      lines.append("<p>Left what was dropped, right what stays in its place.")
+    for _, image, stays, (name, _, detail, kept) in samples:
+      shown = [x for x in dict.fromkeys((image, stays)) if x in pictures]
+      told = "<br>".join(html.escape(text) for text in (name, detail, kept) if text)
+      tags = "".join(f'<img src="{pictures[x]}">' for x in shown)
+      lines.append(f"<figure>{tags}<figcaption>{told}</figcaption></figure>")
+  given = html.escape(json.dumps(manifest["given"], indent=2))
+  lines.append(f"<h2>Settings</h2><pre>{given}</pre>")
+  return "\n".join(lines) + "\n"

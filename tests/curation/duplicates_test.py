@@ -1,0 +1,126 @@
+"""Equal and near images are found whatever the order, and only what is close goes."""
+
+import io
+import itertools
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from dinojax.curation import collisions, components, embedding, fingerprints, jobs
+
+
+def brute_pairs(rows, bits):
+  different = fingerprints.distance(rows["hash"][:, None], rows["hash"][None])
+  a, b = np.nonzero(np.triu(different <= bits, 1))
+  return set(map(tuple, np.stack([rows["id"][a], rows["id"][b]], 1).tolist()))
+
+
+@pytest.mark.parametrize("bits", [0, 3, 6])
+def test_tables_find_every_pair_of_hashes_within_the_distance(bits, tmp_path):
+  rng = np.random.default_rng(0)
+  rows = np.empty(600, collisions.NEAR)
+  rows["id"] = np.arange(600)
+  rows["hash"] = rng.integers(0, 2**64, 600, np.uint64)
+  for i in range(300, 600):  # up to 8 flipped bits of one before
+    flips = rng.choice(64, rng.integers(0, 9), replace=False)
+    rows["hash"][i] = rows["hash"][i - 300] ^ np.uint64(sum(1 << int(b) for b in flips))
+  job = make_job(tmp_path, near_bits=bits)
+  found = set()
+  for a in range(bits + 2):
+    for b in range(a):
+      mask = collisions.band_mask((b, a), job)
+      shuffled = rng.permutation(rows)
+      found |= set(map(tuple, collisions.close_pairs(shuffled, mask, bits).tolist()))
+  assert found == brute_pairs(rows, bits)
+  assert len(found) > 25
+
+
+def test_a_hash_that_is_there_very_often_makes_few_pairs():
+  rows = np.zeros(5_000, collisions.NEAR)
+  rows["id"] = np.arange(5_000)
+  pairs = collisions.close_pairs(rows, np.uint64(0xFFFF), 6)
+  assert len(pairs) < 10 * len(rows)
+  assert set(pairs["b"].tolist()) == set(range(1, 5_000))
+
+
+def make_job(folder, **changes):
+  values = dict(
+    **dict(min_side=8, max_aspect=6.0, max_pixels=10**6, animated=False),
+    **dict(shorter_side=0, quality=90, exact="pixels", near_bits=6),
+    **dict(near_difference=5.5, near_cosine=0.0, clusters=4, sample=0),
+    **dict(records_per_shard=10, seed=0, image_column="", label_column=""),
+  )
+  settings = jobs.Settings(**values | changes)
+  return jobs.Job(settings, folder / "out", folder / "out.work")
+
+
+def test_of_a_chain_only_goes_what_is_close_to_what_stays(tmp_path):
+  job = make_job(tmp_path)
+  value = {0: 0, 1: 1, 2: 2, 3: 3, 10: 10, 11: 11}
+  size = {0: 1, 1: 3, 2: 1, 3: 1, 10: 1, 11: 1}
+  dtype = [("width", np.uint32), ("height", np.uint32)]
+  rows = np.zeros(12, dtype)
+  rows["height"] = 1
+  for i, x in size.items():
+    rows["width"][i] = x
+  job.save(job.path("scan", 0), rows)
+  pairs = np.array([(0, 1), (1, 2), (2, 3), (10, 11)], collisions.PAIR)
+  members, crowds = components.crowds_of(pairs)
+  job.save(job.path("near", "members"), members)
+  job.save(job.path("near", "crowds"), crowds)
+
+  def compare(_, a, b):
+    at = [np.array([value[int(i)] for i in ids]) for ids in (a, b)]
+    return np.abs(at[0] - at[1]) <= 1
+
+  ((start, stop),) = components.spans_of(crowds)
+  components.choose(
+    (start, stop),
+    **dict(job=job, step="near", reason="near duplicate"),
+    **dict(compare=compare, excluded=frozenset()),
+  )
+  drops = np.load(job.path("near-chosen", 0))
+  kept_for = dict(zip(drops["id"].tolist(), drops["kept"].tolist(), strict=True))
+  assert kept_for == {0: 1, 2: 1, 11: 10}, "1 is the largest; 3 is close to 2 alone"
+
+
+def encoded(pixels, quality=80, size=None):
+  image = Image.fromarray(pixels)
+  if size:
+    image = image.resize((size, size), Image.Resampling.BICUBIC)
+  file = io.BytesIO()
+  image.save(file, "JPEG", quality=quality)
+  return np.asarray(Image.open(file).convert("RGB"))
+
+
+def test_thumbnails_and_hashes_know_an_image_that_was_encoded_again_or_resized(
+  pictures,
+):
+  for pixels, other in itertools.pairwise(pictures):
+    mine = fingerprints.shrink(pixels, 8)
+    for copy in (encoded(pixels, 60), encoded(pixels, 85, 48), encoded(pixels, 85, 96)):
+      assert fingerprints.alike(mine, fingerprints.shrink(copy, 8), 5.5)
+      hashes = [fingerprints.perceptual_hash(x) for x in (pixels, copy)]
+      assert fingerprints.distance(*hashes) <= 6
+    assert not fingerprints.alike(mine, fingerprints.shrink(other, 8), 5.5)
+
+
+def test_two_pale_pictures_are_alike_only_if_their_contrast_is():
+  sky = np.full((8, 8, 3), 200, np.uint8)
+  pattern = sky.copy()
+  pattern[::2] += 8
+  assert np.abs(sky.astype(int) - pattern).mean() < 5.5
+  assert not fingerprints.alike(sky, pattern, 5.5)
+  assert fingerprints.alike(pattern, pattern, 0)
+
+
+def test_samples_take_as_many_of_every_cluster_as_there_are():
+  clusters = np.repeat([0, 1, 2], [100, 10, 3])
+  lots = np.random.default_rng(0).permutation(len(clusters)).astype(np.uint64)
+  keep = embedding.evenly(clusters, lots, 33)
+  assert np.bincount(clusters[keep]).tolist() == [20, 10, 3]
+  again = np.random.default_rng(1).permutation(len(clusters))
+  same = embedding.evenly(clusters[again], lots[again], 33)
+  assert sorted(again[same]) == np.flatnonzero(keep).tolist()
+  assert embedding.evenly(clusters, lots, 1_000).all()

@@ -1,0 +1,67 @@
+"""A failing task ends all others at once, in one line, and so does a killed process."""
+
+import functools
+import os
+import pathlib
+import signal
+import threading
+import time
+
+import psutil
+import pytest
+
+from dinojax import errors
+from dinojax.curation import engine
+
+
+@pytest.fixture(autouse=True)
+def found_by_workers(monkeypatch):
+  here = pathlib.Path(__file__)
+  paths = [str(here.parents[2]), str(here.parent), os.environ.get("PYTHONPATH", "")]
+  monkeypatch.setenv("PYTHONPATH", os.pathsep.join(paths))
+  yield
+  assert not psutil.Process().children(recursive=True)
+
+
+def fail_once_all_are_at_work(task, *, folder):
+  (folder / f"{os.getpid()}").touch()
+  while len(list(folder.iterdir())) < 2:
+    time.sleep(0.05)
+  if os.getpid() == min(int(path.name) for path in folder.iterdir()):
+    raise errors.UserError("the disk is full")
+  time.sleep(600)
+
+
+def note_and_wait(task, *, folder):
+  (folder / f"{os.getpid()}").touch()
+  time.sleep(600)
+
+
+def run(function, tmp_path):
+  options = engine.parse(["--direct_num_workers=2"])
+  function = functools.partial(function, folder=tmp_path)
+  engine.each(function, list(range(20)), options=options, label="x", count=lambda: 0)
+
+
+def test_the_first_failure_ends_all_processes_at_once(tmp_path):
+  begun = time.monotonic()
+  with pytest.raises(errors.UserError, match=r"^the disk is full$"):
+    run(fail_once_all_are_at_work, tmp_path)
+  assert time.monotonic() - begun < 60
+
+
+def test_a_process_that_is_killed_ends_the_run_and_not_in_silence(tmp_path):
+  def kill():
+    while not (found := list(tmp_path.iterdir())):
+      time.sleep(0.05)
+    os.kill(int(found[0].name), signal.SIGKILL)
+
+  threading.Thread(target=kill, daemon=True).start()
+  with pytest.raises(errors.UserError, match="a worker process was ended from outside"):
+    run(note_and_wait, tmp_path)
+
+
+def test_options_that_nobody_knows_are_refused():
+  with pytest.raises(errors.UserError, match="--min_sid is an option neither of"):
+    engine.parse(["--min_sid=3"])
+  assert "--runner=FlinkRunner" in engine.parse(["--runner=FlinkRunner"])

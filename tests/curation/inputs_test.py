@@ -1,0 +1,146 @@
+"""Every kind of input yields its images and labels, and tells what is damaged."""
+
+import io
+import tarfile
+
+import numpy as np
+import pyarrow
+import pytest
+from array_record.python import array_record_module
+from duplicates_test import make_job
+from PIL import Image
+from pyarrow import parquet
+
+from dinojax import errors
+from dinojax.curation import inputs
+
+
+def png(pixels):
+  file = io.BytesIO()
+  Image.fromarray(pixels).save(file, "PNG")
+  return file.getvalue()
+
+
+@pytest.fixture
+def contents(pictures):
+  return [png(pixels) for pixels in pictures[:6]]
+
+
+def write_tar(path, files, mode="w"):
+  with tarfile.open(path, mode) as tar:
+    for name, content in files:
+      member = tarfile.TarInfo(name)
+      member.size = len(content)
+      tar.addfile(member, io.BytesIO(content))
+
+
+def read(spec, tmp_path, rows=None, **changes):
+  settings = make_job(tmp_path, **changes).settings
+  parts = inputs.plan([spec], [], settings)
+  return [record for part in parts for record in inputs.read(part, settings, rows)]
+
+
+@pytest.mark.parametrize("mode", ["w", "w:gz"])
+def test_tar_shards_of_webdataset_and_img2dataset(contents, tmp_path, mode):
+  files = []
+  for i, content in enumerate(contents):
+    beside = [("cls", str(i).encode())] if i % 2 else [("json", b"{}"), ("txt", b"a")]
+    sample = [*beside, ("png", content)]
+    files += [(f"dir.x/{i:05d}.{ending}", x) for ending, x in sample]
+  files.insert(3, ("dir.x/99999.json", b"{}"))  # a download that failed
+  write_tar(tmp_path / "0.tar", files, mode)
+  found = read(f"tar:{tmp_path}/*.tar", tmp_path)
+  assert [x.image for x in found] == contents
+  assert [x.label for x in found] == [-1, 1, -1, 3, -1, 5]
+  assert found[2].name == f"{tmp_path}/0.tar:dir.x/00002"
+  again = read(f"tar:{tmp_path}/*.tar", tmp_path, rows=[1, 4])
+  assert again == [found[1], found[4]]
+
+
+@pytest.mark.parametrize("lost", [100, 1024 * 9 + 600, 1024 * 10])
+def test_a_tar_file_that_breaks_off_tells_so_behind_its_last_whole_image(
+  contents, tmp_path, lost
+):
+  path = tmp_path / "0.tar"
+  write_tar(path, [(f"{i}.png", content) for i, content in enumerate(contents)])
+  data = path.read_bytes().rstrip(b"\0")
+  path.write_bytes(data[: len(data) - lost])
+  found = read(f"tar:{path}", tmp_path)
+  whole = [x.image for x in found[:-1]]
+  assert whole == contents[: len(whole)] and len(whole) < len(contents)
+  assert found[-1].image is None and found[-1].name == str(path)
+  assert found[-1].trouble
+
+
+def test_parquet_of_bytes_and_of_hugging_face(contents, tmp_path):
+  labels = list(range(6))
+  structs = [{"bytes": x, "path": None} for x in contents[:5]]
+  structs.append({"bytes": None, "path": "elsewhere.png"})
+  for name, column in (("plain", contents), ("hub", structs)):
+    table = pyarrow.table({"image": column, "label": labels})
+    parquet.write_table(table, tmp_path / f"{name}.parquet", row_group_size=4)
+  plain = read(f"parquet:{tmp_path}/plain.parquet", tmp_path)
+  assert [(x.image, x.label) for x in plain] == list(zip(contents, labels, strict=True))
+  assert plain[5].name == f"{tmp_path}/plain.parquet#1.1"
+  hub = read(f"parquet:{tmp_path}/hub.parquet", tmp_path)
+  assert [x.image for x in hub] == [*contents[:5], None]
+  assert hub[5].trouble == "no bytes in this row"
+
+
+def test_a_column_that_is_not_plainly_the_one_has_to_be_named(contents, tmp_path):
+  table = pyarrow.table({"a": contents, "b": contents})
+  parquet.write_table(table, tmp_path / "0.parquet")
+  spec = f"parquet:{tmp_path}/0.parquet"
+  with pytest.raises(errors.UserError, match=r"name it by --image_column.*a.*b"):
+    read(spec, tmp_path)
+  assert [x.image for x in read(spec, tmp_path, image_column="b")] == contents
+
+
+def test_folders_and_array_records_as_training_reads_them(contents, tmp_path):
+  for i, content in enumerate(contents):
+    path = tmp_path / "f" / ("cat" if i < 2 else "dog") / f"{i}.png"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(content)
+  found = read(f"folder:{tmp_path}/f", tmp_path)
+  assert [(x.image, x.label) for x in found] == list(
+    zip(contents, [0, 0, 1, 1, 1, 1], strict=True)
+  )
+  writer = array_record_module.ArrayRecordWriter(
+    str(tmp_path / "0.arrayrecord"), "group_size:1"
+  )
+  for content in contents:
+    writer.write(content)
+  writer.close()
+  found = read(f"arrayrecord:{tmp_path}/*.arrayrecord", tmp_path)
+  assert [x.image for x in found] == contents
+  digits = read("embedded:digits:test", tmp_path)
+  assert len(digits) == 450
+  assert np.asarray(Image.open(io.BytesIO(digits[0].image))).shape == (8, 8, 3)
+
+
+@pytest.mark.parametrize(
+  ("spec", "said"),
+  [
+    ("tar:/nowhere/*.tar", r'--images="tar:/nowhere/\*.tar" matches no file'),
+    ("folder:/nowhere", "does not exist"),
+    ("/data/photos", "must be folder:PATH, tar:GLOB"),
+    ("parquet:{here}/x", "is no Parquet file"),
+  ],
+)
+def test_inputs_that_are_none_are_refused_at_once(tmp_path, spec, said):
+  (tmp_path / "x").write_bytes(b"x")
+  with pytest.raises(errors.UserError, match=said):
+    read(spec.format(here=tmp_path), tmp_path)
+
+
+def test_an_input_that_changed_or_went_away_ends_the_run(contents, tmp_path):
+  path = tmp_path / "0.tar"
+  write_tar(path, [("0.png", contents[0])])
+  settings = make_job(tmp_path).settings
+  (part,) = inputs.plan([f"tar:{path}"], [], settings)
+  write_tar(path, [("0.png", contents[0]), ("1.png", contents[1])])
+  with pytest.raises(errors.UserError, match="has changed since this ingest began"):
+    list(inputs.read(part, settings))
+  path.unlink()
+  with pytest.raises(errors.UserError, match="cannot be read any more"):
+    list(inputs.read(part, settings))
