@@ -62,6 +62,7 @@ setuptools.setup(
       "onnxruntime>=1.20",
       "pandas>=2.2",  # pandas and polars read what embed_test.py writes
       "polars>=1.20",
+      "psutil>=5.9",
       "pyarrow>=17",
       "pytest>=8.3",
       "pytest-xdist>=3.6",

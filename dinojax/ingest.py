@@ -13,7 +13,7 @@ r"""Images from many places into shards to train on: checked, and without duplic
 OUT becomes a folder of ArrayRecord shards that tfds.builder_from_directory opens, too,
 with manifest.json (counts, shards, settings), report.html (pictures of what was
 dropped, and why) and dropped.csv. It appears when all is done. Train on it by
---config.data.source='arrayrecord:OUT/*.array_record*'.
+--config.data.sources='arrayrecord:OUT/*.array_record*'.
 
 An image is read, looked at once, compared with all others by its hashes, and read again
 when it is written. Of duplicates the largest stays, or the first of the largest. A run

@@ -4,7 +4,7 @@ import io
 import pickle
 
 import numpy as np
-import pictures
+import photographs
 import pytest
 from PIL import Image
 
@@ -28,22 +28,22 @@ def build(**changes):
 
 
 def test_with_every_step_off_a_whole_image_of_the_crops_size_is_copied():
-  image = pictures.noise(32)
+  image = photographs.noise(32)
   crops = build(**WHOLE)(np.random.default_rng(0), image)
   for views in crops.values():
     np.testing.assert_array_equal(views, np.stack([image] * len(views)))
 
 
 def test_with_every_step_off_a_whole_square_image_is_only_resized():
-  image = pictures.photograph(300, 300)
+  image = photographs.photograph(300, 300)
   crops = build(**WHOLE)(np.random.default_rng(0), image)
   resized = Image.fromarray(image).resize((32, 32), Image.Resampling.BICUBIC)
   for crop in (*crops["global_crops"], *crops["local_crops"]):
-    assert pictures.psnr(crop, np.asarray(resized)) >= 35
+    assert photographs.psnr(crop, np.asarray(resized)) >= 35
 
 
 def test_a_flip_mirrors_left_and_right():
-  image = pictures.noise(64)
+  image = photographs.noise(64)
   plain = build()(np.random.default_rng(3), image)
   flipped = build(flip_prob=1.0)(np.random.default_rng(3), image)
   mirrored = plain["global_crops"][:, :, ::-1]
@@ -52,7 +52,7 @@ def test_a_flip_mirrors_left_and_right():
 
 
 def test_a_jpeg_gives_the_crops_of_its_pixels_decoded_whole_or_small():
-  image = np.asarray(Image.fromarray(pictures.photograph()).resize((1000, 800)))
+  image = np.asarray(Image.fromarray(photographs.photograph()).resize((1000, 800)))
   buffer = io.BytesIO()
   Image.fromarray(image).save(buffer, "JPEG", quality=95)
   pixels = np.asarray(Image.open(buffer))
@@ -61,11 +61,11 @@ def test_a_jpeg_gives_the_crops_of_its_pixels_decoded_whole_or_small():
     small = multi_crop(np.random.default_rng(1), buffer.getvalue())
     whole = multi_crop(np.random.default_rng(1), pixels)
     for name in small:
-      assert pictures.psnr(small[name], whole[name]) > 35
+      assert photographs.psnr(small[name], whole[name]) > 35
 
 
 def test_grey_comes_before_solarize_and_after_blur():
-  image = pictures.photograph(64, 64)
+  image = photographs.photograph(64, 64)
   blur = dict(prob=1.0, sigma=(1.5, 1.5), kernel=9)
   multi_crop = build(size=64, **WHOLE, grey_prob=1.0, blur=blur, solarize_prob=1.0)
   crop = multi_crop(np.random.default_rng(0), image)["global_crops"][0]
@@ -81,7 +81,7 @@ def test_each_step_touches_the_share_of_crops_that_its_probability_names(step):
     "blur": dict(blur=dict(prob=0.3, sigma=(1.0, 2.0), kernel=9)),
   }.get(step, {f"{step}_prob": 0.3})
   multi_crop = build(size=16, **WHOLE, **change)
-  image, rng = pictures.noise(16), np.random.default_rng(0)
+  image, rng = photographs.noise(16), np.random.default_rng(0)
   crops = np.concatenate([multi_crop(rng, image)["local_crops"] for _ in range(500)])
   touched = (crops != image).any(axis=(1, 2, 3)).mean()
   assert abs(touched - 0.3) < 0.04  # Four standard deviations of 2,000 draws.
@@ -89,7 +89,7 @@ def test_each_step_touches_the_share_of_crops_that_its_probability_names(step):
 
 def test_the_reference_recipe_gives_the_shapes_of_the_batch_contract():
   multi_crop = augment.make_multi_crop(**vitg14.get_config().augment)
-  crops = multi_crop(np.random.default_rng(0), pictures.photograph())
+  crops = multi_crop(np.random.default_rng(0), photographs.photograph())
   assert crops["global_crops"].shape == (2, 224, 224, 3)
   assert crops["local_crops"].shape == (8, 98, 98, 3)
   assert {crop.dtype for crop in crops.values()} == {np.dtype(np.uint8)}
@@ -97,7 +97,7 @@ def test_the_reference_recipe_gives_the_shapes_of_the_batch_contract():
 
 def test_the_same_generator_state_gives_the_same_crops_also_after_pickling():
   multi_crop = augment.make_multi_crop(**vitg14.get_config().augment)
-  image = pictures.photograph()  # A step that wrote into it would show, too.
+  image = photographs.photograph()  # A step that wrote into it would show, too.
   copy = pickle.loads(pickle.dumps(multi_crop))
   first, other = (multi_crop(np.random.default_rng(seed), image) for seed in (5, 6))
   again = copy(np.random.default_rng(5), image)
@@ -107,7 +107,7 @@ def test_the_same_generator_state_gives_the_same_crops_also_after_pickling():
 
 
 def test_no_two_crops_of_an_image_are_the_same():
-  crops = build()(np.random.default_rng(0), pictures.noise(64))
+  crops = build()(np.random.default_rng(0), photographs.noise(64))
   crops = [crop.tobytes() for views in crops.values() for crop in views]
   assert len(set(crops)) == len(crops) == 6
 

@@ -5,7 +5,7 @@ import math
 
 import cv2
 import numpy as np
-import pictures
+import photographs
 import pytest
 from PIL import Image, ImageEnhance, ImageOps
 
@@ -43,7 +43,7 @@ def one_by_one(image, order, factors):
 
 @pytest.mark.parametrize("order", list(itertools.permutations(STILL))[::5])
 def test_one_matrix_is_the_four_steps_in_any_order(order):
-  image = (pictures.noise() // 2 + 60).astype(np.uint8)  # nothing is clipped
+  image = (photographs.noise() // 2 + 60).astype(np.uint8)  # nothing is clipped
   factors = dict(brightness=0.8, contrast=0.9, saturation=1.2, turn=0.07)
   expected = one_by_one(image, order, factors)
   assert expected.min() > 0 and expected.max() < 255
@@ -61,13 +61,13 @@ def test_one_matrix_is_the_four_steps_in_any_order(order):
   ],
 )
 def test_a_single_factor_does_what_pillows_enhancer_does(name, pillow, factor):
-  for image in (pictures.noise(), pictures.photograph(60, 80)):
+  for image in (photographs.noise(), photographs.photograph(60, 80)):
     expected = np.asarray(pillow(Image.fromarray(image)).enhance(factor), np.float64)
     assert np.abs(colored(image, **{name: factor}) - expected).max() <= 1
 
 
 def test_a_turn_of_the_hue_keeps_luma_and_greys():
-  image = (pictures.noise() // 3 + 80).astype(np.uint8)
+  image = (photographs.noise() // 3 + 80).astype(np.uint8)
   turned = colored(image, turn=0.3)
   assert np.abs(turned @ LUMA - image @ LUMA).max() < 1
   assert np.abs(turned.astype(int) - image).max() > 20
@@ -78,7 +78,7 @@ def test_a_turn_of_the_hue_keeps_luma_and_greys():
 @pytest.mark.parametrize("sharpen", [(0.0, 0.0), (0.12, -0.04)])
 @pytest.mark.parametrize("sigma", [0.0, 0.1, 0.5, 1.0, 2.0])
 def test_one_filter_sharpens_and_blurs(sigma, sharpen):
-  image, side = pictures.noise(), 48
+  image, side = photographs.noise(), 48
   taps = np.zeros(9)
   taps[4] = 1
   if sigma:

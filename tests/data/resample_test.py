@@ -2,7 +2,7 @@
 
 import cv2
 import numpy as np
-import pictures
+import photographs
 import pytest
 from PIL import Image
 
@@ -29,17 +29,17 @@ def box_warp(left, top, width, height, size):
   ],
 )
 def test_a_box_is_close_to_pillows_antialiased_bicubic(size, height, width, decibels):
-  image = pictures.photograph()
+  image = photographs.photograph()
   top, left = (400 - height) // 2, (500 - width) // 3
   ours = crop_of(image, box_warp(left, top, width, height, size), size)
   pixels = Image.fromarray(image[top : top + height, left : left + width])
   pillow = np.asarray(pixels.resize((size, size), Image.Resampling.BICUBIC))
-  assert pictures.psnr(ours, pillow) >= decibels
+  assert photographs.psnr(ours, pillow) >= decibels
 
 
 @pytest.mark.parametrize("side", [60, 150, 350])
 def test_a_warp_is_the_mean_of_what_lies_under_each_pixel(side):
-  image, size = pictures.photograph(), 98
+  image, size = photographs.photograph(), 98
   rng = np.random.default_rng(side)
   share = side * side / (400 * 500)
   warp = geometry.sample_warp(
@@ -59,14 +59,14 @@ def test_a_warp_is_the_mean_of_what_lies_under_each_pixel(side):
   sx, sy = ((s / w - 0.5).reshape(x.shape).astype(np.float32) for s in (sx, sy))
   sampled = cv2.remap(image, sx, sy, cv2.INTER_CUBIC, borderMode=cv2.BORDER_REPLICATE)
   mean = sampled.reshape(size, fine, size, fine, 3).mean((1, 3))
-  assert pictures.psnr(crop_of(image, warp, size), mean) > 30
+  assert photographs.psnr(crop_of(image, warp, size), mean) > 30
 
 
 def test_halving_more_often_where_a_crop_is_much_smaller_than_its_box():
-  image = cv2.resize(pictures.photograph(), (1500, 1200))
+  image = cv2.resize(photographs.photograph(), (1500, 1200))
   ours = crop_of(image, box_warp(0, 0, 1500, 1200, 98), 98)
   pillow = Image.fromarray(image).resize((98, 98), Image.Resampling.BICUBIC)
-  assert pictures.psnr(ours, np.asarray(pillow)) >= 35
+  assert photographs.psnr(ours, np.asarray(pillow)) >= 35
 
 
 @pytest.mark.parametrize("size", [1, 5, 32])
