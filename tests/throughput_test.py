@@ -34,9 +34,10 @@ def test_waiting_that_a_step_covers_is_none():
     time.sleep(0.02)
   assert timer.lap(1)["data_wait_share"] == 0
   jax.block_until_ready(scalars)
+  timer.restart()
   with timer.waiting():
     time.sleep(0.2)
-  assert timer.lap(1)["data_wait_share"] > 0.1
+  assert timer.lap(1)["data_wait_share"] > 0.5
 
 
 def verdict(**changes):
