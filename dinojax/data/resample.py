@@ -37,7 +37,7 @@ class Filter:
 
 FILTERS = (
   Filter(1.0, 0.0, cv2.INTER_CUBIC),  # at 1 itself it copies
-  Filter(1.25, 0.0, cv2.INTER_LINEAR),
+  Filter(1.2, 0.0, cv2.INTER_LINEAR),
   Filter(1.6, 0.17, cv2.INTER_LINEAR),
   Filter(2.3, 1 / 4, cv2.INTER_LINEAR),
   Filter(2.9, 1 / 3, cv2.INTER_LINEAR),
