@@ -67,6 +67,9 @@ def onnx(model: backbone.Backbone, size: int, path: pathlib.Path) -> None:
     onnx_ir.save(
       program, path, external_data=f"{path.name}.data", size_threshold_bytes=IN_FILE
     )
+    arrays = path.with_name(f"{path.name}.data")
+    if arrays.exists() and not arrays.stat().st_size:
+      arrays.unlink()  # all of them are small
 
 
 def write(model: backbone.Backbone, size: int, path: pathlib.Path) -> None:
