@@ -281,18 +281,19 @@ def test_another_network_is_not_taken_for_damage(tmp_path):
 
 
 def test_check_same_run_names_every_difference_and_forgives_the_free_fields():
-  record = json.loads(json.dumps(record_of(10)))
-  preflight.check_same_run(record, CONFIG, "f", free=())
-  preflight.check_same_run(
-    record, {**CONFIG, "workdir": "runs/b"}, "f", free={"workdir"}
-  )
+  data = {"data": {"sources": ("a",), "accept_changed": False}}
+  config = {**CONFIG, **data}
+  record = {"step": 10, "data_fingerprint": ["f"], "config": config}
+  record = json.loads(json.dumps(record))
+  preflight.check_same_run(record, config, ["f"], free=())
+  moved = {**config, "workdir": "runs/b"}
+  preflight.check_same_run(record, moved, ["f"], free={"workdir"})
   changed = {"workdir": "w", "backbone": {"depth": 24, "sizes": (1, 3)}, "new": True}
   with pytest.raises(errors.UserError) as caught:
-    preflight.check_same_run(record, changed, "g", free={"workdir"})
+    preflight.check_same_run(record, {**changed, **data}, ["f"], free={"workdir"})
   message = str(caught.value)
   for part in (
     "config.workdir=w holds another run",
-    "the data: f in the workdir, g now",
     "config.seed: 0 in the workdir, None now",
     "config.backbone.depth: 12 in the workdir, 24 now",
     "config.backbone.sizes: [1, 2] in the workdir, [1, 3] now",
