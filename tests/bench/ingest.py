@@ -95,7 +95,7 @@ def killed(args, out, seconds, rng):
   for _ in range(args.kills):
     process = subprocess.Popen(command(args, out), cwd=ROOT)
     try:
-      process.wait(rng.uniform(0.2, 0.8) * seconds)
+      process.wait(rng.uniform(0.1, 0.6) * seconds)
     except subprocess.TimeoutExpired:
       process.kill()
       process.wait()
@@ -166,10 +166,11 @@ def judge(args, out, planted, originals):
     for name, (_, stays) in dropped.items()
     if stays and origin(name) != origin(stays)
   }
+  own = set(map(str, originals))
   lost = {
     name: origin(stays)
     for name, (_, stays) in dropped.items()
-    if name in set(map(str, originals)) and origin(stays) not in (name, "")
+    if name in own and origin(stays) not in (name, "")
   }
 
   def pixels(name):

@@ -113,6 +113,11 @@ def test_two_pale_pictures_are_alike_only_if_their_contrast_is():
   assert np.abs(sky.astype(int) - pattern).mean() < 5.5
   assert not fingerprints.alike(sky, pattern, 5.5)
   assert fingerprints.alike(pattern, pattern, 0)
+  board = np.where(np.indices((8, 8)).sum(0)[..., None] % 2, 0, 255).astype(np.uint8)
+  board = np.repeat(board, 3, axis=-1)
+  faint = np.where(board, board - 12, board)
+  assert not fingerprints.alike(board, faint, 5.5)
+  assert fingerprints.alike(board, faint, 6.5)
 
 
 def test_samples_take_as_many_of_every_cluster_as_there_are():

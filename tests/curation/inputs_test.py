@@ -72,6 +72,22 @@ def test_a_tar_file_that_breaks_off_tells_so_behind_its_last_whole_image(
   assert found[-1].trouble
 
 
+@pytest.mark.parametrize("damage", ["no end", "header"])
+def test_a_tar_file_that_tarfile_takes_for_ended_tells_so(contents, tmp_path, damage):
+  path = tmp_path / "0.tar"
+  write_tar(path, [(f"{i}.png", contents[0]) for i in range(3)])
+  data = bytearray(path.read_bytes())
+  block = 512 + -(-len(contents[0]) // 512) * 512  # of one file
+  if damage == "no end":
+    del data[3 * block :]
+  else:
+    data[2 * block : 2 * block + 100] = bytes(range(100))
+  path.write_bytes(data)
+  found = read(f"tar:{path}", tmp_path)
+  assert [x.image for x in found] == [contents[0]] * (len(found) - 1) + [None]
+  assert len(found) == (4 if damage == "no end" else 3)
+
+
 def test_parquet_of_bytes_and_of_hugging_face(contents, tmp_path):
   labels = list(range(6))
   structs = [{"bytes": x, "path": None} for x in contents[:5]]
