@@ -62,6 +62,8 @@ def check_images(images: jax.Array, patch_size: int) -> None:
   if len(shape) != 4:
     one = ": images[None] for a single one" if len(shape) == 3 else ""
     raise errors.UserError(f"images are {shape}; give a batch [B, H, W, 3]{one}")
+  if not shape[0]:
+    raise errors.UserError(f"images are {shape}, a batch of none; give at least one")
   if shape[3] != 3:
     turned = ": images.transpose(0, 2, 3, 1)" if shape[1] == 3 else ""
     raise errors.UserError(

@@ -100,6 +100,7 @@ def test_features_are_the_same_on_a_mesh(tmp_path):
     (jnp.asarray(images_of(2) / 255), "are float32; give uint8, 0 to 255"),
     (images_of(2)[0], "[8, 8, 3]; give a batch [B, H, W, 3]: images[None] for"),
     (images_of(2)[None], "are [1, 2, 8, 8, 3]; give a batch [B, H, W, 3]"),
+    (images_of(2)[:0], "are [0, 8, 8, 3], a batch of none; give at least one"),
     (images_of(2)[..., :1], "of 1 channels; give RGB [B, H, W, 3]"),
     (images_of(2)[..., [0, 1, 2, 2]], "of 4 channels; give RGB [B, H, W, 3]"),
     (

@@ -47,31 +47,34 @@ def settle(
   tasks = [(i, min(i + PAIRS, len(pairs))) for i in range(0, len(pairs), PAIRS)]
   candidates = job.path(step, "candidates")
   job.save(candidates, pairs)
-  engine.each(
+
+  def results(function, tasks, folder, kind, label):
+    """Of each task a file of `folder`; what all of them hold."""
+    count = engine.files_in(job.work / folder)
+    engine.each(function, tasks, options=options, label=label, count=count)
+    found = [np.load(job.path(folder, start)) for start, _ in tasks]
+    return np.concatenate([np.empty(0, kind), *found])
+
+  alike = results(
     functools.partial(_check, job=job, step=step, compare=compare),
     tasks,
-    options=options,
-    label=f"comparing {len(pairs):,} pairs",
-    count=engine.files_in(job.work / f"{step}-alike"),
+    f"{step}-alike",
+    collisions.PAIR,
+    f"comparing {len(pairs):,} pairs",
   )
-  found = [np.load(job.path(f"{step}-alike", start)) for start, _ in tasks]
-  alike = np.concatenate([np.empty(0, collisions.PAIR), *found])
   members, crowds = crowds_of(alike)
   excluded = frozenset(part.number for part in parts if part.excluded)
   job.save(job.path(step, "members"), members)
   job.save(job.path(step, "crowds"), crowds)
-  tasks = spans_of(crowds)
-  engine.each(
+  drops = results(
     functools.partial(
       choose, job=job, step=step, reason=reason, compare=compare, excluded=excluded
     ),
-    tasks,
-    options=options,
-    label=f"choosing among {len(members):,} images",
-    count=engine.files_in(job.work / f"{step}-chosen"),
+    spans_of(crowds),
+    f"{step}-chosen",
+    jobs.DROP,
+    f"choosing among {len(members):,} images",
   )
-  found = [np.load(job.path(f"{step}-chosen", start)) for start, _ in tasks]
-  drops = np.concatenate([np.empty(0, jobs.DROP), *found])
   job.save(path, np.sort(drops, order="id"))
 
 

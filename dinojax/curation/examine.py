@@ -81,7 +81,7 @@ def _header(image: bytes, row: Any, settings: jobs.Settings) -> tuple[str, str]:
     return "unreadable", f"{type(error).__name__}: {error}"
   row["width"], row["height"] = width, height
   size = f"{width}x{height} pixels"
-  if width * height > (settings.max_pixels or images.MAX_PIXELS):
+  if width * height > settings.max_pixels:
     return "too many pixels", size
   if frames > 1:
     return "animated", f"{frames} frames"

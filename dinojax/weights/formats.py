@@ -45,6 +45,8 @@ def read(
     UserError: nothing that can be read is there, or it does not fit.
   """
   where = pathlib.Path(os.path.expanduser(path))
+  if pool not in (None, "cls", "gap"):
+    raise errors.UserError(f'pool="{pool}" must be "cls" or "gap"')
   if not where.exists():
     raise errors.UserError(f"{path} does not exist; give a run's workdir or weights")
   if where.is_dir() and (runs.is_checkpoint(where) or (where / "checkpoints").is_dir()):
@@ -112,6 +114,10 @@ def _read_arrays(where, path, heads, pool) -> model.Weights:
     arrays, metadata = files.read_safetensors(where)
     config, source = {}, f"{path}: {IMAGES} in its metadata"
     images = files.parse_json(metadata[IMAGES], source) if IMAGES in metadata else None
+  elif where.suffix in (".onnx", ".stablehlo"):
+    raise errors.UserError(
+      f"{path} is a program, to be run as it is; give the weights that it was made of"
+    )
   else:
     raise errors.UserError(
       f"{path} ends in none of .safetensors, {', '.join(files.TORCH_ENDINGS)}; rename"

@@ -198,3 +198,12 @@ def test_the_command_converts_and_tells_a_mistake_in_one_line(tmp_path):
   ):
     failed = run(*arguments)
     assert failed.returncode == 1 and failed.stderr.strip() == message
+
+
+def test_programs_and_unknown_features_are_refused_by_name(tmp_path):
+  program = tmp_path / "x.onnx"
+  program.write_bytes(b"x")
+  with pytest.raises(errors.UserError, match=r"x\.onnx is a program, to be run"):
+    formats.read(str(program))
+  with pytest.raises(errors.UserError, match='pool="mean" must be "cls" or "gap"'):
+    formats.read(str(program), pool="mean")
