@@ -85,3 +85,17 @@ def test_a_test_set_without_labels_and_features_that_are_not_finite_are_told():
   for name, sets in (("train", (broken, x)), ("test", (x, broken))):
     with pytest.raises(errors.UserError, match=f"--{name}: .* 1 of 40 images"):
       run((sets[0], labels), (sets[1], labels), 2)
+
+
+def test_each_c_is_solved_and_not_taken_over_from_the_one_before():
+  rng = np.random.default_rng(0)
+  labels = np.arange(4000) % 4
+  x = 6 + rng.normal(size=(4, 24))[labels] * 0.1 + 0.4 * rng.normal(size=(4000, 24))
+  x = preprocessing.normalize(x).astype(np.float32)
+  warm = None
+  for strength in (1.0, 10.0, 100.0):
+    warm = logreg._fit(x, labels, strength, warm=warm)
+    exact = linear_model.LogisticRegression(C=strength, max_iter=5000, tol=1e-9)
+    exact.fit(x.astype(np.float64), labels)
+    off = np.linalg.norm(warm.coef_ - exact.coef_) / np.linalg.norm(exact.coef_)
+    assert off < 0.02, strength
