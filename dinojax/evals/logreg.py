@@ -15,8 +15,8 @@ from dinojax.evals import features
 STRENGTHS = tuple(10.0**power for power in range(-6, 6))
 HELD_OUT = 0.1  # of the training images, to choose C on
 ITERATIONS = 1_000
-# Of the gradient. At scikit-learn's own, 1e-4, the solution for one C passes for that of
-# another 10 times larger, since features of length 1 have small gradients.
+# Of the gradient. At scikit-learn's own, 1e-4, the solution for one C passes for one of
+# a C 10 times larger, since features of length 1 have small gradients.
 TOLERANCE = 1e-6
 
 
