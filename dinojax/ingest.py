@@ -281,6 +281,9 @@ def remove_work(job: jobs.Job) -> None:
 
 
 if __name__ == "__main__":
-  with engine.leaving_at_the_end():
-    told = "ended; the same command goes on"
-    cli.run(main, on_interrupt=told, config=False, pass_unknown=True)
+  cli.run(
+    main,
+    on_interrupt="ended; the same command goes on",
+    config=False,
+    pass_unknown=True,
+  )

@@ -231,19 +231,6 @@ def _local_runner(options: list[str]) -> tuple[Any, list[str]]:
   return runner, options
 
 
-@contextlib.contextmanager
-def leaving_at_the_end() -> Iterator[None]:
-  """Turns sys.exit into the end of the process, even where Beam's threads linger."""
-  try:
-    yield
-  except SystemExit as end:
-    if isinstance(end.code, str):
-      say(end.code)
-    sys.stdout.flush()
-    sys.stderr.flush()
-    os._exit(end.code if isinstance(end.code, int) else int(end.code is not None))
-
-
 def say(line: str) -> None:
   """Prints one line without tearing the bar; unlike metrics.say, without JAX."""
   tqdm.tqdm.write(line, file=sys.stderr)
