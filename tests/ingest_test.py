@@ -213,9 +213,11 @@ def wait_until(condition):
 def test_signals_end_all_processes(data, tmp_path, number, code):
   os.mkfifo(tmp_path / "endless.png")  # takes for ever to be read
   extra = f"--images=folder:{tmp_path}"
+  before = signal.signal(signal.SIGINT, signal.SIG_DFL)  # ignored in background jobs
   process = subprocess.Popen(
     command(data, tmp_path / "o", extra), cwd=ROOT, stderr=subprocess.PIPE, text=True
   )
+  signal.signal(signal.SIGINT, before)
   wait_until(lambda: list((tmp_path / "o.work").glob("scan/*.npy")))
   started = psutil.Process(process.pid).children(recursive=True)
   assert started
