@@ -98,7 +98,6 @@ def check(config, *, devices: int) -> None:
       raise errors.UserError(f"{path}={field(config, path)} must be at least {least}")
   _check_ranges(config)
   _check_shapes(config)
-  mesh_shape(**config.mesh, devices=devices)
   _check_batches(config, devices)
 
 

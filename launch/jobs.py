@@ -77,6 +77,7 @@ def make(
     raise errors.UserError("--image=REGISTRY/IMAGE:TAG is missing; README tells how")
   path, own = mount_workdir(workdir)
   preflight.check(config, devices=chips.chips * slices)
+  preflight.mesh_shape(**config.mesh, devices=chips.chips * slices)
 
   fields, mounts = buckets.mount_config({**config.to_dict(), "workdir": path})
   values = {**overrides, **fields, "workdir": path}
