@@ -181,12 +181,16 @@ class Cluster:
     """One line for an answer that is an error."""
     said = _message(error)
     where = f"namespace {self._namespace}"
+    if error.status == 409 and "being deleted" in said:
+      return (
+        f"{name} is still stopping in {where}; submit again once status {name} fails"
+      )
     if error.status == 409:
       return (
         f"{name} exists already in {where}: see status {name}; to start it anew, stop"
         f" {name} first, or choose another --name"
       )
-    if error.status == 401:
+    if error.status == 401 or "system:anonymous" in said:
       return (
         f"{self._host} does not know you ({said}); gcloud auth login, and gcloud"
         " container clusters get-credentials CLUSTER --location=LOCATION"
@@ -198,7 +202,7 @@ class Cluster:
       )
     if error.status == 404 and "namespaces" in said:
       return f"{where} does not exist ({said}); kubectl create {where}"
-    if error.status == 404 and name not in said:
+    if error.status == 404 and f'"{name}"' not in said:
       return f"the cluster has no JobSets; install them: {INSTALL_JOBSET}"
     if error.status == 404:
       return (
