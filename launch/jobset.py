@@ -181,13 +181,13 @@ def _own_env(job: jobs.Job) -> dict[str, str]:
 
 
 def _peers(job: jobs.Job) -> list[str]:
-  """Flags by which the processes of a run find each other."""
+  """Flags by which the processes of a run find each other.
+
+  TPUs need none. GKE tells each of their pods its place, by TPU_WORKER_ID, by
+  TPU_WORKER_HOSTNAMES and, with several slices, by MEGASCALE_*; dinojax.main reads them.
+  """
   hosts = job.accelerator.hosts
-  if job.accelerator.is_tpu:
-    # GKE tells each pod its place: TPU_WORKER_ID and _HOSTNAMES, and MEGASCALE_* where
-    # there are several slices. JAX reads them.
-    return ["--multihost"] if hosts > 1 else []
-  if hosts == 1:
+  if job.accelerator.is_tpu or hosts == 1:
     return []
   first = f"{job.name}-{REPLICATED_JOB}-0-0.{job.name}"
   return [

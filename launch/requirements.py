@@ -28,8 +28,8 @@ def of(job: jobs.Job, config) -> list[str]:
   roles = [f"roles/storage.objectUser on gs://{bucket}" for bucket in writers]
   roles += [f"roles/storage.objectViewer on gs://{bucket}" for bucket in readers]
   notes.append(
-    "the cluster needs the Cloud Storage FUSE driver, and service account"
-    f" {job.namespace}/{job.service_account} by workload identity {', '.join(roles)}"
+    "it needs to be a Standard cluster with the Cloud Storage FUSE driver, and service"
+    f" account {job.namespace}/{job.service_account} by workload identity {', '.join(roles)}"
   )
   notes.append(
     f"{' and '.join(f'gs://{bucket}' for bucket in writers)} should have a hierarchical"
@@ -44,8 +44,9 @@ def of(job: jobs.Job, config) -> list[str]:
   if job.spot and job.grace_seconds > SPOT_SECONDS:
     notes.append(
       f"Spot VMs end some {SPOT_SECONDS} s after SIGTERM, whatever --grace_seconds="
-      f"{job.grace_seconds} says: a save that takes longer is lost, and with it the"
-      f" steps since the last of every {config.checkpoint.every}"
+      f"{job.grace_seconds} says: a save that takes longer is lost, with the steps"
+      f" since the last of every {config.checkpoint.every}, and the restart may count"
+      f" towards --max_restarts={job.max_restarts}"
     )
   return notes + _strangers(job, config)
 

@@ -128,8 +128,7 @@ def test_slices_are_jobs_and_hosts_their_pods():
 @pytest.mark.parametrize(
   ("name", "peers"),
   [
-    ("v5e-8", []),
-    ("v5p-128", ["--multihost"]),
+    ("v5p-128", []),  # GKE tells them
     ("h100-8", []),
     (
       "h100-mega-16",
@@ -141,9 +140,7 @@ def test_slices_are_jobs_and_hosts_their_pods():
     ),
   ],
 )
-def test_the_processes_of_several_hosts_and_only_they_are_told_of_each_other(
-  name, peers
-):
+def test_gpu_nodes_are_told_of_each_other_if_there_are_several(name, peers):
   asked = job(name)
   command = pod(jobset.render(asked))["containers"][0]["command"]
   assert command == [*asked.command, *peers]
