@@ -27,15 +27,22 @@ def of(job: jobs.Job, config) -> list[str]:
   readers = sorted({mount.bucket for mount in job.mounts if mount.read_only})
   roles = [f"roles/storage.objectUser on gs://{bucket}" for bucket in writers]
   roles += [f"roles/storage.objectViewer on gs://{bucket}" for bucket in readers]
+  account = f"{job.namespace}/{job.service_account}"
   notes.append(
     "it needs to be a Standard cluster with the Cloud Storage FUSE driver, and service"
-    f" account {job.namespace}/{job.service_account} by workload identity {', '.join(roles)}"
+    f" account {account} by workload identity {', '.join(roles)}"
   )
   notes.append(
-    f"{' and '.join(f'gs://{bucket}' for bucket in writers)} should have a hierarchical"
-    " namespace: a checkpoint's folder is then renamed at once and not file by file"
+    f"{' and '.join(f'gs://{bucket}' for bucket in writers)} should have uniform"
+    " access and a hierarchical namespace: a checkpoint's folder is then renamed at once"
+    " and not file by file"
   )
-  if not chips.is_tpu and chips.hosts > 1:
+  if chips.is_tpu:
+    notes.append(
+      f"pods with TPUs run privileged, which policies of namespace {job.namespace} must"
+      " allow"
+    )
+  elif chips.hosts > 1:
     notes.append(
       f"{chips.machine} nodes talk at full speed by {_GPUDIRECT[chips.machine]} alone,"
       " which is the cluster's to install and needs annotations and volumes that this"

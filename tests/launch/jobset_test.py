@@ -158,6 +158,14 @@ def test_only_a_slice_of_several_hosts_has_a_node_pool_to_itself():
   assert annotation(job("v5p-8", exclusive_topology=False)) is None
 
 
+def test_pods_with_tpus_and_only_they_are_privileged():
+  def context(name):
+    return pod(jobset.render(job(name)))["containers"][0].get("securityContext")
+
+  assert context("v6e-8") == {"privileged": True, "runAsUser": 0}
+  assert context("h200-16") is None
+
+
 def test_queue_spot_and_grace_stand_where_kubernetes_looks_for_them():
   manifest = jobset.render(everything("v5p-8"))
   assert manifest["metadata"]["labels"]["kueue.x-k8s.io/queue-name"] == "research"
@@ -211,6 +219,11 @@ def test_buckets_are_mounted_where_the_command_looks_and_data_only_to_be_read():
     "/gcs/data/web142m": ("web142m", True),
     "/gcs/workdir/my-runs": ("my-runs", False),
   }
+  read, write = (volumes[f"bucket-{i}"]["volumeAttributes"] for i in (0, 1))
+  # A checkpoint is written by several hosts, under any user, and its folder renamed.
+  for option in ("metadata-cache:ttl-secs:0", "rename-dir-limit", "dir-mode=777"):
+    assert option in write["mountOptions"]
+    assert option not in read["mountOptions"]
   template = inner_job(manifest)["spec"]["template"]
   assert template["metadata"]["annotations"]["gke-gcsfuse/volumes"] == "true"
   assert (
