@@ -1,5 +1,6 @@
 """Ingest by its command line: what is kept, the same bytes always, and every fault."""
 
+import contextlib
 import csv
 import io
 import json
@@ -18,9 +19,10 @@ import pictures
 import psutil
 import pytest
 import tensorflow_datasets as tfds
+from absl import flags
 from PIL import Image
 
-from dinojax.data import images, sources
+from dinojax.data import images, mixture, pipeline, sources
 from dinojax.weights import formats, model
 
 ROOT = pathlib.Path(__file__).parent.parent
@@ -137,6 +139,52 @@ def test_our_sources_and_tfds_read_the_same_images_and_labels(made, data, monkey
   assert labels == [by_glob[i]["label"] for i in range(20)]
   assert labels == [0] * 6 + [1] * 12 + [-1] * 2
   assert by_tfds.num_classes == 2
+
+
+GROUPS, STEPS = 4, 5  # groups of two: exactly two epochs of 20 images
+
+
+def read(source, workers):
+  """Two epochs' batches; each of `workers` is a host, and how many of them it has."""
+  share = GROUPS // len(workers)
+  with contextlib.ExitStack() as stack:
+    hosts = [
+      pipeline.train_batches(
+        mixture.Mixture([source], [1.0]),
+        seed=0,
+        batch_size=2 * GROUPS,
+        group_size=2,
+        multi_crop=pictures.corners,
+        masks=dict(views=2, grid=4, ratio_min=0.1, ratio_max=0.5),
+        groups=range(host * share, (host + 1) * share),
+        workers=count,
+        start_step=0,
+      )
+      for host, count in enumerate(workers)
+    ]
+    for batches in hosts:
+      stack.callback(batches.close)
+    for _ in range(STEPS):
+      parts = [next(batches) for batches in hosts]
+      yield {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+
+
+@pytest.mark.parametrize("workers", [(4,), (1, 3), (0, 2, 0, 0)])
+def test_training_sees_each_kept_record_once_an_epoch_on_any_hosts_and_workers(
+  made, workers
+):
+  flags.FLAGS.mark_as_parsed()
+  source = sources.open_source(f"arrayrecord:{made}/*.array_record*", field="x")
+  batches = list(read(source, workers))
+  for batch, alone in zip(batches, read(source, (0,)), strict=True):
+    assert batch.keys() == alone.keys()
+    for name, values in alone.items():
+      np.testing.assert_array_equal(batch[name], values)
+  kept = [images.decode(source[i]["image"])[:4, :4].tobytes() for i in range(20)]
+  assert len(set(kept)) == 20
+  seen = [crops[0].tobytes() for batch in batches for crops in batch["global_crops"]]
+  assert sorted(seen[:20]) == sorted(seen[20:]) == sorted(kept)
+  assert seen[:20] != seen[20:]
 
 
 def test_manifest_and_report_tell_of_everything(made, data):
