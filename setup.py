@@ -21,6 +21,7 @@ setuptools.setup(
     "absl-py>=2.1",
     "array_record>=0.8; platform_system == 'Linux'",
     "chex>=0.1.90",
+    "cloudpickle>=3.0",
     "einops>=0.8",
     "flatbuffers>=24",  # jax.export writes with it
     "flax>=0.12,<0.13",

@@ -1,7 +1,8 @@
 """Batches read ahead of the training step, by worker processes or by one thread.
 
 Around Grain's prefetching, what a run needs at its edges: all workers start at once, a
-Ctrl-C reaches only the training process, workers end together, and with their parent.
+Ctrl-C reaches only the training process, workers end together, and with their parent,
+and one that is killed ends the run with a line that says so.
 """
 
 import collections
@@ -10,15 +11,26 @@ import gc
 import math
 import multiprocessing
 import os
+import re
 import signal
 import threading
 import time
 from typing import Self
 
+import cloudpickle
 import grain
 import numpy as np
 
-from dinojax import allocator
+from dinojax import allocator, errors
+
+# What a signal that ended a worker is a sign of, and the way out.
+SIGNS = {
+  signal.SIGKILL: "memory may have run out, of which fewer workers (config.workers, or"
+  " --workers) take less",
+  signal.SIGTERM: "somebody or a job manager ended it",
+  signal.SIGBUS: "/dev/shm, through which batches come, may be full; give the container"
+  " more of it (Docker: --shm-size), or take fewer workers",
+}
 
 
 class Batches:
@@ -26,7 +38,12 @@ class Batches:
 
   def __init__(self, dataset: grain.MapDataset, workers: int):
     """Starts `workers` processes, each for every workers-th batch; 0: one thread."""
-    timed = _Timed(dataset)
+    # What workers read lies in memory, without a name, and is gone with this process.
+    self._sent = open(os.memfd_create("dataset"), "w+b")  # noqa: SIM115, till read
+    if workers:
+      cloudpickle.dump(dataset, self._sent)
+      self._sent.flush()
+    timed = _Timed(dataset, f"/proc/{os.getpid()}/fd/{self._sent.fileno()}")
     shards = [timed[i::workers] for i in range(workers)] or [timed]
     self._iterators = [_read_ahead(shard, workers) for shard in shards]
     self._turn = 0
@@ -45,7 +62,11 @@ class Batches:
     return self
 
   def __next__(self) -> dict[str, np.ndarray]:
-    """Returns the next batch; after the last one, closes."""
+    """Returns the next batch; after the last one, closes.
+
+    Raises:
+      errors.UserError: a worker was ended from outside, or raised it.
+    """
     if not self._iterators:
       raise StopIteration
     try:
@@ -53,7 +74,14 @@ class Batches:
     except StopIteration:
       self.close()
       raise
+    except RuntimeError as error:
+      ended = _what_ended(error)
+      if ended is None:
+        raise
+      raise ended from error
     self._turn = (self._turn + 1) % len(self._iterators)
+    if not self._turn:
+      self._sent.close()  # All workers have read it.
     self._seconds.append(float(seconds))
     # Copied, since Grain's shared memory wants to be let go before Python ends.
     return {name: np.array(value) for name, value in batch.items()}
@@ -69,6 +97,7 @@ class Batches:
 
   def close(self) -> None:
     """Ends the workers, within about two batches' time. May be called again."""
+    self._sent.close()
     iterators, self._iterators = self._iterators, []
     if not iterators:
       return
@@ -81,10 +110,19 @@ class Batches:
 
 
 class _Timed(grain.MapDataset):
-  """Elements with the seconds that each took to make."""
+  """Elements with the seconds that each took to make.
 
-  def __init__(self, parent: grain.MapDataset):
+  Pickles as the name of a file that holds its pickled parent. What a process is started
+  with comes by a pipe, and a worker that dies before it has read more than 64 KiB there
+  would leave this process writing for ever; a folder's names are more than that.
+  """
+
+  def __init__(self, parent: grain.MapDataset, path: str):
     super().__init__(parent)
+    self._path = path
+
+  def __reduce__(self) -> tuple:
+    return _open, (self._path,)
 
   def __len__(self) -> int:
     return len(self._parent)
@@ -95,6 +133,24 @@ class _Timed(grain.MapDataset):
     start = time.perf_counter()
     element = self._parent[index]
     return element, np.float64(time.perf_counter() - start)
+
+
+def _open(path: str) -> _Timed:
+  """Reads in a worker what `_Timed` pickles as."""
+  with open(path, "rb") as file:
+    return _Timed(cloudpickle.load(file), path)
+
+
+def _what_ended(error: RuntimeError) -> errors.UserError | None:
+  """The user's error behind one of Grain's: a worker was ended by a signal of SIGNS."""
+  code = re.search(r"terminated unexpectedly with exit code -(\d+)", str(error))
+  if code is None or int(code[1]) not in SIGNS:
+    return None
+  number = signal.Signals(int(code[1]))
+  return errors.UserError(
+    f"an input worker was ended by {number.name}: {SIGNS[number]}; run the same command"
+    " again"
+  )
 
 
 def _read_ahead(dataset: grain.MapDataset, workers: int) -> grain.DatasetIterator:

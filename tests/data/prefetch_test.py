@@ -7,13 +7,16 @@ import pathlib
 import signal
 import subprocess
 import sys
+import threading
 import time
+from multiprocessing import resource_tracker, spawn
 
 import grain
 import numpy as np
 import pytest
 from absl import flags
 
+from dinojax import errors
 from dinojax.data import prefetch
 
 ROOT = pathlib.Path(__file__).parents[2]
@@ -134,3 +137,71 @@ def test_the_rate_is_what_workers_can_make_and_not_what_is_taken(workers):
 def make_slowly(i):
   time.sleep(0.02)
   return {"i": np.full(1, i)}
+
+
+def workers_of_this_process():
+  return [x for x in multiprocessing.active_children() if "grain" in x.name]
+
+
+@pytest.mark.parametrize(
+  ("number", "way_out"),
+  [(signal.SIGKILL, "memory may have run out"), (signal.SIGBUS, "/dev/shm")],
+  ids=["kill", "bus"],
+)
+def test_a_killed_worker_ends_the_run_in_seconds_with_one_line_and_no_orphan(
+  number, way_out
+):
+  flags.FLAGS.mark_as_parsed()
+  dataset = grain.MapDataset.range(10**9).map(element)
+  with contextlib.closing(prefetch.Batches(dataset, workers=2)) as batches:
+    seen = [int(next(batches)["i"][0]) for _ in range(2)]
+    time.sleep(0.5)  # Buffers are full: a worker killed at work leaks its block.
+    os.kill(workers_of_this_process()[0].pid, number)
+    start = time.monotonic()
+    with pytest.raises(errors.UserError) as raised:
+      while True:
+        seen.append(int(next(batches)["i"][0]))
+  assert time.monotonic() - start < 10
+  assert f"worker was ended by {number.name}: " in str(raised.value)
+  assert way_out in str(raised.value) and "\n" not in str(raised.value)
+  assert seen == list(range(len(seen)))  # none was left out before the end
+  assert not workers_of_this_process()
+
+
+class Large:
+  """A function of a megabyte, as a folder with many names is."""
+
+  def __init__(self):
+    self.names = [f"{i:020}" for i in range(50_000)]
+
+  def __call__(self, i):
+    return {"i": np.array([int(self.names[i])])}
+
+
+def test_a_worker_that_dies_before_it_has_read_what_it_is_started_with_hangs_nothing(
+  tmp_path,
+):
+  flags.FLAGS.mark_as_parsed()
+  resource_tracker.ensure_running()  # by Python itself
+  dying = tmp_path / "python"
+  dying.write_text("#!/bin/sh\nkill -9 $$\n")
+  dying.chmod(0o755)
+  said = []
+
+  def read():
+    dataset = grain.MapDataset.range(50_000).map(Large())  # 64 KiB would fit a pipe
+    with contextlib.closing(prefetch.Batches(dataset, workers=1)) as batches:
+      try:
+        next(batches)
+      except errors.UserError as error:
+        said.append(str(error))
+
+  thread = threading.Thread(target=read, daemon=True)
+  before = spawn.get_executable()
+  spawn.set_executable(str(dying))
+  try:
+    thread.start()
+    thread.join(30)
+  finally:
+    spawn.set_executable(before)
+  assert said and "SIGKILL" in said[0]
