@@ -19,6 +19,7 @@ from dinojax.data import augment, masking, mixture, prefetch, sources
 
 ATTEMPTS = 16  # records tried in place of an unreadable one before giving up
 MIN_RECORDS = 1_000  # a share of fewer records says nothing
+NAMED = 20  # bad records, of a process: a lost shard would fill the log
 
 
 def open_batches(
@@ -170,8 +171,9 @@ class BadRecords:
   def update(self, bad_records: np.ndarray) -> None:
     """Counts one batch and logs each bad record the first time.
 
-    A single bad record never ends a run, and below MIN_RECORDS read records the share
-    is taken of so many.
+    The first NAMED are warnings; the others are of level INFO, and a warning counts
+    them whenever they have doubled. A single bad record never ends a run, and below
+    MIN_RECORDS read records the share is taken of so many.
 
     Args:
       bad_records: [b] index of an unreadable record, or -1.
@@ -184,13 +186,18 @@ class BadRecords:
     self.bad += len(indices)
     for index in sorted(set(indices) - self._known):
       self._known.add(index)
-      logging.warning("unreadable record %s replaced", self._source.name(index))
+      count = len(self._known)
+      level = logging.WARNING if count <= NAMED else logging.INFO
+      logging.log(level, "unreadable record %s replaced", self._source.name(index))
+      if count % NAMED == 0 and (count // NAMED).bit_count() == 1:
+        told = "%d unreadable records so far; --verbosity=0 names all, not the first %d"
+        logging.warning(told, count, NAMED)
     limit = self._max_bad_share * max(self.seen, MIN_RECORDS)
     if self.bad > max(limit, 1):
       raise errors.UserError(
         f"{self.bad} of {self.seen} records are unreadable, more than "
         f"config.data.max_bad_share={self._max_bad_share}; repair the data (the log "
-        "names the records) or raise the share"
+        f"names the first {NAMED}, and all with --verbosity=0) or raise the share"
       )
 
 

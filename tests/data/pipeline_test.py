@@ -2,15 +2,17 @@
 
 import contextlib
 import dataclasses
+import io
 import logging
 
 import numpy as np
 import pytest
 from absl import flags
+from array_record.python import array_record_module
 from PIL import Image
 
 from dinojax import errors
-from dinojax.data import images, masking, mixture, pipeline, sources
+from dinojax.data import arrayrecord, images, masking, mixture, pipeline, sources
 
 MASKS = dict(views=2, grid=4, ratio_min=0.1, ratio_max=0.5)
 
@@ -287,6 +289,65 @@ def test_too_large_a_share_of_bad_records_ends_the_run():
     records.update(bad_batch(2, 30, 31))
   assert str(e.value).startswith("22 of 2002 records are unreadable")
   assert "\n" not in str(e.value)
+
+
+def test_a_lost_shard_is_told_of_in_a_few_lines_and_named_in_full_on_request(caplog):
+  records = pipeline.BadRecords(Numbers(9_999), max_bad_share=0.5)
+  with caplog.at_level(logging.INFO):
+    for first in range(0, 1000, 50):
+      records.update(bad_batch(200, *range(first, first + 50)))
+      records.update(bad_batch(200, *range(first, first + 50)))
+  names = [x.getMessage() for x in caplog.records if "replaced" in x.getMessage()]
+  assert names == [f"unreadable record numbers#{i} replaced" for i in range(1000)]
+  warnings = [x.getMessage() for x in caplog.records if x.levelno >= logging.WARNING]
+  assert warnings[:20] == names[:20]
+  assert [int(line.split()[0]) for line in warnings[20:]] == [20, 40, 80, 160, 320, 640]
+  assert all("--verbosity=0 names all" in line for line in warnings[20:])
+
+
+@pytest.fixture
+def damaged_shards(tmp_path):
+  """Four shards of 50 images, of which each 20th is damaged on disk."""
+  for shard in range(4):
+    path = tmp_path / f"{shard}.array_record"
+    writer = array_record_module.ArrayRecordWriter(str(path), "group_size:1")
+    for i in range(50):
+      file = io.BytesIO()
+      Image.new("RGB", (4, 3), (shard * 50 + i, 0, 0)).save(file, "PNG")
+      writer.write(file.getvalue())
+    writer.close()
+    content = bytearray(path.read_bytes())
+    begins = arrayrecord.record_offsets(str(path))
+    for i in range(50):
+      if (shard * 50 + i) % 20 == 7:
+        content[(begins[i] + begins[i + 1]) // 2] ^= 255
+    path.write_bytes(content)
+  spec = f"arrayrecord:{tmp_path}/*.array_record"
+  return sources.open_source(spec, field="config.data.sources[0]")
+
+
+def test_with_5_percent_damaged_on_disk_training_goes_on_or_ends_as_was_asked(
+  damaged_shards, caplog
+):
+  batches = train(damaged_shards, 50)  # two epochs
+  bad = [i for i in range(200) if i % 20 == 7]
+  good = sorted(set(range(200)) - set(bad))
+  replaced = np.concatenate([batch["bad_records"] for batch in batches])
+  assert sorted(replaced[replaced >= 0].tolist()) == sorted(bad * 2)
+  seen = colours(batches)
+  assert sorted(seen[replaced < 0].tolist()) == sorted(good * 2)
+  assert set(seen[replaced >= 0].tolist()) <= set(good)
+  records = pipeline.BadRecords(damaged_shards, max_bad_share=0.05)
+  for batch in batches:
+    records.update(batch["bad_records"])
+  assert sorted(caplog.messages) == sorted(
+    f"unreadable record {damaged_shards.name(i)} replaced" for i in bad
+  )
+  records = pipeline.BadRecords(damaged_shards, max_bad_share=0.01)
+  with pytest.raises(errors.UserError, match=r"max_bad_share=0.01; repair") as raised:
+    for batch in batches:
+      records.update(batch["bad_records"])
+  assert "\n" not in str(raised.value)
 
 
 def test_a_few_bad_records_at_the_start_are_no_share_yet():

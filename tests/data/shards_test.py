@@ -1,9 +1,14 @@
 """Shards written by array_record and by tfds are read without TensorFlow."""
 
+import contextlib
 import io
 import os
+import pathlib
 import pickle
+import resource
+import struct
 import sys
+import zlib
 
 import numpy as np
 import pytest
@@ -13,7 +18,7 @@ from PIL import Image
 from tensorflow_datasets.proto import tf_example_pb2
 
 from dinojax import errors
-from dinojax.data import arrayrecord, sources
+from dinojax.data import arrayrecord, images, sources
 
 COLOURS = np.arange(0, 70, 10)
 
@@ -143,6 +148,73 @@ def test_a_shard_deleted_or_cut_while_running_gives_bad_records(shards, tmp_path
   assert values_before
   read = [sources.read(source, i, attempts=64)[2] for i in range(3, 7)]
   assert read == [-1, -1, -1, 6]
+
+
+def varint(number):
+  low = [number >> shift & 0x7F for shift in range(0, number.bit_length() or 1, 7)]
+  return bytes([*(x | 0x80 for x in low[:-1]), low[-1]])
+
+
+def chunk_of_zeros(size, *, claimed, told):
+  """A chunk whose few bytes expand to `size`; it claims another one.
+
+  told: whether the frame of zstd itself says how much it holds (RFC 8878).
+  """
+  block = 1 << 17
+  frame = b"\x28\xb5\x2f\xfd" + (b"\xc0\x50" + size.to_bytes(8, "little"))
+  if not told:
+    frame = b"\x28\xb5\x2f\xfd\x00\x50"
+  for left in range(size // block - 1, -1, -1):
+    frame += (block << 3 | 1 << 1 | (not left)).to_bytes(3, "little") + b"\0"
+  content = bytes([arrayrecord.ZSTD]) + varint(1) + b"\0" + varint(claimed) + frame
+  kind = arrayrecord.SIMPLE | 1 << 8
+  return struct.pack("<QQQQQ", 0, len(content), 0, kind, claimed) + content
+
+
+def png_of_size(width, height):
+  """A PNG of a hundred bytes that says how large it is, and no more."""
+  ihdr = b"IHDR" + struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
+  parts = [ihdr, b"IDAT" + zlib.compress(bytes(99)), b"IEND"]
+  return b"\x89PNG\r\n\x1a\n" + b"".join(
+    struct.pack(">I", len(part) - 4) + part + struct.pack(">I", zlib.crc32(part))
+    for part in parts
+  )
+
+
+@contextlib.contextmanager
+def little_memory():
+  """No more than 512 MiB on top of what this process has."""
+  pages = int(pathlib.Path("/proc/self/statm").read_text().split()[0])
+  before = resource.getrlimit(resource.RLIMIT_AS)
+  limit = pages * resource.getpagesize() + (512 << 20)
+  resource.setrlimit(resource.RLIMIT_AS, (limit, before[1]))
+  try:
+    yield
+  finally:
+    resource.setrlimit(resource.RLIMIT_AS, before)
+
+
+@pytest.mark.parametrize("told", [True, False])
+@pytest.mark.parametrize("claimed", [5 << 28, 1000])
+def test_what_would_expand_beyond_all_bounds_is_a_bad_record(tmp_path, claimed, told):
+  path = tmp_path / "a.array_record"
+  # A record that does not compress leaves room for the chunk, before a block's header.
+  room = np.random.default_rng(0).bytes(60_000)
+  write(path, [png(10), room, png_of_size(1 << 17, 1000), png(30)])
+  begin = int(arrayrecord.record_offsets(str(path))[1])
+  chunk = chunk_of_zeros(5 << 28, claimed=claimed, told=told)
+  assert len(chunk) < len(room) and begin + len(chunk) < arrayrecord.BLOCK
+  content = bytearray(path.read_bytes())
+  content[begin : begin + len(chunk)] = chunk
+  path.write_bytes(content)
+  source = open_source(f"arrayrecord:{path}")
+  with little_memory():
+    with pytest.raises(ValueError, match="damaged chunk"):
+      source[1]
+    with pytest.raises(ValueError, match="131072x1000 is over"):
+      images.decode(source[2]["image"])
+    bad = [sources.read(source, i, attempts=32)[2] for i in range(4)]
+  assert bad == [-1, 1, 2, -1]
 
 
 def test_an_index_is_written_once_and_again_when_it_is_damaged(shards, tmp_path):
