@@ -229,6 +229,24 @@ def test_an_index_is_written_once_and_again_when_it_is_damaged(shards, tmp_path)
   assert list(tmp_path.glob(".dinojax-index-*")) == [path]
 
 
+def test_without_room_for_the_index_one_line_says_so_and_nothing_is_left(
+  shards, tmp_path, monkeypatch
+):
+  monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+  before = resource.getrlimit(resource.RLIMIT_FSIZE)
+  resource.setrlimit(resource.RLIMIT_FSIZE, (16, before[1]))
+  try:
+    with pytest.raises(
+      errors.UserError, match=r"written nowhere .*XDG_CACHE"
+    ) as raised:
+      open_source(shards)
+  finally:
+    resource.setrlimit(resource.RLIMIT_FSIZE, before)
+  assert "\n" not in str(raised.value)
+  assert not list(tmp_path.rglob("*index*"))
+  assert values(open_source(shards)) == COLOURS.tolist()
+
+
 def test_a_bucket_is_refused_with_the_way_out():
   with pytest.raises(errors.UserError, match=r"is a bucket.*gcsfuse"):
     open_source("arrayrecord:gs://bucket/*.array_record")
