@@ -19,7 +19,7 @@ from jax.sharding import Mesh
 
 import dinojax
 from dinojax import backbone, backbone_flags, cli, errors, metrics, sharding
-from dinojax.data import sources
+from dinojax.data import classes, sources
 from dinojax.evals import (
   cache,
   features,
@@ -150,25 +150,25 @@ def check_flags() -> list[str]:
 
 
 def open_sources() -> dict[str, sources.Source]:
-  """The labelled sources by name; UserError if one has no labels, or other classes."""
+  """The labelled sources by name, with labels as --train numbers them.
+
+  Raises:
+    UserError: one has no labels, or other classes.
+  """
   opened = {}
   for flag in (TRAIN, TEST, VAL):
     if not flag.value:
       continue
     source = sources.open_source(flag.value, field=f"--{flag.name}")
-    if not source.num_classes and source[0]["label"] < 0:
+    if not source.class_names and source[0]["label"] < 0:
       raise errors.UserError(f"{source.where} has no labels; give a labelled source")
-    opened[flag.name] = source
-  known = {name: x.num_classes for name, x in opened.items() if x.num_classes}
-  if len(set(known.values())) > 1:
-    counts = " and ".join(f"--{name} has {n}" for name, n in known.items())
-    raise errors.UserError(f"{counts} classes; all must hold the same ones")
+    opened[flag.name] = classes.match(opened.get("train", source), source)
   return opened
 
 
 def count_classes(opened: dict, banks: dict) -> int:
   """Classes of the sources; where none says, one more than the highest label."""
-  said = max(source.num_classes for source in opened.values())
+  said = max(len(source.class_names) for source in opened.values())
   return said or 1 + max(int(bank.labels.max()) for bank in banks.values())
 
 
@@ -268,7 +268,7 @@ def main(_) -> None:
       name: extract(name, source, loaded, present, mesh)
       for name, source in opened.items()
     }
-    classes, results = count_classes(opened, banks), {}
+    num_classes, results = count_classes(opened, banks), {}
     for task in tasks:
       chosen = {
         name: features.select(bank, present, wanted[task])
@@ -277,7 +277,7 @@ def main(_) -> None:
       width = loaded.module.width
       images = ", ".join(f"{len(x):,} images of --{n}" for n, x in opened.items())
       metrics.say(f"{task}: {images}, {len(wanted[task]) * width:,} features each")
-      results |= RATE[task](chosen, num_classes=classes, width=width, mesh=mesh)
+      results |= RATE[task](chosen, num_classes=num_classes, width=width, mesh=mesh)
   metrics.say(table.render(results))
   record(about, results)
 

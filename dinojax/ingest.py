@@ -5,7 +5,7 @@ r"""Images from many places into shards to train on: checked, and without duplic
 
 --images and --exclude may be given several times, each
   folder:PATH           images below a folder; sub-folders are classes
-  tar:GLOB              tar files of img2dataset or webdataset
+  tar:GLOB              tar files of img2dataset or webdataset; labels from .cls
   parquet:GLOB          Parquet files with a column of encoded images
   arrayrecord:GLOB      ArrayRecord files of images or of tf.train.Example
   tfds:NAME:SPLIT       a prepared dataset of tensorflow-datasets
@@ -13,7 +13,8 @@ r"""Images from many places into shards to train on: checked, and without duplic
 OUT becomes a folder of ArrayRecord shards that tfds.builder_from_directory opens, too,
 with manifest.json (counts, shards, settings), report.html (pictures of what was
 dropped, and why) and dropped.csv. It appears when all is done. Train on it by
---config.data.sources='arrayrecord:OUT/*.array_record*'.
+--config.data.sources='arrayrecord:OUT/*.array_record*'. Labels are kept, and equal
+names of several inputs are one class; captions and other metadata are not kept.
 
 An image is read, looked at once, compared with all others by its hashes, and read again
 when it is written. Of duplicates the largest stays, or the first of the largest. A run
@@ -254,18 +255,19 @@ def finish(job: jobs.Job, parts: list[jobs.Part], given: dict, options) -> dict:
       " and --min_side and its like say what is dropped"
     )
   folder = job.work / "out"
+  found = manifest.totals(job, parts)
+  names, labels = manifest.classes(found["labels"], inputs.class_names(parts))
   engine.each(
-    functools.partial(output.write, job=job, parts=parts, plan=plan),
+    functools.partial(output.write, job=job, parts=parts, plan=plan, labels=labels),
     [i for i in range(len(plan)) if not job.path("shards", i, "json").exists()],
     options=options,
     label="writing shards",
     count=engine.files_in(job.work / "shards"),
   )
   shards = [output.described(job, parts, plan, shard) for shard in range(len(plan))]
-  found = manifest.totals(job, parts)
   told = manifest.make(given, found, shards)
   with durable.failing_in_one_line(job.out):
-    output.write_metadata(job, folder, shards, manifest.num_classes(found["labels"]))
+    output.write_metadata(job, folder, shards, names)
   report.write(job, parts, told, folder)
   job.save(folder / "manifest.json", told)
   with durable.failing_in_one_line(job.out):

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from absl import flags
 from absl.testing import flagsaver
+from PIL import Image
 
 from dinojax import checkpoint, errors
 from dinojax import evaluate as main
@@ -179,6 +180,20 @@ def test_without_a_cache_features_are_computed_of_the_runs_own_kind(workdir, cap
 def test_a_mistake_is_named(workdir, changes, message):
   with pytest.raises(errors.UserError, match=re.escape(message)):
     run(**{"checkpoint": str(workdir)} | changes)
+
+
+def test_labels_are_matched_by_the_names_of_classes(tmp_path):
+  for name in ("train/ant", "train/bee", "train/cat", "test/cat", "val/bee"):
+    (tmp_path / name).mkdir(parents=True)
+    Image.new("RGB", (2, 2)).save(tmp_path / name / "0.png")
+  given = {name: f"folder:{tmp_path}/{name}" for name in ("train", "test", "val")}
+  with flagsaver.flagsaver(**given):
+    opened = main.open_sources()
+  labels = {
+    name: [source[i]["label"] for i in range(len(source))]
+    for name, source in opened.items()
+  }
+  assert labels == {"train": [0, 1, 2], "test": [2], "val": [1]}
 
 
 def test_a_mistake_is_one_line(tmp_path):

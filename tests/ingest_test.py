@@ -65,9 +65,10 @@ def data(tmp_path_factory):
     "i": encoded(shown[6], size=(64, 9)),
     "j": encoded(other),
   }
+  files = {f"{key}.png": content for key, content in copies.items()} | {"j.cls": b"1"}
   with tarfile.open(folder / "0.tar", "w") as tar:
-    for key, content in copies.items():
-      member = tarfile.TarInfo(f"{key}.png")
+    for name, content in files.items():
+      member = tarfile.TarInfo(name)
       member.size = len(content)
       tar.addfile(member, io.BytesIO(content))
   (folder / "test").mkdir()
@@ -137,8 +138,8 @@ def test_our_sources_and_tfds_read_the_same_images_and_labels(made, data, monkey
   assert by_tfds[0]["image"] == by_glob[0]["image"] == first
   labels = [by_tfds[i]["label"] for i in range(20)]
   assert labels == [by_glob[i]["label"] for i in range(20)]
-  assert labels == [0] * 6 + [1] * 12 + [-1] * 2
-  assert by_tfds.num_classes == 2
+  assert by_tfds.class_names == by_glob.class_names == ("cat", "dog", "0", "1")
+  assert labels == [0] * 6 + [1] * 12 + [-1, 3]  # the tar file's classes are numbers
 
 
 GROUPS, STEPS = 4, 5  # groups of two: exactly two epochs of 20 images

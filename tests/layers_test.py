@@ -57,6 +57,7 @@ MAY_IMPORT = {
   # Its command line calls what draws its crops.
   "data.augment": {"errors", "data.", "contact_sheet"},
   "data.masking": {"errors"},
+  "data.classes": {"errors", "data.sources"},
   "data.prefetch": {"allocator", "errors"},
   "data.sources": {"errors", "data.images", "data.shards"},
   "data.pipeline": DATA,

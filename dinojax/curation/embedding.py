@@ -42,7 +42,7 @@ class Network:
 class _Images:
   """Some images of a part, as a source of pipeline.eval_batches."""
 
-  num_classes = 0
+  class_names = ()
   fingerprint = ""
 
   def __init__(self, records: list[inputs.Record]):

@@ -105,10 +105,27 @@ def _identity(path: str) -> str:
   return f"{status.st_size} {status.st_mtime_ns}"
 
 
+def class_names(parts: list[jobs.Part]) -> dict[int, tuple[str, ...]]:
+  """By label, of each input that names its classes."""
+  specs = {part.source: part for part in parts if not part.excluded}
+  return {
+    number: _open_unchanged(part).class_names
+    for number, part in specs.items()
+    if not part.spec.startswith(("tar:", "parquet:"))
+  }
+
+
 @functools.lru_cache(maxsize=4)
 def _open(spec: str) -> sources.Source:
   """A source, kept open from one part to the next."""
   return sources.open_source(spec, field="--images")
+
+
+def _open_unchanged(part: jobs.Part) -> sources.Source:
+  source = _open(part.spec)
+  if source.fingerprint != part.fingerprint:
+    raise _changed(part)
+  return source
 
 
 def read(
@@ -145,9 +162,7 @@ def read(
 
 
 def _read_source(part: jobs.Part, wanted: frozenset[int] | None) -> Iterator[Record]:
-  source = _open(part.spec)
-  if source.fingerprint != part.fingerprint:
-    raise _changed(part)
+  source = _open_unchanged(part)
   for row in range(part.stop - part.start):
     if wanted is not None and row not in wanted:
       continue

@@ -2,7 +2,10 @@
 
 import collections
 import importlib.metadata
+import itertools
+import os
 import platform
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -12,6 +15,7 @@ from dinojax.curation import jobs
 
 VERSIONS = ("apache-beam", "array_record", "faiss-cpu", "numpy", "pillow", "pyarrow")
 VERSIONS += ("opencv-python-headless", "tensorflow-datasets")
+MAX_CLASSES = 1 << 20
 
 
 def totals(job: jobs.Job, parts: list[jobs.Part]) -> dict[str, Any]:
@@ -48,12 +52,37 @@ def totals(job: jobs.Job, parts: list[jobs.Part]) -> dict[str, Any]:
   }
 
 
-def num_classes(labels: dict[int, set[int]]) -> int:
-  """Classes of the output: 0 unless one input alone has labels, and each image one."""
-  if len(labels) != 1:
-    return 0
-  (found,) = labels.values()
-  return max(found) + 1 if min(found) >= 0 else 0
+def classes(
+  labels: dict[int, set[int]], names: dict[int, Sequence[str]]
+) -> tuple[list[str], dict[int, list[int]]]:
+  """One set of classes of the labels of all inputs, matched by their names.
+
+  Args:
+    labels: those found in each input that has any; -1 is none.
+    names: by label, of each input that names its classes. Other labels are numbers, and
+      named so.
+
+  Returns:
+    names by the output's label, and of each input its labels in the output. Nothing,
+    if labels are so large that they number something else.
+  """
+  if max((max(found) for found in labels.values()), default=0) >= MAX_CLASSES:
+    return [], {}
+  numbers = {}
+  for source, found in labels.items():
+    known = [_plain(name) for name in names.get(source, ())]
+    known += map(str, range(len(known), max(found) + 1))
+    numbers[source] = known
+  number = dict.fromkeys(itertools.chain.from_iterable(numbers.values()))
+  number = {name: i for i, name in enumerate(number)}
+  return list(number), {
+    source: [number[name] for name in known] for source, known in numbers.items()
+  }
+
+
+def _plain(name: str) -> str:
+  """A name that is one line of UTF-8; those that differ in blanks alone are one."""
+  return " ".join(os.fsencode(name).decode(errors="backslashreplace").split())
 
 
 def make(

@@ -56,8 +56,15 @@ def layout(job: jobs.Job, counts: dict[int, int]) -> list[list[tuple[int, int, i
   return shards
 
 
-def write(shard: int, *, job: jobs.Job, parts: list[jobs.Part], plan: list) -> None:
-  """Writes one shard; one task. plan: of `layout`."""
+def write(
+  shard: int,
+  *,
+  job: jobs.Job,
+  parts: list[jobs.Part],
+  plan: list,
+  labels: dict[int, list[int]],
+) -> None:
+  """Writes one shard; one task. plan: of `layout`. labels: of `manifest.classes`."""
   from array_record.python import array_record_module
 
   path = job.work / "out" / shard_name(job.out, shard, len(plan))
@@ -71,7 +78,7 @@ def write(shard: int, *, job: jobs.Job, parts: list[jobs.Part], plan: list) -> N
       path.parent.mkdir(parents=True, exist_ok=True)
       try:
         writer = array_record_module.ArrayRecordWriter(str(new), GROUP)
-        for record in _records(job, parts, plan[shard]):
+        for record in _records(job, parts, plan[shard], labels):
           writer.write(record)
           size, count = size + len(record), count + 1
         writer.close()
@@ -113,7 +120,7 @@ def check(path: pathlib.Path, count: int) -> None:
     raise OSError(f"{found} of {count} records arrived in {path.name}")
 
 
-def _records(job: jobs.Job, parts: list[jobs.Part], spans: list):
+def _records(job: jobs.Job, parts: list[jobs.Part], spans: list, labels: dict):
   """Yields the serialised examples of some survivors of some parts."""
   from tensorflow_datasets.proto import tf_example_pb2
 
@@ -130,7 +137,10 @@ def _records(job: jobs.Job, parts: list[jobs.Part], spans: list):
       feature = example.features.feature
       image = examine.bounded(record.image, job.settings)
       feature["image"].bytes_list.value.append(image)
-      feature["label"].int64_list.value.append(record.label)
+      label = record.label
+      if label >= 0 and (known := labels.get(parts[number].source)):
+        label = known[label]
+      feature["label"].int64_list.value.append(label)
       feature["source"].bytes_list.value.append(record.name.encode())
       yield example.SerializeToString(deterministic=True)
 
@@ -143,7 +153,7 @@ def _changed(part: jobs.Part) -> errors.UserError:
 
 
 def write_metadata(
-  job: jobs.Job, folder: pathlib.Path, shards: list[dict], num_classes: int
+  job: jobs.Job, folder: pathlib.Path, shards: list[dict], class_names: list[str]
 ) -> None:
   """Writes what tensorflow-datasets opens shards by.
 
@@ -151,7 +161,7 @@ def write_metadata(
     job: names the output.
     folder: of the shards.
     shards: {"records", "bytes"} of each.
-    num_classes: of the labels; 0: they are numbers of no one set of classes.
+    class_names: by label; []: there are no labels, or they number something else.
   """
   import tensorflow_datasets as tfds
   from tensorflow_datasets.core import naming
@@ -169,14 +179,14 @@ def write_metadata(
     num_bytes=sum(shard["bytes"] for shard in shards),
     filename_template=template,
   )
-  labels = tfds.features.ClassLabel(num_classes=num_classes)
+  labels = tfds.features.ClassLabel(names=class_names)
   version = re.fullmatch(r"\d+\.\d+\.\d+", job.out.name)
   tfds.folder_dataset.write_metadata(
     data_dir=folder,
     features=tfds.features.FeaturesDict(
       {
         "image": tfds.features.Image(shape=(None, None, 3)),
-        "label": labels if num_classes else tfds.features.Scalar(np.int64),
+        "label": labels if class_names else tfds.features.Scalar(np.int64),
         "source": tfds.features.Text(),
       }
     ),

@@ -19,6 +19,7 @@ from dinojax.data import arrayrecord, index
 
 MAX_FILES = 8_192  # open shards per process, where its limit allows so many
 MAX_READERS = 64  # of array_record, 400 kB each with 32,000 records
+LABELS = "label.labels.txt"  # where tfds keeps the names of classes, one a line
 BUFFER = 1 << 15  # bytes that such a reader reads at once
 
 
@@ -55,7 +56,7 @@ class TfdsSource:
     self._split = f"{builder.info.full_name}:{split}"
     label = dict(features.items()).get("label")
     labelled = isinstance(label, tfds.features.ClassLabel)
-    self.num_classes = label.num_classes if labelled else 0
+    self.class_names = tuple(label.names) if labelled else ()
     identity = f"{self._split} {len(self)}"
     self.fingerprint = hashlib.sha256(identity.encode()).hexdigest()[:16]
 
@@ -66,7 +67,7 @@ class TfdsSource:
   def __getitem__(self, index: int) -> dict:
     """Reads one example."""
     example = self._records[index]
-    label = int(example["label"]) if self.num_classes else -1
+    label = int(example["label"]) if self.class_names else -1
     return {"image": example["image"], "label": label}
 
   def name(self, index: int) -> str:
@@ -77,10 +78,10 @@ class TfdsSource:
 class ArrayRecordSource:
   """ArrayRecord shards, sorted by name, of images or of tf.train.Example.
 
-  An Example holds a bytes feature `image` and perhaps an int64 feature `label`.
+  An Example holds a bytes feature `image` and perhaps an int64 feature `label`, whose
+  names tfds and ingest keep beside the shards. Where shards lie in folders with other
+  names, the same number is several classes, and nothing has a label.
   """
-
-  num_classes = 0  # Shards name no classes, and counting labels would read them all.
 
   def __init__(self, pattern: str, where: str):
     """Lists the shards, and opens the index of their records."""
@@ -102,6 +103,10 @@ class ArrayRecordSource:
     if not self._ends[-1]:
       raise errors.UserError(f"{where} matches {len(paths)} shards without a record")
     self._open_lazily()
+    folders = {os.path.dirname(path) for path in paths}
+    names = {_class_names(folder, where) for folder in folders}
+    self._labelled = len(names) == 1
+    self.class_names = names.pop() if self._labelled else ()
     identity = "\n".join(
       f"{os.path.basename(path)} {count} {size}"
       for (path, size, _), count in zip(self._shards, self._index.counts, strict=True)
@@ -139,9 +144,10 @@ class ArrayRecordSource:
       begin, end = place
       data = arrayrecord.decode_record(self._file(shard).read(begin, end), begin)
     # An Example begins with the tag of its only field; no image format does.
-    if data.startswith(b"\n"):
-      return _parse_example(data)
-    return {"image": data, "label": -1}
+    if not data.startswith(b"\n"):
+      return {"image": data, "label": -1}
+    example = _parse_example(data)
+    return example if self._labelled else example | {"label": -1}
 
   def name(self, record: int) -> str:
     """Returns shard and position in it."""
@@ -154,6 +160,21 @@ class ArrayRecordSource:
       raise IndexError(f"record {record} of {len(self)}")
     number = bisect.bisect_right(self._ends, record)
     return number, record - (self._ends[number - 1] if number else 0)
+
+
+def _class_names(folder: str, where: str) -> tuple[str, ...]:
+  """Names of the classes of a folder's shards, () if it names none."""
+  path = os.path.join(folder, LABELS)
+  try:
+    with open(path, encoding="utf-8") as file:
+      names = tuple(line.strip() for line in file if line.strip())
+  except FileNotFoundError:
+    return ()
+  except (OSError, ValueError) as error:
+    raise errors.UserError(f"{where}: {path} cannot be read: {error}") from error
+  if len(set(names)) < len(names):
+    raise errors.UserError(f"{where}: {path} names a class twice; repair or remove it")
+  return names
 
 
 class _File:

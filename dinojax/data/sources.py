@@ -31,7 +31,7 @@ class Source(Protocol):
   """What every source offers."""
 
   where: str  # config path and value, the beginning of its error messages
-  num_classes: int  # 0 without labels, or where the storage does not say
+  class_names: tuple[str, ...]  # by label; () without labels, or if nothing says
   fingerprint: str  # 16 hex digits that identify the data, without reading images
 
   def __len__(self) -> int:
@@ -145,7 +145,7 @@ class FolderSource:
     classes = [] if flat else sorted(set(tops))
     label = {name: i for i, name in enumerate(classes)}
     self._labels = np.array([label.get(top, -1) for top in tops], np.int32)
-    self.num_classes = len(classes)
+    self.class_names = tuple(classes)
     # lstat: a dangling link is an unreadable record later, not an error here.
     identity = "\n".join(
       f"{name} {os.lstat(os.path.join(root, name)).st_size}" for name in self._names
@@ -195,7 +195,7 @@ def _list_images(root: str, where: str) -> list[str]:
 class DigitsSource:
   """scikit-learn's handwritten digits, grey, 8 x 8 pixels, in memory."""
 
-  num_classes = 10
+  class_names = tuple("0123456789")
 
   def __init__(self, split: str, where: str):
     """Loads the split."""

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 
 from dinojax import errors, sharding
-from dinojax.data import sources
+from dinojax.data import classes, sources
 from dinojax.evals import features, search
 
 QUERIES = 8192  # at a time, on all devices together
@@ -51,19 +51,15 @@ def make_rater(
     Function from params to {"knn_top1_k10": share of right answers within 0..1, ...}.
 
   Raises:
-    UserError: a source has no labels, or they differ in classes.
+    UserError: a source has no labels, or `test` has other classes.
   """
   for name, source in (("train", train), ("test", test)):
-    if not source.num_classes:
+    if not source.class_names:
       raise errors.UserError(
         f"config.knn.{name} has no labels to rate by; give a labelled source, or set"
         " config.knn.every=0"
       )
-  if train.num_classes != test.num_classes:
-    raise errors.UserError(
-      f"config.knn.train has {train.num_classes} classes and config.knn.test"
-      f" {test.num_classes}; both must hold the same ones"
-    )
+  test = classes.match(train, test)
   if len(train) < max(ks):
     raise errors.UserError(
       f"config.knn.ks={tuple(ks)} asks for more neighbours than the {len(train)} images"
@@ -86,7 +82,7 @@ def make_rater(
     return knn(
       bank,
       queries,
-      num_classes=train.num_classes,
+      num_classes=len(train.class_names),
       ks=ks,
       temperature=temperature,
       mesh=mesh,

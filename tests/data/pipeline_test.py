@@ -29,7 +29,7 @@ class Numbers:
   length: int
   bad: tuple = ()
   where = 'config.data.source="numbers"'
-  num_classes = 5
+  class_names = tuple("01234")
 
   def __len__(self):
     return self.length

@@ -67,7 +67,7 @@ def test_shards_of_images_follow_in_the_order_of_their_names(shards, tmp_path):
   source = open_source(shards)
   assert values(source) == COLOURS.tolist()
   assert source[0]["label"] == -1
-  assert source.num_classes == 0
+  assert source.class_names == ()
   assert source.name(2) == f"{tmp_path}/a.array_record#2"
   assert source.name(3) == f"{tmp_path}/b.array_record#0"
 
@@ -82,6 +82,21 @@ def test_an_example_gives_its_image_and_label(tmp_path):
   source = open_source(f"arrayrecord:{tmp_path}/x.array_record")
   assert values(source) == [10, 20, 30]
   assert [source[i]["label"] for i in range(3)] == [4, -1, -1]
+
+
+def test_names_of_classes_lie_beside_shards_and_are_of_one_folder(tmp_path):
+  for folder, names in (("a", "cat\ndog\n"), ("b", "dog\ncat\n")):
+    (tmp_path / folder).mkdir()
+    write(tmp_path / folder / "x.array_record", [example(image=png(10), label=1)])
+    (tmp_path / folder / "label.labels.txt").write_text(names)
+  source = open_source(f"arrayrecord:{tmp_path}/b/*.array_record")
+  assert (source.class_names, source[0]["label"]) == (("dog", "cat"), 1)
+  both = open_source(f"arrayrecord:{tmp_path}/*/*.array_record")
+  assert (both.class_names, both[0]["label"]) == ((), -1)  # 1 is a dog and a cat
+  assert values(both) == [10, 10]
+  (tmp_path / "b/label.labels.txt").write_text("cat\ncat\n")
+  with pytest.raises(errors.UserError, match="names a class twice"):
+    open_source(f"arrayrecord:{tmp_path}/b/*.array_record")
 
 
 def test_records_that_are_nothing_are_replaced(tmp_path):
@@ -320,7 +335,7 @@ def tfds_data_dir(tfds_dir, monkeypatch):
 def test_a_prepared_tfds_split_is_read_without_tensorflow(name):
   source = open_source(f"tfds:{name}:train")
   assert sorted(values(source)) == COLOURS.tolist()
-  assert source.num_classes == 3
+  assert source.class_names == ("a", "b", "c")
   assert source.name(2) == "tiny_pictures/1.2.0:train#2"
   for i in range(len(source)):
     assert source[i]["image"].startswith(b"\x89PNG")

@@ -40,7 +40,7 @@ def test_sorted_sub_folders_are_the_classes(classes):
   names = [os.path.relpath(source.name(i), classes) for i in range(len(source))]
   assert names == ["cat/2021/z.JPG", "cat/y.bmp", "dog/a.webp", "dog/b.png"]
   assert [source[i]["label"] for i in range(4)] == [0, 0, 1, 1]
-  assert source.num_classes == 2
+  assert source.class_names == ("cat", "dog")
 
 
 def test_an_image_directly_in_the_folder_makes_it_flat(classes):
@@ -48,7 +48,7 @@ def test_an_image_directly_in_the_folder_makes_it_flat(classes):
   source = open_folder(classes)
   assert len(source) == 5
   assert {source[i]["label"] for i in range(5)} == {-1}
-  assert source.num_classes == 0
+  assert source.class_names == ()
 
 
 def test_a_pickled_source_reads_the_same(classes):
@@ -117,7 +117,7 @@ def test_a_path_without_its_kind_is_told_the_kind(tmp_path, monkeypatch, spec, m
 def test_digits_split_into_1347_and_450_scaled_to_a_byte():
   train = sources.open_source("embedded:digits:train", field="f")
   test = sources.open_source("embedded:digits:test", field="f")
-  assert (len(train), len(test), train.num_classes) == (1347, 450, 10)
+  assert (len(train), len(test), len(train.class_names)) == (1347, 450, 10)
   pixels = np.stack([train[i]["image"] for i in range(len(train))])
   assert pixels.shape == (1347, 8, 8, 3)
   assert pixels.dtype == np.uint8

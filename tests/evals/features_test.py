@@ -12,7 +12,7 @@ from dinojax.evals import features
 class Pixels:
   """Record i is a square of brightness i, of class i % 3; some are not images."""
 
-  where, fingerprint, num_classes = 'config.knn.train="pixels"', "0" * 16, 3
+  where, fingerprint = 'config.knn.train="pixels"', "0" * 16
 
   def __init__(self, count, broken=()):
     self.count, self.broken = count, broken

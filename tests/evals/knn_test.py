@@ -156,7 +156,8 @@ class Squares:
   where, fingerprint = 'config.knn.train="squares"', "0" * 16
 
   def __init__(self, count, num_classes=4):
-    self.count, self.num_classes = count, num_classes
+    self.count = count
+    self.class_names = tuple(map(str, range(num_classes)))
 
   def __len__(self):
     return self.count
@@ -192,12 +193,23 @@ def test_two_sources_are_rated_from_images_to_accuracy():
   assert set(result) == {f"knn_top{top}_k{k}" for top in (1, 5) for k in (1, 4)}
 
 
+def test_classes_are_matched_by_name():
+  class Backwards(Squares):
+    def __getitem__(self, index):
+      record = super().__getitem__(index)
+      return record | {"label": 3 - record["label"]}
+
+  test = Backwards(13)
+  test.class_names = ("3", "2", "1", "0")
+  assert set(rater(Squares(37), test)(jnp.float32(0.5)).values()) == {1.0}
+
+
 @pytest.mark.parametrize(
   ("train", "test", "ks", "message"),
   [
     (Squares(20, 0), Squares(8), (1,), r"config\.knn\.train .*no labels"),
     (Squares(20), Squares(8, 0), (1,), r"config\.knn\.test .*no labels"),
-    (Squares(20), Squares(8, 5), (1,), r"4 classes .* 5"),
+    (Squares(20), Squares(8, 5), (1,), r"lacks \(1 of 5, such as '4'\)"),
     (Squares(20), Squares(8), (1, 21), r"config\.knn\.ks=\(1, 21\)"),
   ],
 )

@@ -1,0 +1,62 @@
+"""Labels of two sources as numbers of one set of classes, matched by their names.
+
+Folders number their classes in the order of their names, so that a test set which lacks
+a class would give other numbers to all that follow.
+"""
+
+import hashlib
+
+from dinojax import errors
+from dinojax.data import sources
+
+
+def match(train: sources.Source, other: sources.Source) -> sources.Source:
+  """Returns `other` with its labels in the numbers of `train`.
+
+  What names no classes is left as it is, and so are as many numbers as there are names.
+
+  Raises:
+    errors.UserError: `other` has a class that `train` lacks.
+  """
+  known, own = train.class_names, other.class_names
+  if not known or not own or own == known:
+    return other
+  lacking = sorted(set(own) - set(known))
+  if not lacking:
+    return _Renumbered(other, known)
+  if len(own) == len(known) and (_numbers(own) or _numbers(known)):
+    return other
+  raise errors.UserError(
+    f"{other.where} has classes that {train.where} lacks ({len(lacking)} of {len(own)},"
+    f" such as {lacking[0]!r}); both must hold the same ones"
+  )
+
+
+def _numbers(names: tuple[str, ...]) -> bool:
+  """Whether the names say no more than the labels."""
+  return names == tuple(map(str, range(len(names))))
+
+
+class _Renumbered:
+  """A source with labels in the order of other names, which include its own."""
+
+  def __init__(self, source: sources.Source, class_names: tuple[str, ...]):
+    number = {name: i for i, name in enumerate(class_names)}
+    self._source = source
+    self._labels = [number[name] for name in source.class_names]
+    self.where = source.where
+    self.class_names = class_names
+    # Features are kept with their labels.
+    identity = f"{source.fingerprint} {self._labels}"
+    self.fingerprint = hashlib.sha256(identity.encode()).hexdigest()[:16]
+
+  def __len__(self) -> int:
+    return len(self._source)
+
+  def __getitem__(self, index: int) -> dict:
+    record = self._source[index]
+    label = record["label"]
+    return record | {"label": self._labels[label] if label >= 0 else -1}
+
+  def name(self, index: int) -> str:
+    return self._source.name(index)

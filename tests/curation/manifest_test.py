@@ -1,0 +1,38 @@
+"""The output has one set of classes, whatever its inputs call theirs."""
+
+from dinojax.curation import manifest
+
+
+def test_classes_of_the_same_name_are_one_and_others_follow():
+  names, numbers = manifest.classes(
+    {1: {0, 1}, 2: {-1, 1, 2}}, {1: ("cat", "dog"), 2: ("ant", "cat", "dog")}
+  )
+  assert names == ["cat", "dog", "ant"]
+  assert numbers == {1: [0, 1], 2: [2, 0, 1]}
+
+
+def test_one_input_keeps_its_numbers_and_names_of_which_no_image_is_left():
+  names, numbers = manifest.classes({3: {-1, 1}}, {3: ("cat", "dog", "eel")})
+  assert (names, numbers) == (["cat", "dog", "eel"], {3: [0, 1, 2]})
+
+
+def test_labels_without_a_name_are_numbers():
+  names, numbers = manifest.classes({0: {0, 3}, 1: {1, 4}}, {})
+  assert names == ["0", "1", "2", "3", "4"]
+  assert all(known == [*range(len(known))] for known in numbers.values())
+  names, numbers = manifest.classes({0: {0, 3}, 1: {1}}, {1: ("cat",)})
+  assert names == ["0", "1", "2", "3", "cat"]
+  assert numbers[1] == [4, 1]  # its label 1 lies beyond its names
+
+
+def test_labels_that_number_no_classes_stay_as_they_are():
+  assert manifest.classes({0: {0, 10**9}}, {}) == ([], {})
+  assert manifest.classes({}, {}) == ([], {})
+
+
+def test_names_become_lines_of_utf8():
+  names, numbers = manifest.classes(
+    {0: {0, 1, 2}}, {0: ("a\nb", "caf\udce9", " a  b ")}
+  )
+  assert names == ["a b", "caf\\xe9"]
+  assert numbers == {0: [0, 1, 0]}
