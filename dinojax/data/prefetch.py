@@ -97,12 +97,12 @@ class Batches:
 
   def close(self) -> None:
     """Ends the workers, within about two batches' time. May be called again."""
-    self._sent.close()
     iterators, self._iterators = self._iterators, []
     if not iterators:
       return
     with concurrent.futures.ThreadPoolExecutor(len(iterators)) as pool:
       list(pool.map(lambda iterator: iterator.close(), iterators))
+    self._sent.close()
     # Iterators at their end hold the last batch in a cycle, and its shared memory would
     # outlive Python, with a warning.
     iterators.clear()

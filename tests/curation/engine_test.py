@@ -1,5 +1,6 @@
 """A failing task ends all others at once, in one line, and so does a killed process."""
 
+import contextlib
 import functools
 import os
 import pathlib
@@ -20,9 +21,19 @@ def found_by_workers(monkeypatch):
   paths = [str(here.parents[2]), str(here.parent), os.environ.get("PYTHONPATH", "")]
   monkeypatch.setenv("PYTHONPATH", os.pathsep.join(paths))
   yield
-  # Others are of pytest and multiprocessing.
-  left = [" ".join(x.cmdline()) for x in psutil.Process().children(recursive=True)]
-  assert not [command for command in left if "curation.worker" in command]
+  deadline = time.monotonic() + 10  # what was killed takes a moment to be gone
+  while left := workers():
+    assert time.monotonic() < deadline, left
+    time.sleep(0.05)
+
+
+def workers():
+  """Processes of an engine; others are of pytest and multiprocessing."""
+  found = []
+  for process in psutil.Process().children(recursive=True):
+    with contextlib.suppress(psutil.NoSuchProcess):  # gone meanwhile, or a zombie
+      found += [process] if "curation.worker" in " ".join(process.cmdline()) else []
+  return found
 
 
 def fail_once_all_are_at_work(task, *, folder):

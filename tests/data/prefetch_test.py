@@ -161,7 +161,7 @@ def test_a_killed_worker_ends_the_run_in_seconds_with_one_line_and_no_orphan(
     with pytest.raises(errors.UserError) as raised:
       while True:
         seen.append(int(next(batches)["i"][0]))
-  assert time.monotonic() - start < 10
+  assert time.monotonic() - start < 20
   assert f"worker was ended by {number.name}: " in str(raised.value)
   assert way_out in str(raised.value) and "\n" not in str(raised.value)
   assert seen == list(range(len(seen)))  # none was left out before the end
