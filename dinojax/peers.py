@@ -194,6 +194,7 @@ def _enrol(connection: socket.socket, present: dict, count: int) -> None:
     wrong = f"two processes have --process_id={number}"
   else:
     present[number] = connection
+    connection.sendall(b"wait\n")
     _keep(connection)
     return
   _say(f"{wrong}; {CHECK}")
@@ -221,21 +222,22 @@ def _reach(
   next_line = begin + 10
   while True:
     try:
-      connection = socket.create_connection((host, port), timeout=5)
-      _keep(connection)
+      connection = socket.create_connection((host, port), timeout=10)
       connection.sendall(f"dinojax {number} {count}\n".encode())
-      connection.settimeout(max(deadline - time.monotonic(), 1))
       answer = _read_line(connection)
+      if answer == "wait":  # for as long as process 0 does
+        _keep(connection)
+        answer = _read_line(connection)
       if answer == "go":
-        return _keep(connection)
+        return connection
       connection.close()
       if answer.startswith("late "):
         raise errors.TemporaryError(answer.removeprefix("late "))
       if answer.startswith("no "):
         raise errors.UserError(f"{answer.removeprefix('no ')}; {CHECK}")
-      reason = "what answers there is not a process 0 that waits for others"
+      reason = "what answers there is no process 0 that waits for others"
     except TimeoutError:
-      reason = "no answer; a firewall, or others are still missing there"
+      reason = "no answer, as of a firewall"
     except OSError as error:
       reason = error.strerror or str(error)
     waited = time.monotonic() - begin

@@ -21,8 +21,8 @@ class Watchdog:
   """Wants to hear of progress within so many minutes, from now on.
 
   A thread watches: the main one waits for devices and files, and lets others run
-  meanwhile. Should one hold on to Python's lock for good, that thread cannot run either;
-  then an alarm of the kernel's shows the stacks and ends the process, by signal 14. The
+  meanwhile. Should one hold on to Python's lock for good, that thread cannot run; then
+  an alarm of the kernel's shows the stacks and ends the process, by signal 14. The
   other processes of the run end with this one.
   """
 
