@@ -59,7 +59,7 @@ AT_LEAST = {
   "config.accumulation": 1,
   "config.workers": 0,
   "config.log_every": 1,
-  "config.hang_minutes": 0,
+  "config.hang_minutes": 0.0,
   "config.checkpoint.every": 1,
   "config.checkpoint.keep_last": 1,
   "config.checkpoint.keep_best": 0,

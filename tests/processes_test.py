@@ -1,6 +1,8 @@
 """Which process of how many: what each environment says, and what it leaves open."""
 
 import pytest
+from absl import flags
+from absl.testing import flagsaver
 
 from dinojax import errors, processes
 
@@ -109,3 +111,32 @@ def test_a_number_that_is_none_is_named():
     processes.detect({**TPU, "TPU_WORKER_ID": "x"})
   with pytest.raises(errors.UserError, match="TPU_WORKER_ID= in the environment"):
     processes.detect({"TPU_WORKER_HOSTNAMES": "a,b"})
+
+
+@pytest.mark.parametrize(
+  ("given", "said"),
+  [
+    ({"coordinator": "a:1", "num_processes": 2}, "--process_id go together"),
+    ({"num_processes": 2, "process_id": 1}, "--process_id go together"),
+    (
+      {"coordinator": "a:1", "num_processes": 2, "process_id": 2},
+      "--process_id=2 must be from 0 to --num_processes=2 less 1",
+    ),
+    ({"coordinator": "a", "num_processes": 2, "process_id": 1}, "must be HOST:PORT"),
+  ],
+)
+def test_flags_that_do_not_tell_a_place_are_refused(given, said):
+  flags.FLAGS.mark_as_parsed()
+  with flagsaver.flagsaver(**given), pytest.raises(errors.UserError, match=said):
+    processes.join()
+
+
+def test_flags_go_before_what_the_environment_says(monkeypatch):
+  flags.FLAGS.mark_as_parsed()
+  for name, value in POD.items():
+    monkeypatch.setenv(name, value)
+  assert processes.join(apart=True) == (3, 4)
+  with flagsaver.flagsaver(num_processes=2, process_id=1):
+    assert processes.join(apart=True) == (1, 2)
+  with flagsaver.flagsaver(multihost=False):
+    assert processes.join() == (0, 1)
