@@ -25,9 +25,9 @@ PROCESS_ID = flags.DEFINE_integer("process_id", None, "With --coordinator, from 
 MULTIHOST = flags.DEFINE_bool(
   "multihost",
   None,
-  "Without --coordinator, and if not given: TPU slices on GKE, SLURM and Kubernetes are"
-  " known by the environment. --nomultihost: one process, whatever that says."
-  " --multihost: other clusters, by JAX's own means.",
+  "Without --coordinator, TPU slices on GKE, SLURM and Kubernetes are known by the"
+  " environment; --multihost: other clusters, too, by JAX's own means; --nomultihost:"
+  " one process, whatever the environment says.",
 )
 JOIN_SECONDS = flags.DEFINE_integer(
   "join_seconds", 300, "How long processes wait for each other at the start."
@@ -65,7 +65,7 @@ def join(*, apart: bool = False) -> tuple[int, int]:
   global _peers
   allocator.keep_pages()
   place = _by_flags(apart=apart)
-  if place is None and MULTIHOST.value is None:
+  if place is None and MULTIHOST.value is not False:
     place = detect(os.environ)
   if place is None and MULTIHOST.value:
     _join_by_jax()
@@ -84,6 +84,9 @@ def join(*, apart: bool = False) -> tuple[int, int]:
   _peers = peers.call_in(
     place.coordinator, place.number, place.count, seconds=JOIN_SECONDS.value
   )
+  # They have found process 0 without one; gRPC takes whatever proxy it is told of.
+  jax.config.update("jax_check_proxy_envs", False)
+  os.environ.update(no_grpc_proxy=place.coordinator.rpartition(":")[0])
   jax.distributed.initialize(
     place.coordinator,
     place.count,

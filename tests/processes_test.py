@@ -1,5 +1,11 @@
 """Which process of how many: what each environment says, and what it leaves open."""
 
+import os
+import pathlib
+import socket
+import subprocess
+import sys
+
 import pytest
 from absl import flags
 from absl.testing import flagsaver
@@ -140,3 +146,41 @@ def test_flags_go_before_what_the_environment_says(monkeypatch):
     assert processes.join(apart=True) == (1, 2)
   with flagsaver.flagsaver(multihost=False):
     assert processes.join() == (0, 1)
+
+
+JOIN = """
+import sys
+from absl import flags
+from dinojax import processes
+
+flags.FLAGS(sys.argv)
+print(processes.join())
+processes.leave()
+"""
+
+
+def test_processes_join_where_a_proxy_is_set_and_tell_what_they_are():
+  with socket.socket() as probe:
+    probe.bind(("localhost", 0))
+    address = f"localhost:{probe.getsockname()[1]}"
+  given = [f"--coordinator={address}", "--num_processes=2", "--join_seconds=20"]
+  environ = {
+    **os.environ,
+    "JAX_PLATFORMS": "cpu",
+    "PYTHONPATH": str(pathlib.Path(__file__).parent.parent),
+    "http_proxy": "http://localhost:9",  # JAX's own start fails with it
+  }
+  pair = [
+    subprocess.Popen(
+      [sys.executable, "-c", JOIN, *given, f"--process_id={i}"],
+      env=environ,
+      stdout=subprocess.PIPE,
+      stderr=subprocess.STDOUT,
+      text=True,
+    )
+    for i in range(2)
+  ]
+  for i, process in enumerate(pair):
+    output = process.communicate(timeout=60)[0]
+    place = f"dinojax: process {i} of 2, by --coordinator; process 0 is {address}\n"
+    assert output == f"{place}({i}, 2)\n"
