@@ -210,7 +210,7 @@ def test_a_mistake_on_one_process_ends_all_in_one_line(tmp_path):
 
 def test_a_run_that_hangs_shows_where_and_ends_to_be_started_again(tmp_path):
   settings = ("total_steps=6000", "checkpoint.every=1000", "workers=1")
-  process = start(tmp_path, *settings, "hang_minutes=0.05")
+  process = start(tmp_path, *settings, "hang_minutes=0.1")
   wait_for_step(2, tmp_path, process)
   children = [
     int(child)
@@ -225,7 +225,7 @@ def test_a_run_that_hangs_shows_where_and_ends_to_be_started_again(tmp_path):
       os.kill(child, signal.SIGCONT)
   output = finish(process, code=75)
   assert "prefetch.py" in output
-  assert "dinojax: no progress for 0.05 minutes (config.hang_minutes)" in output
+  assert "dinojax: no progress for 0.1 minutes (config.hang_minutes)" in output
   deadline = time.time() + 20
   while any(pathlib.Path(f"/proc/{child}").exists() for child in children):
     assert time.time() < deadline, "its workers outlive it"
