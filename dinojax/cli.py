@@ -1,24 +1,14 @@
-"""What the commands share: flags, several processes, mistakes told in one line."""
+"""What the commands share: flags, and ends told in one line."""
 
 import functools
-import sys
 from collections.abc import Callable
 
-import jax
 from absl import app, flags, logging
 from ml_collections import config_flags
 
-from dinojax import allocator, errors, mistakes
+from dinojax import errors, mistakes, processes
 
 CONFIG = config_flags.DEFINE_config_file("config", None, "Experiment file to run.")
-COORDINATOR = flags.DEFINE_string(
-  "coordinator", None, "HOST:PORT of process 0, the same on every process of a run."
-)
-NUM_PROCESSES = flags.DEFINE_integer("num_processes", None, "With --coordinator.")
-PROCESS_ID = flags.DEFINE_integer("process_id", None, "With --coordinator, from 0.")
-MULTIHOST = flags.DEFINE_bool(
-  "multihost", False, "Find the other hosts by the cluster's own means (TPU, SLURM)."
-)
 
 
 def run(
@@ -29,7 +19,7 @@ def run(
   arguments: str = "",
   pass_unknown: bool = False,
 ) -> None:
-  """Parses the flags and calls `main`; a UserError becomes one line and status 1.
+  """Parses the flags and calls `main`; a UserError becomes one line and its status.
 
   Args:
     main: takes the program's name and what stands behind the options.
@@ -47,43 +37,14 @@ def run(
   try:
     app.run(main, flags_parser=parse)
   except errors.UserError as error:
-    sys.exit(f"dinojax: {error}")
+    processes.fail(str(error), status=error.status)
   except KeyboardInterrupt:
-    sys.exit(f"dinojax: {on_interrupt}")
-
-
-def join_processes(*, apart: bool = False) -> tuple[int, int]:
-  """Joins the other processes of a run, if there are any; before anything of JAX.
-
-  Args:
-    apart: the processes need not talk; without --coordinator they then stay apart, and
-      one that ends ends no other.
-
-  Returns:
-    this process's number, and how many there are.
-  """
-  allocator.keep_pages()
-  number, count = PROCESS_ID.value, NUM_PROCESSES.value
-  if apart and COORDINATOR.value is None and None not in (number, count):
-    if not 0 <= number < count:
-      raise errors.UserError(
-        f"--process_id={number} must be from 0 to --num_processes={count} less 1"
-      )
-    return number, count
-  address = (COORDINATOR.value, count, number)
-  if None not in address:
-    jax.distributed.initialize(*address, cluster_detection_method="deactivate")
-  elif address != (None, None, None):
-    raise errors.UserError("--coordinator, --num_processes, --process_id go together")
-  elif MULTIHOST.value:
-    try:
-      jax.distributed.initialize()
-    except ValueError as error:
-      raise errors.UserError(
-        f"--multihost finds no cluster here ({error}); leave it out on one host, or"
-        " give --coordinator, --num_processes and --process_id"
-      ) from error
-  return jax.process_index(), jax.process_count()
+    processes.fail(on_interrupt)
+  except SystemExit:
+    processes.leave()
+    raise
+  except Exception as error:
+    processes.fail(f"{type(error).__name__}: {error}", error=error)
 
 
 def integers(flag: flags.FlagHolder) -> tuple[int, ...]:

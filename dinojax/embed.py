@@ -37,6 +37,7 @@ from dinojax import (
   feature_files,
   interrupts,
   metrics,
+  processes,
   sharding,
 )
 from dinojax.data import pipeline, sources
@@ -50,7 +51,7 @@ OUT = flags.DEFINE_string("out", None, "What to write: *.parquet, *.npy or *.zar
 PATCHES = flags.DEFINE_bool("patches", False, "Writes the patch features as well.")
 for flag in (
   *backbone_flags.NAMES,
-  *("num_processes", "process_id", "coordinator", "multihost"),
+  *("num_processes", "process_id", "coordinator", "multihost", "join_seconds"),
 ):
   flags.declare_key_flag(flag)
 
@@ -68,7 +69,7 @@ POLL = 2  # seconds
 
 def main(_) -> None:
   """Computes what is missing of the features, and finishes when nothing is."""
-  number, count = cli.join_processes(apart=True)
+  number, count = processes.join(apart=True)
   stop = interrupts.Interrupts(
     first="ending after this batch; once more ends at once",
     second="ended; the same command goes on",

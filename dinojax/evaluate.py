@@ -18,7 +18,15 @@ from absl import flags
 from jax.sharding import Mesh
 
 import dinojax
-from dinojax import backbone, backbone_flags, cli, errors, metrics, sharding
+from dinojax import (
+  backbone,
+  backbone_flags,
+  cli,
+  errors,
+  metrics,
+  processes,
+  sharding,
+)
 from dinojax.data import classes, sources
 from dinojax.evals import (
   cache,
@@ -32,7 +40,8 @@ from dinojax.evals import (
 )
 from dinojax.weights import runs
 
-flags.adopt_module_key_flags(backbone_flags)
+for module in (backbone_flags, processes):
+  flags.adopt_module_key_flags(module)
 TASKS = flags.DEFINE_list(
   "tasks", ["knn"], "Some of knn, linear, logreg, retrieval, with commas between."
 )
@@ -244,7 +253,7 @@ def record(about: dict, results: dict) -> None:
 
 def main(_) -> None:
   """Features of all sources, then one task after the other."""
-  cli.join_processes()
+  processes.join()
   tasks, opened = check_flags(), open_sources()
   mesh = sharding.make_mesh(data=1, fsdp=-1)
   with jax.set_mesh(mesh):

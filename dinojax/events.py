@@ -29,9 +29,13 @@ class Events:
       self._write(start_step + 1, session_log=restart)
 
   def write(self, step: int, scalars: dict[str, float]) -> None:
-    """Writes the scalars of a step, at once."""
+    """Takes the scalars of a step, to be written by `sync` at the latest."""
     values = [summary.scalar(name, x).value[0] for name, x in scalars.items()]
     self._write(step, summary=summary_pb2.Summary(value=values))
+
+  def sync(self) -> None:
+    """Returns when all is on disk, or in the bucket behind a mounted folder."""
+    self._file.flush()
 
   def close(self) -> None:
     """Flushes and closes."""
@@ -40,4 +44,3 @@ class Events:
   def _write(self, step: int, **what) -> None:
     event = event_pb2.Event(step=step, wall_time=time.time(), **what)
     self._file.write_event(event)
-    self._file.flush()

@@ -23,18 +23,21 @@ from dinojax import (
   interrupts,
   metrics,
   preflight,
+  processes,
   sharding,
+  watchdog,
 )
 from dinojax.data import mixture, pipeline
 from dinojax.evals import knn
 
-flags.adopt_module_key_flags(cli)  # so that --help shows them
+for module in (cli, processes):
+  flags.adopt_module_key_flags(module)  # so that --help shows them
 
 # Fields that change no result of training: a run may go on with others. What the data
 # are is known by their fingerprint.
 FREE_FIELDS = (
   *("workdir", "mesh", "remat", "unroll", "attention", "compiler_options"),
-  *("accumulation", "workers", "log_every", "checkpoint"),
+  *("accumulation", "workers", "log_every", "checkpoint", "hang_minutes"),
   *("knn", "alarm_window", "data.sources", "data.max_bad_share"),
   "data.accept_changed",
 )
@@ -52,7 +55,10 @@ def train(config) -> None:
   data = mixture.open_mixture(config.data.sources, config.data.weights)
   run = assembly.assemble(config, mesh)
   feature = functools.partial(assembly.image_feature, run.nets)
-  make_rater = knn.open_rater(config.knn, mesh=mesh, workers=config.workers)
+  watch = watchdog.Watchdog(config.hang_minutes)
+  make_rater = knn.open_rater(
+    config.knn, mesh=mesh, workers=config.workers, progress=watch.progress
+  )
   rate = make_rater(feature) if make_rater else None
   preflight.check_workdir(config.workdir)
   init_key, step_key = jax.random.split(jax.random.key(config.seed))
@@ -60,6 +66,7 @@ def train(config) -> None:
   stop = interrupts.Interrupts()
 
   with jax.set_mesh(mesh), contextlib.ExitStack() as stack:
+    stack.callback(watch.close)
     checkpoints = checkpoint.Checkpoints(config.workdir, **config.checkpoint)
     stack.callback(checkpoints.close)
     restored = checkpoints.restore(
@@ -87,6 +94,7 @@ def train(config) -> None:
       batch = sharding.put_batch(mesh, batch, positions, groups)
       state, scalars = run.train_step(state, batch, step_key)
       log.step(step, scalars, batches.rate() * config.data.batch_size)
+      watch.step_done()
 
       last = step == config.total_steps
       ending, accuracy = stop.ends(step), None
@@ -96,10 +104,11 @@ def train(config) -> None:
         log.write(step, accuracy)
         metrics.say(f"step {step}: {knn.describe(accuracy)}")
       if last or ending or step % config.checkpoint.every == 0:
-        log.flush()  # never saves a state that is not finite
+        log.sync()  # never saves a state that is not finite
         checkpoints.save(
           step, state, {"step": step, **record}, metrics=accuracy, force=last or ending
         )
+        watch.progress()
       if ending and not last:
         checkpoints.wait()
         metrics.say(
@@ -141,7 +150,11 @@ def introduce(config, mesh, data, student, start):
     name: sum(math.prod(x.shape) for x in jax.tree.leaves(tree)) / 1e6
     for name, tree in student.items()
   }
-  devices = f"{mesh.size} x {jax.devices()[0].device_kind}"
+  count = jax.process_count()
+  devices = (
+    f"{mesh.size} x {jax.devices()[0].device_kind} of"
+    f" {'one process' if count == 1 else f'{count} processes'}"
+  )
   metrics.say(
     f"backbone {millions['backbone']:,.1f} M parameters, student"
     f" {sum(millions.values()):,.1f} M; {devices} as {dict(mesh.shape)}\n"
@@ -159,7 +172,7 @@ def introduce(config, mesh, data, student, start):
 
 def main(_) -> None:
   """Joins the other processes, if there are any, and trains."""
-  cli.join_processes()
+  processes.join()
   train(cli.CONFIG.value)
 
 

@@ -18,6 +18,7 @@ import tqdm
 from dinojax import errors, throughput
 
 SECONDS_BETWEEN_LINES = 10  # of progress, where the output is no terminal
+SECONDS_BETWEEN_SYNCS = 60  # of files of metrics
 
 
 def say(line: str) -> None:
@@ -60,7 +61,7 @@ class Writer:
   """Scalars to WORKDIR/metrics.jsonl and to TensorBoard events in WORKDIR/tensorboard.
 
   A line is {"step": completed updates, name: value, ...}, written at once and in full,
-  so that a killed run loses none.
+  so that a killed run loses none. A mounted bucket gets it by `sync`, now and then.
   """
 
   def __init__(self, workdir: str, *, start_step: int | None):
@@ -69,6 +70,7 @@ class Writer:
     None drops nothing: for results that are added beside a run, even a live one.
     """
     self._file = self._events = None
+    self._synced = time.monotonic()
     if jax.process_index() != 0:
       return
     from dinojax import events  # here, since it costs a second
@@ -93,6 +95,17 @@ class Writer:
     with self._failing_in_one_line():
       self._file.write(json.dumps({"step": step, **scalars}) + "\n")
       self._events.write(step, scalars)
+    if time.monotonic() - self._synced > SECONDS_BETWEEN_SYNCS:
+      self.sync()
+
+  def sync(self) -> None:
+    """Returns when all is on disk, or in the bucket; UserError if it fails."""
+    if self._file is None:
+      return
+    with self._failing_in_one_line():
+      os.fsync(self._file.fileno())
+      self._events.sync()
+    self._synced = time.monotonic()
 
   def close(self) -> None:
     """Flushes and closes both files."""
@@ -266,6 +279,11 @@ class Log:
         self._lap_steps = 0
         self._writer.write(step, {**scalars, **rates})
         self._progress.show({**scalars, **rates})
+
+  def sync(self) -> None:
+    """As `flush`, and returns when all is on disk: before a checkpoint."""
+    self.flush()
+    self._writer.sync()
 
   def write(self, step: int, scalars: dict[str, float]) -> None:
     """Writes results of an evaluation, and leaves its time out of the next rates."""

@@ -18,8 +18,8 @@ _CROP = "size area aspect geometry flip_prob jitter grey_prob blur solarize_prob
 _HEAD = "hidden bottleneck prototypes"
 FIELDS = {
   "config": "workdir mesh remat unroll attention compiler_options accumulation workers"
-  " log_every checkpoint seed group_size init backbone heads losses masking total_steps"
-  " schedules optimizer data augment knn alarm_window",
+  " log_every hang_minutes checkpoint seed group_size init backbone heads losses"
+  " masking total_steps schedules optimizer data augment knn alarm_window",
   "config.compiler_options": "cpu gpu tpu",
   "config.mesh": "data fsdp",
   "config.checkpoint": "every keep_last keep_best",
@@ -59,6 +59,7 @@ AT_LEAST = {
   "config.accumulation": 1,
   "config.workers": 0,
   "config.log_every": 1,
+  "config.hang_minutes": 0.0,
   "config.checkpoint.every": 1,
   "config.checkpoint.keep_last": 1,
   "config.checkpoint.keep_best": 0,

@@ -39,6 +39,9 @@ def get_config():
   config.accumulation = 1
   config.workers = 16  # Grain processes per host; 0: threads of the training process
   config.log_every = 50
+  # Without progress for so long, a run shows where it hangs and ends with status 75, to
+  # be started again. The first step may take half an hour more. 0: it waits for ever.
+  config.hang_minutes = 30.0
   # A save costs seconds, a lost step costs 128 chips: 5,000 steps are under an hour.
   config.checkpoint = dict(every=5_000, keep_last=3, keep_best=1)
 

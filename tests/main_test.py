@@ -1,5 +1,6 @@
 """The command line, as a user runs it: whole runs in processes of their own."""
 
+import contextlib
 import json
 import os
 import pathlib
@@ -143,30 +144,92 @@ def test_sigterm_saves_and_the_same_command_goes_on(tmp_path):
   assert steps == list(range(1, len(steps) + 1))
 
 
-def test_two_processes_of_four_devices_train_like_one_of_eight(tmp_path):
-  finish(start(tmp_path / "one", devices=8))
+def start_pair(workdir, *overrides, own=((), ())):
+  """Starts two processes of four devices that train together."""
   with socket.socket() as probe:
     probe.bind(("localhost", 0))
-    port = probe.getsockname()[1]
-  pair = [
+    address = f"localhost:{probe.getsockname()[1]}"
+  together = (f"--coordinator={address}", "--num_processes=2")
+  return [
     start(
-      tmp_path / "two",
+      *(workdir, *overrides, *own[i]),
       devices=4,
-      flags=(
-        f"--coordinator=localhost:{port}",
-        "--num_processes=2",
-        f"--process_id={i}",
-      ),
+      flags=(*together, f"--process_id={i}"),
     )
     for i in range(2)
   ]
-  for process in pair:
-    finish(process)
-  one, two = logged(tmp_path / "one"), logged(tmp_path / "two")
-  assert len(one) == len(two) == 6
-  for a, b in zip(one, two, strict=True):
-    # AdamW divides by the root of tiny second moments, which magnifies rounding.
-    assert b["loss"] == pytest.approx(a["loss"], rel=1e-5 if a["step"] < 3 else 1e-3)
+
+
+def wait_for_step(step, workdir, process):
+  """Returns when a step is logged."""
+  wait_for(workdir / "metrics.jsonl", process)
+  while logged(workdir)[-1:] == [] or logged(workdir)[-1]["step"] < step:
+    assert process.poll() is None, process.communicate()[0]
+    time.sleep(0.05)
+
+
+def test_a_run_goes_on_on_other_processes_after_sigterm_and_sigkill_of_one(tmp_path):
+  settings = ("total_steps=20", "checkpoint.keep_last=9")
+  straight, moved = tmp_path / "straight", tmp_path / "moved"
+  pair = start_pair(moved, *settings, "checkpoint.every=100")
+  wait_for_step(2, moved, pair[0])
+  pair[1].send_signal(signal.SIGTERM)
+  outputs = [finish(process, code=128 + signal.SIGTERM) for process in pair]
+  saved = int(re.search(r"interrupted; step (\d+) is saved in", outputs[0])[1])
+  assert os.listdir(moved / "checkpoints") == [str(saved)]
+  assert "dinojax: process 1 of 2, by --coordinator" in outputs[1]
+
+  pair = start_pair(moved, *settings)
+  wait_for_step(saved + 3, moved, pair[0])
+  pair[1].kill()
+  killed = time.monotonic()
+  output = finish(pair[0], code=75)
+  assert time.monotonic() - killed < 30
+  pair[1].communicate()
+  assert f"step {saved} of 20" in output
+  assert "dinojax: process 1 of 2 is lost: it was killed" in output
+  assert "Traceback" not in output
+
+  output = finish(start(moved, *settings, devices=8))
+  assert int(re.search(r"step (\d+) of 20", output)[1]) > saved
+  finish(start(straight, *settings, devices=8))
+  one, many = logged(straight), logged(moved)
+  assert [entry["step"] for entry in many] == list(range(1, 21))
+  for a, b in zip(one, many, strict=True):
+    # Sums across processes are added up in another order than within one.
+    assert b["loss"] == pytest.approx(a["loss"], rel=1e-6 if a["step"] < 3 else 1e-4)
+
+
+def test_a_mistake_on_one_process_ends_all_in_one_line(tmp_path):
+  pair = start_pair(tmp_path, own=((), ("data.batch_size=15",)))
+  for process, told in zip(pair, ("process 1 of 2 ended: ", ""), strict=True):
+    output = finish(process, code=1)
+    assert f"dinojax: {told}config.data.batch_size=15 must be a multiple" in output
+    assert "Traceback" not in output
+
+
+def test_a_run_that_hangs_shows_where_and_ends_to_be_started_again(tmp_path):
+  settings = ("total_steps=6000", "checkpoint.every=1000", "workers=1")
+  process = start(tmp_path, *settings, "hang_minutes=0.1")
+  wait_for_step(2, tmp_path, process)
+  children = [
+    int(child)
+    for path in pathlib.Path(f"/proc/{process.pid}/task").glob("*/children")
+    for child in path.read_text().split()
+  ]
+  for child in children:
+    os.kill(child, signal.SIGSTOP)
+  process.wait(timeout=60)
+  for child in children:
+    with contextlib.suppress(ProcessLookupError):
+      os.kill(child, signal.SIGCONT)
+  output = finish(process, code=75)
+  assert "prefetch.py" in output
+  assert "dinojax: no progress for 0.1 minutes (config.hang_minutes)" in output
+  deadline = time.time() + 20
+  while any(pathlib.Path(f"/proc/{child}").exists() for child in children):
+    assert time.time() < deadline, "its workers outlive it"
+    time.sleep(0.1)
 
 
 def test_a_workdir_of_another_config_is_refused_by_name(whole_run):

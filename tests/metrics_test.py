@@ -71,6 +71,29 @@ def test_a_run_that_starts_anew_drops_all_that_was_logged(tmp_path):
   assert lines(tmp_path) == [{"step": 1, "loss": 1 / 3}]
 
 
+def test_both_files_reach_the_disk_now_and_then_and_when_asked(tmp_path, monkeypatch):
+  synced, fsync = [], os.fsync
+
+  def record(file):
+    synced.append(os.fstat(file).st_ino)
+    fsync(file)
+
+  monkeypatch.setattr(os, "fsync", record)
+  writer = metrics.Writer(str(tmp_path), start_step=0)
+  paths = [tmp_path / "metrics.jsonl", *(tmp_path / "tensorboard").iterdir()]
+  both = {path.stat().st_ino for path in paths}
+  synced.clear()
+  writer.write(1, {"loss": 0.5})
+  assert synced == []  # for a mounted bucket, each is an upload of the whole file
+  writer.sync()
+  assert set(synced) == both
+  synced.clear()
+  monkeypatch.setattr(metrics, "SECONDS_BETWEEN_SYNCS", 0)
+  writer.write(2, {"loss": 0.5})
+  assert set(synced) == both
+  assert [event.step for event in events(paths[1])][-1] == 2
+
+
 def test_a_killed_process_has_left_every_line(tmp_path):
   script = (
     f"import os, signal, sys; sys.path.insert(0, {ROOT!r})\n"

@@ -61,6 +61,7 @@ def extract(
   crop: int,
   workers: int,
   description: str,
+  progress: Callable[[], None] = lambda: None,
 ) -> Bank:
   """Runs a network once over a source.
 
@@ -74,6 +75,7 @@ def extract(
     crop: pixels of a side of the centre crop.
     workers: Grain processes.
     description: shown before the progress bar.
+    progress: called after every batch.
   """
   rows = sharding.local_positions(mesh, batch_size)
   batches = pipeline.eval_batches(
@@ -100,6 +102,7 @@ def extract(
       features.append(apply_fn(params, batch["image"]).astype(jnp.float32))
       labels.append(batch["label"])
       jax.block_until_ready(features[-2:-1])  # one batch ahead of the device, no more
+      progress()
   finally:
     batches.close()
   return Bank(features=jnp.stack(features), labels=jnp.stack(labels))

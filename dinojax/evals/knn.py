@@ -32,6 +32,7 @@ def make_rater(
   crop: int,
   batch_size: int,
   workers: int,
+  progress: Callable[[], None],
 ) -> Callable[[Any], dict[str, float]]:
   """Checks the two sources; returns a function from parameters to k-NN accuracy.
 
@@ -46,6 +47,7 @@ def make_rater(
     crop: pixels of a side of the centre crop.
     batch_size: images of a batch.
     workers: Grain processes.
+    progress: called after every batch.
 
   Returns:
     Function from params to {"knn_top1_k10": share of right answers within 0..1, ...}.
@@ -74,6 +76,7 @@ def make_rater(
     resize=resize,
     crop=crop,
     workers=workers,
+    progress=progress,
   )
 
   def rate(params):
@@ -91,7 +94,9 @@ def make_rater(
   return rate
 
 
-def open_rater(group, *, mesh: Mesh, workers: int) -> Callable | None:
+def open_rater(
+  group, *, mesh: Mesh, workers: int, progress: Callable[[], None]
+) -> Callable | None:
   """`make_rater` for the sources and numbers of `config.knn`; None if it is off.
 
   Returns:
@@ -105,7 +110,8 @@ def open_rater(group, *, mesh: Mesh, workers: int) -> Callable | None:
   }
   names = ("ks", "temperature", "resize", "crop", "batch_size")
   rest = {name: group[name] for name in names}
-  return functools.partial(make_rater, **opened, **rest, mesh=mesh, workers=workers)
+  rest.update(mesh=mesh, workers=workers, progress=progress)
+  return functools.partial(make_rater, **opened, **rest)
 
 
 def knn(

@@ -172,7 +172,7 @@ class Squares:
     return f"squares#{index}"
 
 
-def rater(train, test, ks=(1, 4)):
+def rater(train, test, ks=(1, 4), progress=lambda: None):
   return knn.make_rater(
     lambda params, image: image.reshape(len(image), -1) * params,
     train=train,
@@ -184,11 +184,15 @@ def rater(train, test, ks=(1, 4)):
     crop=8,
     batch_size=8,
     workers=0,
+    progress=progress,
   )
 
 
 def test_two_sources_are_rated_from_images_to_accuracy():
-  result = rater(Squares(37), Squares(13))(jnp.float32(0.5))
+  batches = []
+  rate = rater(Squares(37), Squares(13), progress=lambda: batches.append(1))
+  result = rate(jnp.float32(0.5))
+  assert len(batches) == 5 + 2
   assert set(result.values()) == {1.0}
   assert set(result) == {f"knn_top{top}_k{k}" for top in (1, 5) for k in (1, 4)}
 

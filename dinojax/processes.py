@@ -1,0 +1,246 @@
+"""How many processes a run has and which of them this one is; they start and end here.
+
+By flags if they are given, otherwise by what the environment says: a TPU slice on GKE,
+an srun step of SLURM, a Job of Kubernetes, or none of these, which is one process.
+"""
+
+import dataclasses
+import os
+import re
+import sys
+import time
+import traceback
+from collections.abc import Mapping
+
+import jax
+from absl import flags
+
+from dinojax import allocator, errors, peers
+
+COORDINATOR = flags.DEFINE_string(
+  "coordinator", None, "HOST:PORT of process 0, the same on every process of a run."
+)
+NUM_PROCESSES = flags.DEFINE_integer("num_processes", None, "With --coordinator.")
+PROCESS_ID = flags.DEFINE_integer("process_id", None, "With --coordinator, from 0.")
+MULTIHOST = flags.DEFINE_bool(
+  "multihost",
+  None,
+  "Without --coordinator, TPU slices on GKE, SLURM and Kubernetes are known by the"
+  " environment; --multihost: other clusters, too, by JAX's own means; --nomultihost:"
+  " one process, whatever the environment says.",
+)
+JOIN_SECONDS = flags.DEFINE_integer(
+  "join_seconds", 300, "How long processes wait for each other at the start."
+)
+SECONDS_OF_DOUBT = 2  # an error may come of a lost peer, which is known by then
+
+_peers: peers.Peers | None = None  # of this process, as JAX's own state of it
+
+
+@dataclasses.dataclass(frozen=True)
+class Place:
+  """A process among those of its run.
+
+  number: from 0. count: of all. coordinator: HOST:PORT of process 0. means: what tells
+  so. devices: numbers of this host's GPUs that are this process's; None: all.
+  """
+
+  number: int
+  count: int
+  coordinator: str | None = None
+  means: str = ""
+  devices: tuple[int, ...] | None = None
+
+
+def join(*, apart: bool = False) -> tuple[int, int]:
+  """Joins the other processes of a run, if there are any; before anything of JAX.
+
+  Args:
+    apart: the processes need not talk. They stay apart then unless their devices make
+      them, and one that ends ends no other.
+
+  Returns:
+    this process's number, and how many there are.
+  """
+  global _peers
+  allocator.keep_pages()
+  place = _by_flags(apart=apart)
+  if place is None and MULTIHOST.value is not False:
+    place = detect(os.environ)
+  if place is None and MULTIHOST.value:
+    _join_by_jax()
+    return jax.process_index(), jax.process_count()
+  if place is None:
+    return 0, 1
+  if apart and COORDINATOR.value is None and place.means != "TPU on GKE":
+    if place.devices is not None:
+      jax.config.update("jax_cuda_visible_devices", ",".join(map(str, place.devices)))
+    return place.number, place.count
+  if place.coordinator is None:
+    raise errors.UserError(
+      f"process {place.number} of {place.count}, by {place.means}, cannot find process"
+      " 0; set JAX_COORDINATOR_ADDRESS=HOST:PORT, or give --coordinator"
+    )
+  _peers = peers.call_in(
+    place.coordinator, place.number, place.count, seconds=JOIN_SECONDS.value
+  )
+  # They have found process 0 without one; gRPC takes whatever proxy it is told of.
+  jax.config.update("jax_check_proxy_envs", False)
+  os.environ.update(no_grpc_proxy=place.coordinator.rpartition(":")[0])
+  jax.distributed.initialize(
+    place.coordinator,
+    place.count,
+    place.number,
+    local_device_ids=place.devices,
+    cluster_detection_method="deactivate",
+    initialization_timeout=JOIN_SECONDS.value,
+  )
+  print(
+    f"dinojax: process {place.number} of {place.count}, by {place.means}; process 0 is"
+    f" {place.coordinator}",
+    file=sys.stderr,
+  )
+  return place.number, place.count
+
+
+def leave() -> None:
+  """Takes leave of the others at the end of a command that they end with."""
+  if _peers:
+    _peers.leave()
+
+
+def end(status: int, cause: str) -> None:
+  """Ends this process at once, from any thread, and all others with it; all say why."""
+  if _peers:
+    _peers.end(status, cause)
+  os.write(sys.stderr.fileno(), f"\ndinojax: {cause}\n".encode())
+  os._exit(status)
+
+
+def fail(cause: str, *, status: int = 1, error: Exception | None = None) -> None:
+  """Ends the command, and all other processes with this one.
+
+  Args:
+    cause: what this process says, and the others.
+    status: of `errors`.
+    error: to be shown with its traceback, a fault of ours.
+  """
+  if _peers is None:
+    if error:
+      raise error
+    print(f"dinojax: {cause}", file=sys.stderr)
+    sys.exit(status)
+  # Whatever this is may come of a lost peer. `Peers` then ends the process, meanwhile.
+  time.sleep(SECONDS_OF_DOUBT)
+  if error:
+    traceback.print_exception(error)
+  _peers.end(status, cause)
+
+
+def detect(environ: Mapping[str, str]) -> Place | None:
+  """The place that the environment gives to this process; None if it is alone.
+
+  Raises:
+    UserError: it says that there are others, and not enough to find them.
+  """
+  return _on_gke_tpu(environ) or _under_slurm(environ) or _in_kubernetes(environ)
+
+
+def _by_flags(*, apart: bool) -> Place | None:
+  number, count = PROCESS_ID.value, NUM_PROCESSES.value
+  given = (COORDINATOR.value, count, number)
+  if given == (None, None, None):
+    return None
+  if None in (given[apart:]):
+    raise errors.UserError("--coordinator, --num_processes, --process_id go together")
+  if not 0 <= number < count:
+    raise errors.UserError(
+      f"--process_id={number} must be from 0 to --num_processes={count} less 1"
+    )
+  return Place(number, count, COORDINATOR.value, "--coordinator")
+
+
+def _join_by_jax() -> None:
+  try:
+    jax.distributed.initialize()
+  except ValueError as error:
+    raise errors.UserError(
+      f"--multihost finds no cluster here ({error}); leave it out on one host, or"
+      " give --coordinator, --num_processes and --process_id"
+    ) from error
+
+
+def _on_gke_tpu(environ: Mapping[str, str]) -> Place | None:
+  """As GKE sets it for pods with TPUs: hosts of a slice; MEGASCALE_* if of several."""
+  names = environ.get("TPU_PROCESS_ADDRESSES") or environ.get("TPU_WORKER_HOSTNAMES")
+  if not names:
+    return None
+  hosts = names.split(",")
+  slices = _integer(environ, "MEGASCALE_NUM_SLICES", default=1)
+  if len(hosts) * slices == 1:
+    return None
+  before = len(hosts) * _integer(environ, "MEGASCALE_SLICE_ID", default=0)
+  number = before + _integer(environ, "TPU_WORKER_ID")
+  first = environ.get("MEGASCALE_COORDINATOR_ADDRESS") or hosts[0]
+  port = environ.get("JAX_COORDINATOR_PORT", "8482")  # JAX's own for TPUs
+  address = f"{first.split(':')[0]}:{port}"
+  return Place(number, len(hosts) * slices, address, "TPU on GKE")
+
+
+def _under_slurm(environ: Mapping[str, str]) -> Place | None:
+  """Inside an srun step alone.
+
+  A batch script and the shell of salloc know the SLURM_NTASKS of their job, too, but
+  are one process: SLURM_STEP_NUM_TASKS is 1 there, or missing.
+  """
+  count = _integer(environ, "SLURM_STEP_NUM_TASKS", default=1)
+  if count == 1:
+    return None
+  # "node[07-12,20],gpu3": the first name, with the first of the numbers in brackets.
+  first = re.match(r"(\[[^]]*\]|[^,[])+", environ["SLURM_STEP_NODELIST"])[0]
+  host = re.sub(r"\[(\w+)[^]]*\]", r"\1", first)
+  # Steps of a job, and jobs that share a host, want ports of their own.
+  job, step = _integer(environ, "SLURM_JOB_ID"), _integer(environ, "SLURM_STEP_ID")
+  port = 2**16 - 2**12 + (job + 61 * step) % 2**12
+  # A task has one GPU of its host, unless it has a host, or SLURM shows it one alone.
+  shown = environ.get("CUDA_VISIBLE_DEVICES", environ.get("ROCR_VISIBLE_DEVICES"))
+  one_per_host = re.fullmatch(
+    r"1(\(x\d+\))?", environ.get("SLURM_STEP_TASKS_PER_NODE", "")
+  )
+  if one_per_host or (shown is not None and "," not in shown):
+    devices = None
+  else:
+    devices = (_integer(environ, "SLURM_LOCALID"),)
+  number = _integer(environ, "SLURM_PROCID")
+  return Place(number, count, f"{host}:{port}", "SLURM", devices)
+
+
+def _in_kubernetes(environ: Mapping[str, str]) -> Place | None:
+  """An indexed Job, whose manifest has to say how many pods there are, and the first.
+
+  Under the names that Kubeflow's Trainer gives to all, the index included.
+  """
+  index = _integer(environ, "JOB_COMPLETION_INDEX", default=0)
+  number = _integer(environ, "JAX_PROCESS_ID", default=index)
+  count = _integer(environ, "JAX_NUM_PROCESSES", default=1)
+  if not 0 <= number < count:
+    raise errors.UserError(
+      f"this is pod {number} of a Job, but JAX_NUM_PROCESSES="
+      f"{environ.get('JAX_NUM_PROCESSES', '')}; set it to the number of pods, and"
+      " JAX_COORDINATOR_ADDRESS=HOST:PORT to the first, or give --nomultihost for a run"
+      " of each pod's own"
+    )
+  if count == 1:
+    return None
+  return Place(number, count, environ.get("JAX_COORDINATOR_ADDRESS"), "Kubernetes")
+
+
+def _integer(environ: Mapping[str, str], name: str, default: int | None = None) -> int:
+  value = environ.get(name) or default
+  try:
+    return int(value)
+  except (TypeError, ValueError) as error:
+    raise errors.UserError(
+      f"{name}={value or ''} in the environment must be a number; or say with"
+      " --coordinator, --num_processes and --process_id who this process is"
+    ) from error
