@@ -53,12 +53,15 @@ setuptools.setup(
       "psutil>=5.9",
       "pyarrow>=17",
     ],
+    "launch": ["kubernetes>=31", "pyyaml>=6"],  # of clusters
     "embed": ["pyarrow>=17", "zarr>=3.1"],  # features in Parquet and Zarr
     "test": [
       "apache-beam>=2.70",
       "faiss-cpu>=1.9",
       "jax2onnx>=0.13,<0.14",
       "jax[tpu]>=0.10,<0.12",  # plan_test.py compiles for TPUs that are not there
+      "kubernetes>=31",
+      "kubernetes-validate>=1.31",  # schemas of Kubernetes' objects
       "onnxruntime>=1.20",
       "pandas>=2.2",  # pandas and polars read what embed_test.py writes
       "polars>=1.20",
@@ -66,6 +69,7 @@ setuptools.setup(
       "pyarrow>=17",
       "pytest>=8.3",
       "pytest-xdist>=3.6",
+      "pyyaml>=6",
       "ruff>=0.12",
       "torch==2.13.0",
       "transformers>=5.0,<6",

@@ -8,7 +8,7 @@ import jax
 from absl import app, flags, logging
 from ml_collections import config_flags
 
-from dinojax import allocator, errors
+from dinojax import allocator, errors, mistakes
 
 CONFIG = config_flags.DEFINE_config_file("config", None, "Experiment file to run.")
 COORDINATOR = flags.DEFINE_string(
@@ -103,7 +103,7 @@ def _parse_flags(
   argv: list[str], *, config: bool, arguments: list[str], pass_unknown: bool
 ) -> list[str]:
   """Flags, config file and arguments; what is wrong with them becomes one line."""
-  try:
+  with mistakes.explained():
     if pass_unknown:
       rest = flags.FLAGS(argv, known_only=True)
     else:
@@ -112,19 +112,6 @@ def _parse_flags(
       raise errors.UserError("--config=FILE is missing; try experiments/quickstart.py")
     if config:
       _ = flags.FLAGS.config.workdir  # a file that cannot be loaded shows only now
-  except flags.Error as error:
-    raise errors.UserError(" ".join(str(error).split())) from error
-  except OSError as error:
-    reason = " ".join(str(error).split())
-    raise errors.UserError(f"--config: {reason}") from error
-  except ModuleNotFoundError as error:
-    raise errors.UserError(
-      f"--config: {error}; run from the folder that holds experiments/"
-    ) from error
-  except (KeyError, AttributeError) as error:
-    reason = str(error.args[0]).replace("\\n", " ").replace("\\'", "'")
-    reason = " ".join(reason.split()).removeprefix("'").removesuffix("'")
-    raise errors.UserError(f"--config has no such field: {reason}") from error
   if not flags.FLAGS["verbosity"].present:
     logging.set_verbosity(logging.WARNING)
   if missing := arguments[len(rest) - 1 :]:

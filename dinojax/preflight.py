@@ -6,12 +6,11 @@ Every error names the field, its value, the limit and the way out.
 
 import difflib
 import json
+import math
 import os
 import tempfile
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
 from typing import Any
-
-import jax
 
 from dinojax import errors
 
@@ -102,6 +101,20 @@ def check(config, *, devices: int) -> None:
   _check_batches(config, devices)
 
 
+def mesh_shape(*, data: int, fsdp: int, devices: int) -> dict[str, int]:
+  """The mesh's axes with -1 filled in; UserError if they don't make up `devices`."""
+  shape = {"data": data, "fsdp": fsdp}
+  for axis, other in (("data", fsdp), ("fsdp", data)):
+    if shape[axis] == -1 and other > 0:
+      shape[axis] = devices // other
+  if min(shape.values()) < 1 or math.prod(shape.values()) != devices:
+    raise errors.UserError(
+      f"config.mesh.data={data} times config.mesh.fsdp={fsdp} must be the number of"
+      f" devices, {devices}; try data=1, fsdp=-1"
+    )
+  return shape
+
+
 def check_workdir(workdir: str) -> None:
   """Creates the workdir and writes to it once; raises UserError where it cannot."""
   if "://" in workdir:
@@ -154,11 +167,17 @@ def check_same_run(
 
 def _fields(config: dict, free: Collection[str]) -> dict[str, Any]:
   """{"config.backbone.depth": 24, ...}; tuples as the lists that JSON makes of them."""
-  tree = json.loads(json.dumps({"config": config}))
-  leaves = jax.tree.leaves_with_path(tree, is_leaf=lambda x: not isinstance(x, dict))
-  fields = {".".join(part.key for part in path): value for path, value in leaves}
+  fields = dict(_leaves(json.loads(json.dumps(config)), "config"))
   free_paths = tuple(f"config.{name}." for name in free)
   return {k: v for k, v in fields.items() if not f"{k}.".startswith(free_paths)}
+
+
+def _leaves(tree: dict, path: str) -> Iterator[tuple[str, Any]]:
+  for name, value in tree.items():
+    if isinstance(value, dict):
+      yield from _leaves(value, f"{path}.{name}")
+    else:
+      yield f"{path}.{name}", value
 
 
 def _check_names(config):

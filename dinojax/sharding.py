@@ -12,7 +12,7 @@ import jax
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from dinojax import errors
+from dinojax import preflight
 
 AXES = ("data", "fsdp")
 BATCH = PartitionSpec(AXES)
@@ -33,15 +33,7 @@ def make_mesh(*, data: int, fsdp: int, devices: Sequence | None = None) -> Mesh:
     UserError: the product is not the number of devices.
   """
   count = jax.device_count() if devices is None else len(devices)
-  shape = {"data": data, "fsdp": fsdp}
-  for axis, other in (("data", fsdp), ("fsdp", data)):
-    if shape[axis] == -1 and other > 0:
-      shape[axis] = count // other
-  if min(shape.values()) < 1 or math.prod(shape.values()) != count:
-    raise errors.UserError(
-      f"config.mesh.data={data} times config.mesh.fsdp={fsdp} must be the number of"
-      f" devices, {count}; try data=1, fsdp=-1"
-    )
+  shape = preflight.mesh_shape(data=data, fsdp=fsdp, devices=count)
   # linen modules know nothing of Explicit axes, which are make_mesh's default.
   auto = (jax.sharding.AxisType.Auto,) * len(AXES)
   return jax.make_mesh(tuple(shape.values()), AXES, axis_types=auto, devices=devices)

@@ -30,7 +30,7 @@ METHOD = {
 }
 MAY_IMPORT = {
   "errors": set(),
-  "sharding": {"errors"},
+  "sharding": {"preflight"},
   "accumulate": {"sharding"},
   "losses": set(),
   "positions": set(),
@@ -74,7 +74,8 @@ MAY_IMPORT = {
   "durable": {"errors"},
   "feature_files": {"durable", "errors"},
   "allocator": set(),
-  "cli": {"allocator", "errors"},
+  "cli": {"allocator", "errors", "mistakes"},
+  "mistakes": {"errors"},
   "hlo_ops": set(),
   "hlo": {"hlo_ops"},
   "costs": {"hlo", "data."},

@@ -1,0 +1,88 @@
+"""Buckets as folders: gs:// in a config becomes a path at which the bucket is mounted.
+
+dinojax reads and writes folders. GKE's Cloud Storage FUSE driver mounts a bucket in
+each pod, with the rights of the pod's service account. The workdir's bucket is mounted
+to be written to; every other gs:// of the config, and of the environment, to be read.
+
+Sources: GKE documentation, "Cloud Storage FUSE CSI driver" (volume attributes);
+Cloud Storage FUSE, docs/semantics.md and its configuration file (options).
+"""
+
+import dataclasses
+import re
+from typing import Any
+
+from dinojax import errors
+
+URL = re.compile(r"gs://([^/\s,;'\"]*)(/[^\s,;'\"]*)?")
+NAME = re.compile(r"[a-z0-9][a-z0-9._-]{1,220}[a-z0-9]")
+
+
+@dataclasses.dataclass(frozen=True, order=True)
+class Mount:
+  """A bucket at a path in the pods."""
+
+  path: str
+  bucket: str
+  read_only: bool
+
+  @property
+  def options(self) -> str:
+    """Options of Cloud Storage FUSE."""
+    if self.read_only:
+      # Data don't change under a run: what is known of a shard is known for good.
+      return (
+        "implicit-dirs,metadata-cache:ttl-secs:-1,"
+        "metadata-cache:stat-cache-max-size-mb:-1,"
+        "metadata-cache:type-cache-max-size-mb:-1"
+      )
+    # Hosts write to one checkpoint and must see what the others did. A checkpoint is
+    # whole once its folder is renamed, which a bucket without a hierarchical namespace
+    # does file by file, and by default not at all.
+    return (
+      "implicit-dirs,metadata-cache:ttl-secs:0,metadata-cache:negative-ttl-secs:0,"
+      "file-system:rename-dir-limit:200000"
+    )
+
+
+def mount(url: str, *, field: str, read_only: bool) -> tuple[str, Mount]:
+  """The path in the pods of "gs://BUCKET/PATH", and what to mount for it."""
+  match = URL.fullmatch(url)
+  if not match or not NAME.fullmatch(match[1]):
+    raise errors.UserError(f"{field}={url!r} must be gs://BUCKET/PATH")
+  root = f"/gcs/{'data' if read_only else 'workdir'}/{match[1]}"
+  path = root + (match[2] or "").rstrip("/")
+  return path, Mount(root, match[1], read_only)
+
+
+def mount_all(value: Any, *, field: str) -> tuple[Any, set[Mount]]:
+  """A config's value with paths in place of every gs://, and what to mount for them."""
+  mounts = set()
+  if isinstance(value, tuple | list):
+    parts = [mount_all(v, field=f"{field}[{i}]") for i, v in enumerate(value)]
+    value = type(value)(part for part, _ in parts)
+    mounts.update(*(found for _, found in parts))
+  elif isinstance(value, str):
+
+    def replace(match: re.Match) -> str:
+      path, found = mount(match[0], field=field, read_only=True)
+      mounts.add(found)
+      return path
+
+    value = URL.sub(replace, value)
+  return value, mounts
+
+
+def mount_config(config: dict, *, prefix: str = "") -> tuple[dict, set[Mount]]:
+  """{dotted path: new value} of the fields that name buckets, and what to mount."""
+  fields, mounts = {}, set()
+  for name, value in config.items():
+    if isinstance(value, dict):
+      inner, found = mount_config(value, prefix=f"{prefix}{name}.")
+      fields |= inner
+    else:
+      new, found = mount_all(value, field=f"config.{prefix}{name}")
+      if found:
+        fields[f"{prefix}{name}"] = new
+    mounts |= found
+  return fields, mounts

@@ -1,0 +1,211 @@
+"""A job as one JobSet manifest (jobset.x-k8s.io/v1alpha2): a pure function.
+
+A JobSet runs one Job for each slice and in it one pod for each host, gives them names
+in DNS, and starts all of them anew when one fails. What `dinojax.main` leaves behind on
+its exit decides whether that counts:
+
+  143             ended by SIGTERM with everything saved: any host's preemption ends all
+                  hosts so. Restarted, without limit, as are pods that were disrupted.
+  anything else   an error, lost peers, a hang: restarted at most max_restarts times.
+
+Sources: JobSet documentation, "Failure Policy" and "Exclusive placement"; Kubernetes
+documentation, "Pod failure policy"; GKE documentation, "Deploy TPU Multislices in GKE".
+"""
+
+from typing import Any
+
+import yaml
+
+from launch import buckets, jobs
+
+GROUP, VERSION, PLURAL = "jobset.x-k8s.io", "v1alpha2", "jobsets"
+REPLICATED_JOB = "train"
+CONTAINER = "train"
+COORDINATOR_PORT = 8476
+SAVED_AND_ENDED = 143  # 128 + SIGTERM
+SPOT = "cloud.google.com/gke-spot"
+
+
+def render(job: jobs.Job) -> dict[str, Any]:
+  """The manifest of a job."""
+  chips = job.accelerator
+  labels = {"app.kubernetes.io/name": "dinojax"}
+  metadata = {"name": job.name, "namespace": job.namespace, "labels": labels}
+  if job.queue:
+    metadata["labels"] = {**labels, "kueue.x-k8s.io/queue-name": job.queue}
+  if job.exclusive_topology and chips.hosts > 1:
+    # All pods of a slice in one node pool, and no other slice's pods there.
+    metadata["annotations"] = {
+      "alpha.jobset.sigs.k8s.io/exclusive-topology": "cloud.google.com/gke-nodepool"
+    }
+  return {
+    "apiVersion": f"{GROUP}/{VERSION}",
+    "kind": "JobSet",
+    "metadata": metadata,
+    "spec": {
+      # Hosts find each other by name before they are ready.
+      "network": {"enableDNSHostnames": True, "publishNotReadyAddresses": True},
+      "failurePolicy": {
+        "maxRestarts": job.max_restarts,
+        "rules": [
+          {
+            "name": "preempted",
+            "action": "RestartJobSetAndIgnoreMaxRestarts",
+            "onJobFailureReasons": ["PodFailurePolicy"],
+          }
+        ],
+      },
+      "replicatedJobs": [
+        {
+          "name": REPLICATED_JOB,
+          "replicas": job.slices,
+          "template": {
+            "spec": {
+              "parallelism": chips.hosts,
+              "completions": chips.hosts,
+              "completionMode": "Indexed",
+              "backoffLimit": 0,
+              "podFailurePolicy": {"rules": _preemptions()},
+              "template": _pod(job, labels),
+            }
+          },
+        }
+      ],
+    },
+  }
+
+
+def to_yaml(manifest: dict[str, Any]) -> str:
+  """The manifest as `kubectl apply -f` takes it."""
+  return yaml.dump(manifest, Dumper=_PlainDumper, sort_keys=False, width=88)
+
+
+class _PlainDumper(yaml.SafeDumper):
+  """Writes repeated values again: "&id001" is for machines."""
+
+  def ignore_aliases(self, data: Any) -> bool:
+    return True
+
+
+def _preemptions() -> list[dict]:
+  """Failures that are no error; without containerName a sidecar's exit would count."""
+  return [
+    {
+      "action": "FailJob",
+      "onPodConditions": [{"type": "DisruptionTarget", "status": "True"}],
+    },
+    {
+      "action": "FailJob",
+      "onExitCodes": {
+        "containerName": CONTAINER,
+        "operator": "In",
+        "values": [SAVED_AND_ENDED],
+      },
+    },
+  ]
+
+
+def _pod(job: jobs.Job, labels: dict[str, str]) -> dict:
+  chips = job.accelerator
+  selector = {**chips.selector, **job.node_selector}
+  tolerations = [
+    {"key": chips.resource, "operator": "Exists", "effect": "NoSchedule"},
+  ]
+  if job.spot:
+    selector[SPOT] = "true"
+    tolerations.append(
+      {"key": SPOT, "operator": "Equal", "value": "true", "effect": "NoSchedule"}
+    )
+  metadata = {"labels": labels}
+  if job.mounts:
+    # The sidecar that mounts may take what it needs: a training host has plenty.
+    metadata["annotations"] = {
+      "gke-gcsfuse/volumes": "true",
+      "gke-gcsfuse/cpu-limit": "0",
+      "gke-gcsfuse/memory-limit": "0",
+      "gke-gcsfuse/ephemeral-storage-limit": "0",
+    }
+  return {
+    "metadata": metadata,
+    "spec": {
+      "restartPolicy": "Never",
+      "terminationGracePeriodSeconds": job.grace_seconds,
+      "serviceAccountName": job.service_account,
+      "nodeSelector": selector,
+      "tolerations": tolerations,
+      "containers": [_container(job)],
+      "volumes": [
+        # Input workers hand batches over in shared memory; 64 MB is what pods have.
+        {"name": "shm", "emptyDir": {"medium": "Memory"}},
+        *(_volume(i, mount) for i, mount in enumerate(job.mounts)),
+      ],
+    },
+  }
+
+
+def _container(job: jobs.Job) -> dict:
+  chips = job.accelerator
+  container = {
+    "name": CONTAINER,
+    "image": job.image,
+    # "$(" would be replaced by a variable's value.
+    "command": [*(part.replace("$(", "$$(") for part in job.command), *_peers(job)],
+    "env": [
+      {"name": name, "value": value.replace("$(", "$$(")}
+      for name, value in {**_own_env(job), **job.env}.items()
+    ],
+    "resources": {"limits": {chips.resource: chips.chips_per_host}},
+    "volumeMounts": [
+      {"name": "shm", "mountPath": "/dev/shm"},
+      *(
+        {"name": f"bucket-{i}", "mountPath": m.path, "readOnly": m.read_only}
+        for i, m in enumerate(job.mounts)
+      ),
+    ],
+  }
+  container["env"] += [
+    {"name": name, "valueFrom": {"secretKeyRef": {"name": secret, "key": key}}}
+    for name, (secret, key) in job.secret_env.items()
+  ]
+  if chips.is_tpu:
+    # TPU hosts among themselves, slices among themselves, and GKE's metrics of TPUs.
+    container["ports"] = [{"containerPort": port} for port in (8471, 8080, 8431)]
+  return container
+
+
+def _own_env(job: jobs.Job) -> dict[str, str]:
+  env = {"PYTHONUNBUFFERED": "1"}
+  if not job.accelerator.is_tpu:
+    env["LD_LIBRARY_PATH"] = "/usr/local/nvidia/lib64"  # GKE mounts the driver there
+  return env
+
+
+def _peers(job: jobs.Job) -> list[str]:
+  """Flags by which the processes of a run find each other."""
+  hosts = job.accelerator.hosts
+  if job.accelerator.is_tpu:
+    # GKE tells each pod its place: TPU_WORKER_ID and _HOSTNAMES, and MEGASCALE_* where
+    # there are several slices. JAX reads them.
+    return ["--multihost"] if hosts > 1 else []
+  if hosts == 1:
+    return []
+  first = f"{job.name}-{REPLICATED_JOB}-0-0.{job.name}"
+  return [
+    f"--coordinator={first}:{COORDINATOR_PORT}",
+    f"--num_processes={hosts}",
+    "--process_id=$(JOB_COMPLETION_INDEX)",
+  ]
+
+
+def _volume(number: int, mount: buckets.Mount) -> dict:
+  return {
+    "name": f"bucket-{number}",
+    "csi": {
+      "driver": "gcsfuse.csi.storage.gke.io",
+      "readOnly": mount.read_only,
+      "volumeAttributes": {
+        "bucketName": mount.bucket,
+        "mountOptions": mount.options,
+      },
+    },
+  }

@@ -1,0 +1,75 @@
+"""What a cluster must provide for a job, in a line each: nothing here is checked."""
+
+from launch import buckets, jobs
+
+SPOT_SECONDS = 15  # GKE documentation, "Spot VMs": for pods that are not the system's
+_GPUDIRECT = {
+  "a3-highgpu-8g": "GPUDirect-TCPX",
+  "a3-megagpu-8g": "GPUDirect-TCPXO",
+  "a3-ultragpu-8g": "GPUDirect-RDMA",
+}
+
+
+def of(job: jobs.Job, config) -> list[str]:
+  """Notes to a job, and to what of its config a pod will not find."""
+  chips = job.accelerator
+  pools = f"{job.slices} node pools" if job.slices > 1 else "a node pool"
+  each = " each" if job.slices > 1 else ""
+  topology = f" with topology {chips.topology}" if chips.is_tpu else ""
+  many = f"{chips.hosts} {chips.machine}{topology}"
+  notes = [
+    f"the cluster needs JobSet, {pools} of {many}{each} (or autoscaling, and quota for"
+    f" {chips.chips * job.slices} chips)"
+  ]
+  if job.queue:
+    notes[0] += f", and Kueue with a LocalQueue {job.queue} in {job.namespace}"
+  writers = sorted({mount.bucket for mount in job.mounts if not mount.read_only})
+  readers = sorted({mount.bucket for mount in job.mounts if mount.read_only})
+  roles = [f"roles/storage.objectUser on gs://{bucket}" for bucket in writers]
+  roles += [f"roles/storage.objectViewer on gs://{bucket}" for bucket in readers]
+  notes.append(
+    "the cluster needs the Cloud Storage FUSE driver, and service account"
+    f" {job.namespace}/{job.service_account} by workload identity {', '.join(roles)}"
+  )
+  notes.append(
+    f"{' and '.join(f'gs://{bucket}' for bucket in writers)} should have a hierarchical"
+    " namespace: a checkpoint's folder is then renamed at once and not file by file"
+  )
+  if not chips.is_tpu and chips.hosts > 1:
+    notes.append(
+      f"{chips.machine} nodes talk at full speed by {_GPUDIRECT[chips.machine]} alone,"
+      " which is the cluster's to install and needs annotations and volumes that this"
+      " manifest has not: --dry_run, add them, kubectl apply"
+    )
+  if job.spot and job.grace_seconds > SPOT_SECONDS:
+    notes.append(
+      f"Spot VMs end some {SPOT_SECONDS} s after SIGTERM, whatever --grace_seconds="
+      f"{job.grace_seconds} says: a save that takes longer is lost, and with it the"
+      f" steps since the last of every {config.checkpoint.every}"
+    )
+  return notes + _strangers(job, config)
+
+
+def _strangers(job: jobs.Job, config) -> list[str]:
+  """Notes to data that are neither in a bucket nor part of the package."""
+  notes = []
+  named = {
+    **{f"data.sources[{i}]": s for i, s in enumerate(config.data.sources)},
+    **({f"knn.{part}": config.knn[part] for part in ("train", "test")}),
+    "init.backbone": config.init.backbone,
+  }
+  for field, value in named.items():
+    if field.startswith("knn.") and not config.knn.every:
+      continue
+    if value.startswith("tfds:"):
+      if "TFDS_DATA_DIR" not in job.env:
+        notes.append(
+          f"config.{field}={value} is looked for in the image; for a bucket give"
+          " --env=TFDS_DATA_DIR=gs://BUCKET/PATH"
+        )
+    elif value and not value.startswith("embedded:") and not buckets.URL.search(value):
+      notes.append(
+        f"config.{field}={value} is a path in the image; give gs://BUCKET/PATH for data"
+        " in a bucket"
+      )
+  return notes
