@@ -2,10 +2,10 @@
 
   python launch/local.py --processes=2 --devices=4 --config=experiments/quickstart.py
 
-Real processes, that talk over loopback: for trying what hosts do together without having
-them. Options that are unknown here go to dinojax.main as they are. Ctrl-C and SIGTERM are
-passed on, so that the run saves and ends; a second one ends it at once. When one process
-fails, all end, and the last line says which one and of what.
+Real processes that talk over loopback: for trying on one machine what several
+hosts do together. Options that are unknown here go to dinojax.main as they are. Ctrl-C
+and SIGTERM are passed on, so that the run saves and ends; a second one ends it at once.
+When a process fails, all end, and the last line says which one and of what.
 """
 
 import argparse
@@ -179,7 +179,7 @@ class _Parser(argparse.ArgumentParser):
 
 
 def parse(argv: list[str]) -> tuple[argparse.Namespace, list[str]]:
-  """Returns our own options, and the rest for the processes; UserError if they won't do."""
+  """Our own options, and the rest for the processes; UserError if they won't do."""
   parser = _Parser(
     description=__doc__,
     formatter_class=argparse.RawDescriptionHelpFormatter,
