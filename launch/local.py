@@ -28,7 +28,13 @@ from dinojax import errors
 SECONDS_TO_FOLLOW = 5  # for the others to see by themselves that one has ended
 SECONDS_TO_END = 10  # from SIGTERM to SIGKILL
 SECONDS_TO_TIDY = 2  # for what a killed process started, to see it and clean up
-LINES_TO_REPEAT = 20
+LINES_TO_REPEAT = 20  # of the one that failed, should the others have said much since
+TOLD_TO_END = (
+  -signal.SIGKILL,
+  -signal.SIGTERM,
+  128 + signal.SIGINT,
+  128 + signal.SIGTERM,
+)
 PR_SET_PDEATHSIG = 1  # linux/prctl.h
 LIBC = ctypes.CDLL(None)
 
@@ -39,6 +45,7 @@ class Process:
   def __init__(self, number: int, process: asyncio.subprocess.Process):
     """Takes a process that has just started, in a session of its own."""
     self.number = number
+    self.lines = 0
     self.last_lines = collections.deque(maxlen=LINES_TO_REPEAT)
     self._process = process
     self._relay = asyncio.create_task(self._pass_on_lines())
@@ -76,11 +83,10 @@ class Process:
       self._pass_on(rest)
 
   def _pass_on(self, line):
-    if line.startswith(
-      b"[Gloo] Rank "
-    ):  # a greeting of the CPU's network, of each rank
+    if line.startswith(b"[Gloo] Rank "):  # greetings of the CPU's network
       return
     line = f"[{self.number}] {line.decode(errors='replace')}"
+    self.lines += 1
     self.last_lines.append(line)
     print(line, flush=True)
 
@@ -104,11 +110,13 @@ async def run(commands: list[list[str]], environments: list[dict[str, str]]) -> 
   _pass_on_signals(processes)
 
   failed = ending = None
+  lines = 0
   for ended in asyncio.as_completed([process.ended() for process in processes]):
     process = await ended
     if process.code and not failed:
       failed = process
       await process.tidy()
+      lines = sum(other.lines for other in processes)
       if any(other.code is None for other in processes):
         _say(f"process {process.number} {describe(process.code)}; ending the others")
         ending = asyncio.create_task(_end(processes))
@@ -118,16 +126,12 @@ async def run(commands: list[list[str]], environments: list[dict[str, str]]) -> 
     return 0
   if ending:
     ending.cancel()
-    if failed.last_lines and not _was_told_to(failed.code):
-      _say(f"process {failed.number} had said at last:")
-      print("\n".join(failed.last_lines), flush=True)
+  since = sum(process.lines for process in processes) - lines
+  if since > LINES_TO_REPEAT // 2 and failed.code not in TOLD_TO_END:
+    _say(f"process {failed.number} had said at last:")
+    print("\n".join(failed.last_lines), flush=True)
   _say(f"process {failed.number} of {len(processes)} {describe(failed.code)}")
   return failed.code if failed.code > 0 else 128 - failed.code
-
-
-def _was_told_to(code):
-  """Whether a process ended so because of a signal from outside."""
-  return abs(code) % 128 in (signal.SIGINT, signal.SIGTERM, signal.SIGKILL)
 
 
 def describe(code: int) -> str:
