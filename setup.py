@@ -41,6 +41,7 @@ setuptools.setup(
     "zstandard>=0.23",  # what array_record compresses by if not told otherwise
   ],
   extras_require={
+    "cpu": [],
     "tpu": ["jax[tpu]>=0.10,<0.12"],
     "cuda": ["jax[cuda13]>=0.10,<0.12"],
     "plan": ["jax[tpu]>=0.10,<0.12"],  # its compiler works without a TPU
