@@ -25,4 +25,5 @@ def explained() -> Iterator[None]:
   except (KeyError, AttributeError) as error:
     reason = str(error.args[0]).replace("\\n", " ").replace("\\'", "'")
     reason = " ".join(reason.split()).removeprefix("'").removesuffix("'")
+    reason = reason if " " in reason else reason.strip("\"'")
     raise errors.UserError(f"--config has no such field: {reason}") from error

@@ -14,8 +14,8 @@ from typing import Any
 
 from dinojax import errors
 
-URL = re.compile(r"gs://([^/\s,;'\"]*)(/[^\s,;'\"]*)?")
-NAME = re.compile(r"[a-z0-9][a-z0-9._-]{1,220}[a-z0-9]")
+BUCKET = re.compile("gs://([^/]*)")
+NAME = re.compile("[a-z0-9][a-z0-9._-]{1,220}[a-z0-9]")
 
 
 @dataclasses.dataclass(frozen=True, order=True)
@@ -45,31 +45,29 @@ class Mount:
     )
 
 
-def mount(url: str, *, field: str, read_only: bool) -> tuple[str, Mount]:
-  """The path in the pods of "gs://BUCKET/PATH", and what to mount for it."""
-  match = URL.fullmatch(url)
-  if not match or not NAME.fullmatch(match[1]):
-    raise errors.UserError(f"{field}={url!r} must be gs://BUCKET/PATH")
-  root = f"/gcs/{'data' if read_only else 'workdir'}/{match[1]}"
-  path = root + (match[2] or "").rstrip("/")
-  return path, Mount(root, match[1], read_only)
+def mount(text: str, *, field: str, read_only: bool) -> tuple[str, set[Mount]]:
+  """The text with a path for each gs://BUCKET in it, and what to mount for them."""
+  mounts = set()
+
+  def replace(match: re.Match) -> str:
+    if not NAME.fullmatch(match[1]):
+      raise errors.UserError(f"{field}={text!r} must have the form gs://BUCKET/PATH")
+    root = f"/gcs/{'data' if read_only else 'workdir'}/{match[1]}"
+    mounts.add(Mount(root, match[1], read_only))
+    return root
+
+  return BUCKET.sub(replace, text), mounts
 
 
 def mount_all(value: Any, *, field: str) -> tuple[Any, set[Mount]]:
-  """A config's value with paths in place of every gs://, and what to mount for them."""
+  """The same for a value of a config, which may hold several: to be read alone."""
   mounts = set()
   if isinstance(value, tuple | list):
     parts = [mount_all(v, field=f"{field}[{i}]") for i, v in enumerate(value)]
     value = type(value)(part for part, _ in parts)
     mounts.update(*(found for _, found in parts))
   elif isinstance(value, str):
-
-    def replace(match: re.Match) -> str:
-      path, found = mount(match[0], field=field, read_only=True)
-      mounts.add(found)
-      return path
-
-    value = URL.sub(replace, value)
+    value, mounts = mount(value, field=field, read_only=True)
   return value, mounts
 
 

@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import urllib3
+import yaml
 from kubernetes import client, config
 from kubernetes.client import exceptions
 
@@ -21,6 +22,7 @@ INSTALL_JOBSET = (
   "kubectl apply --server-side -f"
   " https://github.com/kubernetes-sigs/jobset/releases/latest/download/manifests.yaml"
 )
+SILENCE = 6 * 3600  # seconds for which a log that is followed may have nothing new
 _BELONGS = "jobset.sigs.k8s.io/jobset-name"
 _SLICE = "jobset.sigs.k8s.io/job-index"
 _HOST = "batch.kubernetes.io/job-completion-index"
@@ -42,7 +44,7 @@ class Cluster:
     settings = client.Configuration()
     try:
       config.load_kube_config(context=context or None, client_configuration=settings)
-    except (config.ConfigException, OSError) as error:
+    except (config.ConfigException, OSError, yaml.YAMLError) as error:
       reason = " ".join(str(error).split())
       raise errors.UserError(
         f"no cluster to talk to ({reason}); get one by: gcloud container clusters"
@@ -121,8 +123,7 @@ class Cluster:
         container=jobset.CONTAINER,
         follow=follow,
         _preload_content=False,
-        # A run may say nothing for long.
-        _request_timeout=(self._timeout[0], None if follow else self._timeout[1]),
+        _request_timeout=(self._timeout[0], SILENCE if follow else self._timeout[1]),
       )
       pending = b""
       for part in lines.stream(amt=2**14, decode_content=True):
@@ -161,32 +162,39 @@ class Cluster:
       yield
     except exceptions.ApiException as error:
       raise errors.UserError(self._explain(error, verb, name)) from error
-    except urllib3.exceptions.TimeoutError as error:
-      doubt = (
-        f"; the job may have been created: see status {name}"
-        if verb == "create"
-        else ""
-      )
-      raise errors.UserError(
-        f"{self._host} did not answer within {self._timeout[0]:g} s{doubt}; try again,"
-        " with a larger --timeout"
-      ) from error
     except (urllib3.exceptions.HTTPError, OSError) as error:
-      raise errors.UserError(
-        f"{self._host} cannot be reached ({' '.join(str(error).split())}); check the"
-        " network, and that the kubeconfig's context is the one you mean"
-      ) from error
+      raise errors.UserError(self._explain_silence(error, verb, name)) from error
+
+  def _explain_silence(self, error: Exception, verb: str, name: str) -> str:
+    """One line for no answer at all."""
+    silent = isinstance(error, urllib3.exceptions.TimeoutError)
+    # urllib3 counts a refused connection among what took too long.
+    if silent and not isinstance(error, urllib3.exceptions.NewConnectionError):
+      doubt = f"; it may still {verb} {name}: see status {name}"
+      asked = isinstance(error, urllib3.exceptions.ReadTimeoutError) and verb != "read"
+      return (
+        f"{self._host} did not answer within {self._timeout[0]:g} s"
+        f"{doubt if asked else ''}; try again, with a larger --timeout"
+      )
+    return (
+      f"{self._host} cannot be reached ({' '.join(str(error).split())}); check the"
+      " network, and that the kubeconfig's context is the one you mean"
+    )
 
   def _explain(self, error: exceptions.ApiException, verb: str, name: str) -> str:
     """One line for an answer that is an error."""
     said = _message(error)
     where = f"namespace {self._namespace}"
+    if error.status == 409 and "being deleted" in said:
+      return (
+        f"{name} is still stopping in {where}; submit again once status {name} fails"
+      )
     if error.status == 409:
       return (
         f"{name} exists already in {where}: see status {name}; to start it anew, stop"
         f" {name} first, or choose another --name"
       )
-    if error.status == 401:
+    if error.status == 401 or "system:anonymous" in said:
       return (
         f"{self._host} does not know you ({said}); gcloud auth login, and gcloud"
         " container clusters get-credentials CLUSTER --location=LOCATION"
@@ -198,7 +206,7 @@ class Cluster:
       )
     if error.status == 404 and "namespaces" in said:
       return f"{where} does not exist ({said}); kubectl create {where}"
-    if error.status == 404 and name not in said:
+    if error.status == 404 and f'"{name}"' not in said:
       return f"the cluster has no JobSets; install them: {INSTALL_JOBSET}"
     if error.status == 404:
       return (

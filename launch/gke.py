@@ -175,7 +175,7 @@ def look_after(verb: str, name: str) -> None:
 def parse(argv: list[str]) -> list[str]:
   """Flags, verb and, to submit, the config; what is wrong becomes one line."""
   with mistakes.explained():
-    rest = app.parse_flags_with_usage(argv)
+    rest = flags.FLAGS(argv)
     verb = rest[1] if len(rest) > 1 else "submit"
     if verb not in VERBS:
       raise errors.UserError(f"{verb!r} is no verb; there are {', '.join(VERBS)}")

@@ -88,10 +88,12 @@ def make(
         f"--env={variable}=... looks like a secret, and everybody who may see the job"
         f" would read it; give --secret_env={variable}=SECRET:KEY"
       )
-    env[variable], found = buckets.mount_all(value, field=f"--env={variable}")
+    env[variable], found = buckets.mount(
+      value, field=f"--env={variable}", read_only=True
+    )
     mounts |= found
   return Job(
-    name=valid_name(name or f"{pathlib.Path(config_file).stem}-{chips.name}"),
+    name=valid_name(name or _default_name(config_file, chips, slices)),
     image=image,
     accelerator=chips,
     slices=slices,
@@ -104,6 +106,13 @@ def make(
     env=env,
     **options,
   )
+
+
+def _default_name(
+  config_file: str, chips: accelerators.Accelerator, slices: int
+) -> str:
+  experiment = pathlib.Path(config_file.partition(":")[0]).stem
+  return f"{experiment}-{f'{slices}x' if slices > 1 else ''}{chips.name}"
 
 
 def check_slices(chips: accelerators.Accelerator, slices: int) -> None:
@@ -132,7 +141,8 @@ def mount_workdir(workdir: str) -> tuple[str, buckets.Mount]:
       f"--workdir={workdir} is a local path, which pods don't share and which ends with"
       " them; give gs://BUCKET/PATH"
     )
-  path, own = buckets.mount(workdir, field="--workdir", read_only=False)
+  path, mounts = buckets.mount(workdir.rstrip("/"), field="--workdir", read_only=False)
+  own = mounts.pop()
   if path == own.path:
     raise errors.UserError(
       f"--workdir={workdir} is a whole bucket; give a folder of it for each run:"

@@ -67,7 +67,9 @@ def _strangers(job: jobs.Job, config) -> list[str]:
           f"config.{field}={value} is looked for in the image; for a bucket give"
           " --env=TFDS_DATA_DIR=gs://BUCKET/PATH"
         )
-    elif value and not value.startswith("embedded:") and not buckets.URL.search(value):
+    elif (
+      value and not value.startswith("embedded:") and not buckets.BUCKET.search(value)
+    ):
       notes.append(
         f"config.{field}={value} is a path in the image; give gs://BUCKET/PATH for data"
         " in a bucket"
