@@ -21,7 +21,7 @@ import traceback
 # XManager has this file's folder first, and takes it away once this is imported.
 sys.path.append(str(pathlib.Path(__file__).resolve().parent.parent))
 
-from absl import flags
+from absl import flags, logging
 from ml_collections import config_flags
 from xmanager import xm, xm_local
 from xmanager.xm import job_operators
@@ -121,6 +121,8 @@ def title() -> str:
 
 def main(_) -> None:
   """Checks all runs, and then starts them."""
+  if not flags.FLAGS["verbosity"].present:
+    logging.set_verbosity(logging.WARNING)
   if flags.FLAGS["config"].value is None:
     raise errors.UserError("--config=FILE is missing; try experiments/quickstart.py")
   runs = sweeps.runs(SWEEP.value)

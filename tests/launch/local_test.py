@@ -1,0 +1,154 @@
+"""Several processes on one machine: how they start, what is seen, how they end."""
+
+import os
+import pathlib
+import re
+import signal
+import subprocess
+import sys
+import time
+
+import main_test
+import pytest
+
+ROOT = pathlib.Path(__file__).parent.parent.parent
+
+
+def start(*flags, environment=None):
+  """Starts local.py in a process."""
+  return subprocess.Popen(
+    [sys.executable, "launch/local.py", *flags],
+    cwd=ROOT,
+    env={**os.environ, "PYTHONPATH": str(ROOT / "tests/launch"), **(environment or {})},
+    stdout=subprocess.PIPE,
+    stderr=subprocess.STDOUT,
+    text=True,
+  )
+
+
+def finish(process, code):
+  """Waits for the end of local.py; returns what it printed."""
+  output = process.communicate(timeout=120)[0]
+  assert process.returncode == code, output
+  return output
+
+
+def child(*flags):
+  """Starts two processes of child.py."""
+  return start("--processes=2", "--module=child", *flags)
+
+
+def pids(text):
+  """The numbers of both processes, which child.py prints first."""
+  numbers = [
+    int(number) for number in re.findall(r"^\[\d\] pid (\d+)", text, re.MULTILINE)
+  ]
+  assert len(numbers) == 2
+  return numbers
+
+
+def started(process):
+  """The same, of processes that have just said so."""
+  return pids("".join(process.stdout.readline() for _ in range(2)))
+
+
+def wait_until_gone(numbers):
+  """Returns when no process has these numbers."""
+  for _ in range(200):
+    if not any(pathlib.Path(f"/proc/{number}").exists() for number in numbers):
+      return
+    time.sleep(0.05)
+  raise AssertionError(f"still there: {numbers}")
+
+
+def test_lines_and_returned_carriages_have_the_process_in_front_and_all_end_well():
+  output = finish(child("--devices=3", r"--say=a\r50%\r100%\nb"), code=0)
+  for number in "01":
+    own = [line for line in output.splitlines() if line.startswith(f"[{number}] ")]
+    assert own[0].endswith("of 2, devices 3")
+    assert own[1:] == [f"[{number}] {said}" for said in ("a", "50%", "100%", "b")]
+
+
+def test_gpus_are_dealt_out_in_order():
+  output = finish(child("--devices=2", "--gpus"), code=0)
+  assert re.search(r"^\[0\] .* devices 0,1$", output, re.MULTILINE)
+  assert re.search(r"^\[1\] .* devices 2,3$", output, re.MULTILINE)
+
+
+def test_one_that_fails_ends_the_others_and_its_status_and_words_come_last():
+  output = finish(child("--only=1", r"--say=the cause\n", "--status=3"), code=3)
+  assert output.index("[1] the cause") < output.index("process 1 ended with status 3")
+  assert output.splitlines()[-1] == "dinojax: process 1 of 2 ended with status 3"
+  wait_until_gone(pids(output))
+
+
+@pytest.mark.parametrize(
+  ("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)]
+)
+def test_a_signal_is_passed_on_to_all(number, code):
+  process = child("--only=7")
+  numbers = started(process)
+  process.send_signal(number)
+  assert f"ended on {number.name}" in finish(process, code)
+  wait_until_gone(numbers)
+
+
+def test_a_second_signal_kills():
+  process = child("--only=7", "--stubborn")
+  numbers = started(process)
+  process.send_signal(signal.SIGTERM)
+  time.sleep(0.3)
+  assert process.poll() is None
+  process.send_signal(signal.SIGTERM)
+  assert "was killed by SIGKILL" in finish(process, code=137)
+  wait_until_gone(numbers)
+
+
+def test_no_process_outlives_a_killed_launcher():
+  process = child("--only=7")
+  numbers = started(process)
+  process.kill()
+  wait_until_gone(numbers)
+  process.communicate()
+
+
+@pytest.mark.parametrize(
+  ("flag", "said"),
+  [
+    ("--processes=0", "--processes=0 must be at least 1"),
+    ("--devices=x", "argument --devices: invalid int value: 'x'; see --help"),
+  ],
+)
+def test_a_mistake_is_told_in_one_line(flag, said):
+  assert finish(start(flag), code=1) == f"dinojax: {said}\n"
+
+
+def test_after_kill_9_of_one_process_all_end_and_the_same_command_goes_on(tmp_path):
+  flags = (
+    *("--processes=2", "--config=experiments/quickstart.py"),
+    *(f"--config.{setting}" for setting in main_test.SMALL),
+    *(f"--config.workdir={tmp_path}", "--config.total_steps=400"),
+  )
+  environment = {
+    "PYTHONPATH": str(ROOT),
+    "JAX_COMPILATION_CACHE_DIR": str(tmp_path / "cache"),
+    "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.5",
+  }
+  process = start(*flags, environment=environment)
+  main_test.wait_for(tmp_path / "checkpoints" / "4", process)
+  [pid] = subprocess.run(
+    ["pgrep", "--parent", str(process.pid), "--full", "process_id=1"],
+    capture_output=True,
+    check=True,
+    text=True,
+  ).stdout.split()
+  os.kill(int(pid), signal.SIGKILL)
+  killed = time.monotonic()
+  output = finish(process, code=137)
+  assert time.monotonic() - killed < 60
+  assert "[0] the first step waits for the compiler" in output
+  assert "process 1 of 2 was killed by SIGKILL" in output.splitlines()[-1]
+  output = finish(start(*flags, environment=environment), code=0)
+  assert int(re.search(r"step (\d+) of 400", output)[1]) >= 4
+  steps = [entry["step"] for entry in main_test.logged(tmp_path)]
+  assert steps == list(range(1, 401))
