@@ -38,10 +38,10 @@ class Mount:
       )
     # Hosts write to one checkpoint and must see what the others did. A checkpoint is
     # whole once its folder is renamed, which a bucket without a hierarchical namespace
-    # does file by file, and by default not at all.
+    # does file by file, and by default not at all. An image may have any user.
     return (
       "implicit-dirs,metadata-cache:ttl-secs:0,metadata-cache:negative-ttl-secs:0,"
-      "file-system:rename-dir-limit:200000"
+      "file-system:rename-dir-limit:200000,file-mode=666,dir-mode=777"
     )
 
 

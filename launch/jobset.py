@@ -9,7 +9,8 @@ its exit decides whether that counts:
   anything else   an error, lost peers, a hang: restarted at most max_restarts times.
 
 Sources: JobSet documentation, "Failure Policy" and "Exclusive placement"; Kubernetes
-documentation, "Pod failure policy"; GKE documentation, "Deploy TPU Multislices in GKE".
+documentation, "Pod failure policy"; GKE documentation, "Deploy TPU Multislices in GKE"
+and "Deploy TPU workloads in GKE Standard" (privileged mode).
 """
 
 from typing import Any
@@ -168,6 +169,8 @@ def _container(job: jobs.Job) -> dict:
     for name, (secret, key) in job.secret_env.items()
   ]
   if chips.is_tpu:
+    # Their driver locks memory for the chips' direct access, without limit.
+    container["securityContext"] = {"privileged": True, "runAsUser": 0}
     # TPU hosts among themselves, slices among themselves, and GKE's metrics of TPUs.
     container["ports"] = [{"containerPort": port} for port in (8471, 8080, 8431)]
   return container
@@ -181,13 +184,13 @@ def _own_env(job: jobs.Job) -> dict[str, str]:
 
 
 def _peers(job: jobs.Job) -> list[str]:
-  """Flags by which the processes of a run find each other."""
+  """Flags by which the processes of a run find each other.
+
+  TPUs need none: GKE tells each of their pods its place, by TPU_WORKER_ID, by
+  TPU_WORKER_HOSTNAMES and, with several slices, by MEGASCALE_*.
+  """
   hosts = job.accelerator.hosts
-  if job.accelerator.is_tpu:
-    # GKE tells each pod its place: TPU_WORKER_ID and _HOSTNAMES, and MEGASCALE_* where
-    # there are several slices. JAX reads them.
-    return ["--multihost"] if hosts > 1 else []
-  if hosts == 1:
+  if job.accelerator.is_tpu or hosts == 1:
     return []
   first = f"{job.name}-{REPLICATED_JOB}-0-0.{job.name}"
   return [

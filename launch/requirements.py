@@ -27,15 +27,22 @@ def of(job: jobs.Job, config) -> list[str]:
   readers = sorted({mount.bucket for mount in job.mounts if mount.read_only})
   roles = [f"roles/storage.objectUser on gs://{bucket}" for bucket in writers]
   roles += [f"roles/storage.objectViewer on gs://{bucket}" for bucket in readers]
+  account = f"{job.namespace}/{job.service_account}"
   notes.append(
-    "the cluster needs the Cloud Storage FUSE driver, and service account"
-    f" {job.namespace}/{job.service_account} by workload identity {', '.join(roles)}"
+    "it needs to be a Standard cluster with the Cloud Storage FUSE driver, and service"
+    f" account {account} by workload identity {', '.join(roles)}"
   )
   notes.append(
-    f"{' and '.join(f'gs://{bucket}' for bucket in writers)} should have a hierarchical"
-    " namespace: a checkpoint's folder is then renamed at once and not file by file"
+    f"{' and '.join(f'gs://{bucket}' for bucket in writers)} should have uniform"
+    " access and a hierarchical namespace: a checkpoint's folder is then renamed at once"
+    " and not file by file"
   )
-  if not chips.is_tpu and chips.hosts > 1:
+  if chips.is_tpu:
+    notes.append(
+      f"pods with TPUs run privileged, which policies of namespace {job.namespace} must"
+      " allow"
+    )
+  elif chips.hosts > 1:
     notes.append(
       f"{chips.machine} nodes talk at full speed by {_GPUDIRECT[chips.machine]} alone,"
       " which is the cluster's to install and needs annotations and volumes that this"
@@ -44,8 +51,9 @@ def of(job: jobs.Job, config) -> list[str]:
   if job.spot and job.grace_seconds > SPOT_SECONDS:
     notes.append(
       f"Spot VMs end some {SPOT_SECONDS} s after SIGTERM, whatever --grace_seconds="
-      f"{job.grace_seconds} says: a save that takes longer is lost, and with it the"
-      f" steps since the last of every {config.checkpoint.every}"
+      f"{job.grace_seconds} says: a save that takes longer is lost, with the steps"
+      f" since the last of every {config.checkpoint.every}, and the restart may count"
+      f" towards --max_restarts={job.max_restarts}"
     )
   return notes + _strangers(job, config)
 

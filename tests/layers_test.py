@@ -13,6 +13,7 @@ FILES = {
   for path in sorted((ROOT / "dinojax").rglob("*.py"))
 }
 MODULES = [name for name in FILES if not name.endswith("__init__")]
+LAUNCHERS = sorted((ROOT / "launch").glob("*.py"))
 EXPERIMENTS = sorted((ROOT / "experiments").glob("*.py"))
 
 # What each file may import of dinojax, from the bottom up. "data." stands for all
@@ -160,6 +161,32 @@ def test_files_import_only_from_the_layers_below_them(name):
 def test_experiments_import_ml_collections_and_each_other_alone(path):
   for name in imported(path):
     assert name.split(".")[0] in ("ml_collections", "experiments"), name
+
+
+@pytest.mark.parametrize("path", LAUNCHERS, ids=lambda path: path.stem)
+def test_launchers_import_nothing_of_jax_or_the_model_and_are_short(path):
+  for name in imported(path):
+    top, _, module = name.partition(".")
+    assert top not in ("jax", "flax", "orbax", "tests"), name
+    assert top != "dinojax" or module in ("errors", "mistakes", "preflight"), name
+  text = path.read_text()
+  assert len(text.splitlines()) <= 300
+  assert ast.get_docstring(ast.parse(text))
+
+
+def test_a_job_is_submitted_without_loading_jax():
+  program = (
+    "import sys; from launch import cluster, gke\n"
+    "assert not {'jax', 'tensorflow', 'torch'} & set(sys.modules)"
+  )
+  result = subprocess.run(
+    [sys.executable, "-c", program],
+    cwd=ROOT,
+    capture_output=True,
+    text=True,
+    check=False,
+  )
+  assert result.returncode == 0, result.stderr
 
 
 @pytest.mark.parametrize("name", FILES)

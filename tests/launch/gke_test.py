@@ -49,6 +49,7 @@ def test_a_dry_run_prints_the_manifest_alone_and_notes_beside_it():
   for said in (
     "JobSet, a node pool of 32 ct5p-hightpu-4t with topology 4x4x8",
     "quota for 128 chips",
+    "pods with TPUs run privileged, which policies of namespace default must allow",
     "service account default/default by workload identity roles/storage.objectUser on"
     " gs://runs",
     "Spot VMs end some 15 s after SIGTERM, whatever --grace_seconds=600 says",

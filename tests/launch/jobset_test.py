@@ -128,8 +128,7 @@ def test_slices_are_jobs_and_hosts_their_pods():
 @pytest.mark.parametrize(
   ("name", "peers"),
   [
-    ("v5e-8", []),
-    ("v5p-128", ["--multihost"]),
+    ("v5p-128", []),  # GKE tells them
     ("h100-8", []),
     (
       "h100-mega-16",
@@ -141,9 +140,7 @@ def test_slices_are_jobs_and_hosts_their_pods():
     ),
   ],
 )
-def test_the_processes_of_several_hosts_and_only_they_are_told_of_each_other(
-  name, peers
-):
+def test_gpu_nodes_are_told_of_each_other_if_there_are_several(name, peers):
   asked = job(name)
   command = pod(jobset.render(asked))["containers"][0]["command"]
   assert command == [*asked.command, *peers]
@@ -159,6 +156,14 @@ def test_only_a_slice_of_several_hosts_has_a_node_pool_to_itself():
   assert annotation(job("h200-16")) == "cloud.google.com/gke-nodepool"
   assert annotation(job("v5p-4")) is None
   assert annotation(job("v5p-8", exclusive_topology=False)) is None
+
+
+def test_pods_with_tpus_and_only_they_are_privileged():
+  def context(name):
+    return pod(jobset.render(job(name)))["containers"][0].get("securityContext")
+
+  assert context("v6e-8") == {"privileged": True, "runAsUser": 0}
+  assert context("h200-16") is None
 
 
 def test_queue_spot_and_grace_stand_where_kubernetes_looks_for_them():
@@ -214,6 +219,11 @@ def test_buckets_are_mounted_where_the_command_looks_and_data_only_to_be_read():
     "/gcs/data/web142m": ("web142m", True),
     "/gcs/workdir/my-runs": ("my-runs", False),
   }
+  read, write = (volumes[f"bucket-{i}"]["volumeAttributes"] for i in (0, 1))
+  # A checkpoint is written by several hosts, under any user, and its folder renamed.
+  for option in ("metadata-cache:ttl-secs:0", "rename-dir-limit", "dir-mode=777"):
+    assert option in write["mountOptions"]
+    assert option not in read["mountOptions"]
   template = inner_job(manifest)["spec"]["template"]
   assert template["metadata"]["annotations"]["gke-gcsfuse/volumes"] == "true"
   assert (
