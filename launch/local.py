@@ -232,6 +232,8 @@ def free_port() -> int:
 def main(argv: list[str]) -> int:
   """Starts the processes and returns the exit status of the first that failed, or 0."""
   options, rest = parse(argv)
+  # When nobody reads on (| head), this ends, and so the processes do.
+  signal.signal(signal.SIGPIPE, signal.SIG_DFL)
   port = free_port()
   numbers = range(options.processes)
   commands = [

@@ -23,6 +23,6 @@ if options.stubborn:
 devices = os.environ.get("JAX_NUM_CPU_DEVICES", os.environ.get("JAX_LOCAL_DEVICE_IDS"))
 print(f"pid {os.getpid()} of {options.num_processes}, devices {devices}", flush=True)
 if options.only not in (None, options.process_id):
-  time.sleep(100)
+  time.sleep(1000)
 print(options.say.encode().decode("unicode_escape"), end="", flush=True)
 sys.exit(options.status)

@@ -112,6 +112,18 @@ def test_no_process_outlives_a_killed_launcher():
   process.communicate()
 
 
+def test_nothing_goes_on_when_nobody_reads_what_is_said():
+  mark = f"--say={os.urandom(8).hex()}"
+  process = child("--only=7", mark)
+  process.stdout.close()
+  assert process.wait(timeout=20) == -signal.SIGPIPE
+  for _ in range(200):
+    if subprocess.run(["pgrep", "--full", "--", mark], check=False).returncode == 1:
+      return
+    time.sleep(0.05)
+  raise AssertionError("still there")
+
+
 @pytest.mark.parametrize(
   ("flag", "said"),
   [
