@@ -180,8 +180,7 @@ def pairs(texts: Sequence[str], *, flag: str, form: str) -> dict[str, str]:
   for text in texts:
     name, equals, value = text.partition("=")
     if not name or not equals or not value:
-      shown = name if SECRET.search(name) else text
-      raise errors.UserError(f"--{flag}={shown} must be {form}")
+      raise errors.UserError(f"--{flag}={text} must be {form}")
     found[name] = value
   return found
 

@@ -34,8 +34,8 @@ def of(job: jobs.Job, config) -> list[str]:
   )
   notes.append(
     f"{' and '.join(f'gs://{bucket}' for bucket in writers)} should have uniform"
-    " access and a hierarchical namespace: a checkpoint's folder is then renamed at once"
-    " and not file by file"
+    " access and a hierarchical namespace: a checkpoint's folder is then renamed at"
+    " once, and not file by file"
   )
   if chips.is_tpu:
     notes.append(

@@ -116,6 +116,13 @@ def test_a_cluster_that_does_not_answer_ends_at_the_timeout_with_the_doubt_told(
   assert len(fake.requests) == 1, "a job must not be submitted twice"
 
 
+def test_a_question_that_is_not_answered_is_asked_once(fake, connect):
+  fake.delay = 1
+  message = refused(connect(timeout=0.2).status, "x")
+  assert message.endswith("within 0.2 s; try again, with a larger --timeout")
+  assert len(fake.requests) == 1
+
+
 def test_a_cluster_that_is_not_there_is_told(tmp_path, connect, monkeypatch):
   with socket.socket() as free:
     free.bind(("127.0.0.1", 0))
