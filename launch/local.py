@@ -1,6 +1,7 @@
-"""Runs a training as several processes on this machine, as several hosts would run it.
+r"""Runs a training as several processes on this machine, as several hosts would run it.
 
-  python launch/local.py --processes=2 --devices=4 --config=experiments/quickstart.py
+  python launch/local.py --processes=2 --devices=4 --config=experiments/quickstart.py \
+    --config.group_size=8
 
 Real processes that talk over loopback: for trying on one machine what several
 hosts do together. Options that are unknown here go to dinojax.main as they are. Ctrl-C
