@@ -74,7 +74,9 @@ def make(
   chips = accelerators.find(accelerator)
   check_slices(chips, slices)
   if not image:
-    raise errors.UserError("--image=REGISTRY/IMAGE:TAG is missing; README tells how")
+    raise errors.UserError(
+      "--image=REGISTRY/IMAGE:TAG is missing; launch/README.md tells how"
+    )
   path, own = mount_workdir(workdir)
   preflight.check(config, devices=chips.chips * slices)
   preflight.mesh_shape(**config.mesh, devices=chips.chips * slices)
