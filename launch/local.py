@@ -43,13 +43,28 @@ LIBC = ctypes.CDLL(None)
 class Process:
   """One process of the run: what it prints goes on with its number in front."""
 
-  def __init__(self, number: int, process: asyncio.subprocess.Process):
-    """Takes a process that has just started, in a session of its own."""
+  def __init__(self, number: int):
+    """Does not start it yet."""
     self.number = number
     self.lines = 0
     self.last_lines = collections.deque(maxlen=LINES_TO_REPEAT)
-    self._process = process
-    self._relay = asyncio.create_task(self._pass_on_lines())
+
+  async def start(self, command: list[str], environment: dict[str, str]) -> None:
+    """Starts the command, in a session of its own."""
+    # A pipe that asyncio takes for the process's own would have it wait for the end of
+    # whatever else holds it, such as data workers.
+    read, write = os.pipe()
+    self._process = await asyncio.create_subprocess_exec(
+      *command,
+      env={**os.environ, **environment},
+      stdin=asyncio.subprocess.DEVNULL,
+      stdout=write,
+      stderr=asyncio.subprocess.STDOUT,
+      start_new_session=True,  # a terminal's Ctrl-C comes here alone
+      preexec_fn=_end_with_parent,
+    )
+    os.close(write)
+    self._relay = asyncio.create_task(self._pass_on_lines(read))
 
   @property
   def code(self) -> int | None:
@@ -73,9 +88,13 @@ class Process:
       os.killpg(self._process.pid, signal.SIGKILL)
     await self._relay
 
-  async def _pass_on_lines(self):
+  async def _pass_on_lines(self, pipe):
+    output = asyncio.StreamReader()
+    await asyncio.get_running_loop().connect_read_pipe(
+      lambda: asyncio.StreamReaderProtocol(output), os.fdopen(pipe, "rb", 0)
+    )
     rest = b""
-    while chunk := await self._process.stdout.read(2**16):
+    while chunk := await output.read(2**16):
       # A progress bar returns the carriage instead of feeding the line.
       *lines, rest = re.split(rb"[\r\n]+", rest + chunk)
       for line in filter(None, lines):
@@ -94,20 +113,9 @@ class Process:
 
 async def run(commands: list[list[str]], environments: list[dict[str, str]]) -> int:
   """Runs the commands together until all have ended; returns the run's exit status."""
-  processes = []
-  for number, (command, environment) in enumerate(
-    zip(commands, environments, strict=True)
-  ):
-    started = await asyncio.create_subprocess_exec(
-      *command,
-      env={**os.environ, **environment},
-      stdin=asyncio.subprocess.DEVNULL,
-      stdout=asyncio.subprocess.PIPE,
-      stderr=asyncio.subprocess.STDOUT,
-      start_new_session=True,  # a terminal's Ctrl-C comes here alone
-      preexec_fn=_end_with_parent,
-    )
-    processes.append(Process(number, started))
+  processes = [Process(number) for number in range(len(commands))]
+  for process in processes:
+    await process.start(commands[process.number], environments[process.number])
   _pass_on_signals(processes)
 
   failed = ending = None
@@ -121,8 +129,7 @@ async def run(commands: list[list[str]], environments: list[dict[str, str]]) -> 
       if any(other.code is None for other in processes):
         _say(f"process {process.number} {describe(process.code)}; ending the others")
         ending = asyncio.create_task(_end(processes))
-  for process in processes:
-    await process.tidy()
+  await asyncio.gather(*(process.tidy() for process in processes))
   if not failed:
     return 0
   if ending:

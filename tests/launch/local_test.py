@@ -38,12 +38,12 @@ def child(*flags):
   return start("--processes=2", "--module=child", *flags)
 
 
-def pids(text):
-  """The numbers of both processes, which child.py prints first."""
+def pids(text, count=2):
+  """The numbers of all processes, which child.py prints first."""
   numbers = [
     int(number) for number in re.findall(r"^\[\d\] pid (\d+)", text, re.MULTILINE)
   ]
-  assert len(numbers) == 2
+  assert len(numbers) == count
   return numbers
 
 
@@ -76,10 +76,12 @@ def test_gpus_are_dealt_out_in_order():
 
 
 def test_one_that_fails_ends_the_others_and_its_status_and_words_come_last():
-  output = finish(child("--only=1", r"--say=the cause\n", "--status=3"), code=3)
+  # What a process has started holds its output, and is to go with it.
+  flags = ("--only=1", r"--say=the cause\n", "--status=3", "--leave")
+  output = finish(child(*flags), code=3)
   assert output.index("[1] the cause") < output.index("process 1 ended with status 3")
   assert output.splitlines()[-1] == "dinojax: process 1 of 2 ended with status 3"
-  wait_until_gone(pids(output))
+  wait_until_gone(pids(output, count=4))
 
 
 @pytest.mark.parametrize(
