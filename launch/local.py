@@ -216,18 +216,26 @@ def parse(argv: list[str]) -> tuple[argparse.Namespace, list[str]]:
   return options, rest
 
 
-def environment(number: int, *, devices: int, gpus: bool, port: int) -> dict[str, str]:
-  """What tells process `number` its devices, and keeps its talk on this machine."""
-  bind = {"JAX_COORDINATOR_BIND_ADDRESS": f"localhost:{port}"}  # else: all interfaces
-  if gpus:
-    # Counts within CUDA_VISIBLE_DEVICES, where that is set.
-    ids = range(number * devices, (number + 1) * devices)
-    return {
-      **bind,
-      "JAX_PLATFORMS": "cuda",
-      "JAX_LOCAL_DEVICE_IDS": ",".join(map(str, ids)),
-    }
-  return {**bind, "JAX_PLATFORMS": "cpu", "JAX_NUM_CPU_DEVICES": str(devices)}
+def environment(number: int, *, devices: int, gpus: bool) -> dict[str, str]:
+  """What tells process `number` its devices."""
+  if not gpus:
+    return {"JAX_PLATFORMS": "cpu", "JAX_NUM_CPU_DEVICES": str(devices)}
+  ids = [str(i) for i in range(number * devices, (number + 1) * devices)]
+  if visible := os.environ.get("CUDA_VISIBLE_DEVICES"):
+    ids = visible.split(",")[number * devices : (number + 1) * devices]
+  return {"JAX_PLATFORMS": "cuda", "CUDA_VISIBLE_DEVICES": ",".join(ids)}
+
+
+def peers(number: int, count: int, port: int) -> tuple[list[str], dict[str, str]]:
+  """Options and environment that tell process `number` where the others are."""
+  if count == 1:
+    return [], {}  # JAX would send over the network what devices of a process share
+  options = [
+    f"--coordinator=localhost:{port}",
+    *(f"--num_processes={count}", f"--process_id={number}"),
+  ]
+  # All interfaces of the machine, if not told.
+  return options, {"JAX_COORDINATOR_BIND_ADDRESS": f"localhost:{port}"}
 
 
 def free_port() -> int:
@@ -243,18 +251,12 @@ def main(argv: list[str]) -> int:
   # When nobody reads on (| head), this ends, and so the processes do.
   signal.signal(signal.SIGPIPE, signal.SIG_DFL)
   port = free_port()
-  numbers = range(options.processes)
-  commands = [
-    [
-      *(sys.executable, "-m", options.module, *rest, f"--coordinator=localhost:{port}"),
-      *(f"--num_processes={options.processes}", f"--process_id={number}"),
-    ]
-    for number in numbers
-  ]
-  environments = [
-    environment(number, devices=options.devices, gpus=options.gpus, port=port)
-    for number in numbers
-  ]
+  commands, environments = [], []
+  for number in range(options.processes):
+    flags, address = peers(number, options.processes, port)
+    devices = environment(number, devices=options.devices, gpus=options.gpus)
+    commands.append([sys.executable, "-m", options.module, *rest, *flags])
+    environments.append({**devices, **address})
   return asyncio.run(run(commands, environments))
 
 

@@ -22,7 +22,7 @@ signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
 signal.signal(signal.SIGINT, lambda *_: sys.exit(130))
 if options.stubborn:
   signal.signal(signal.SIGTERM, signal.SIG_IGN)
-devices = os.environ.get("JAX_NUM_CPU_DEVICES", os.environ.get("JAX_LOCAL_DEVICE_IDS"))
+devices = os.environ.get("JAX_NUM_CPU_DEVICES", os.environ.get("CUDA_VISIBLE_DEVICES"))
 print(f"pid {os.getpid()} of {options.num_processes}, devices {devices}", flush=True)
 if options.leave:
   print(f"pid {subprocess.Popen(['sleep', '1000']).pid}", flush=True)
