@@ -42,6 +42,7 @@ setuptools.setup(
     "zstandard>=0.23",  # what array_record compresses by if not told otherwise
   ],
   extras_require={
+    "cpu": [],
     "tpu": ["jax[tpu]>=0.10,<0.12"],
     "cuda": ["jax[cuda13]>=0.10,<0.12"],
     "plan": ["jax[tpu]>=0.10,<0.12"],  # its compiler works without a TPU
@@ -54,7 +55,7 @@ setuptools.setup(
       "psutil>=5.9",
       "pyarrow>=17",
     ],
-    "launch": ["kubernetes>=31", "pyyaml>=6"],  # of clusters
+    "launch": ["kubernetes>=31", "pyyaml>=6", "xmanager>=0.8.5,<0.9"],
     "embed": ["pyarrow>=17", "zarr>=3.1"],  # features in Parquet and Zarr
     "test": [
       "apache-beam>=2.70",
@@ -74,6 +75,7 @@ setuptools.setup(
       "ruff>=0.12",
       "torch==2.13.0",
       "transformers>=5.0,<6",
+      "xmanager>=0.8.5,<0.9",
       "zarr>=3.1",
     ],
   },

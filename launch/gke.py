@@ -74,9 +74,8 @@ FOLLOW = flags.DEFINE_bool("follow", False, "Wait for more of the log.")
 VERBS = ("submit", "status", "logs", "stop", "accelerators")
 
 
-def make_job() -> jobs.Job:
-  """The job that the flags ask for."""
-  overrides = config_flags.get_override_values(flags.FLAGS["config"])
+def make_job(config, overrides: dict, *, name="", workdir="") -> jobs.Job:
+  """The job of a config that the flags ask for, or with another name and workdir."""
   if "workdir" in overrides:
     raise errors.UserError(
       "--config.workdir is what --workdir=gs://... sets; give that"
@@ -87,13 +86,13 @@ def make_job() -> jobs.Job:
       " accelerators lists them"
     )
   return jobs.make(
-    CONFIG.value,
+    config,
     config_file=config_flags.get_config_filename(flags.FLAGS["config"]),
     overrides=overrides,
     accelerator=ACCELERATOR.value,
     image=IMAGE.value,
-    workdir=WORKDIR.value,
-    name=NAME.value,
+    workdir=workdir or WORKDIR.value,
+    name=name or NAME.value,
     slices=SLICES.value,
     env=jobs.pairs(ENV.value, flag="env", form="NAME=VALUE"),
     secret_env=jobs.secrets(SECRET_ENV.value),
@@ -112,7 +111,7 @@ def make_job() -> jobs.Job:
 
 def submit() -> None:
   """Prints the manifest, or creates the job and says what to do with it."""
-  job = make_job()
+  job = make_job(CONFIG.value, config_flags.get_override_values(flags.FLAGS["config"]))
   for line in requirements.of(job, CONFIG.value):
     print(f"note: {line}", file=sys.stderr)
   manifest = jobset.render(job)
