@@ -36,6 +36,9 @@ TOLD_TO_END = (
   128 + signal.SIGINT,
   128 + signal.SIGTERM,
 )
+# Or XLA starts what does not depend on each other at once and in any order, and devices
+# wait for each other in different collectives, for ever.
+IN_ORDER = "--xla_cpu_enable_concurrency_optimized_scheduler=false"
 PR_SET_PDEATHSIG = 1  # linux/prctl.h
 LIBC = ctypes.CDLL(None)
 
@@ -219,7 +222,11 @@ def parse(argv: list[str]) -> tuple[argparse.Namespace, list[str]]:
 def environment(number: int, *, devices: int, gpus: bool) -> dict[str, str]:
   """What tells process `number` its devices."""
   if not gpus:
-    return {"JAX_PLATFORMS": "cpu", "JAX_NUM_CPU_DEVICES": str(devices)}
+    return {
+      "JAX_PLATFORMS": "cpu",
+      "JAX_NUM_CPU_DEVICES": str(devices),
+      "XLA_FLAGS": f"{os.environ.get('XLA_FLAGS', '')} {IN_ORDER}".strip(),
+    }
   ids = [str(i) for i in range(number * devices, (number + 1) * devices)]
   if visible := os.environ.get("CUDA_VISIBLE_DEVICES"):
     ids = visible.split(",")[number * devices : (number + 1) * devices]
