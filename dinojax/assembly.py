@@ -8,6 +8,7 @@ import jax
 from jax.sharding import Mesh
 
 from dinojax import dino, errors, optimizer, schedules, sharding, vit
+from dinojax.data import pipeline
 from dinojax.weights import formats, model
 
 
@@ -59,6 +60,18 @@ def assemble(config, mesh: Mesh) -> Assembly:
       state_sharding,
     ),
   )
+
+
+def compile_step(run: Assembly, config, mesh: Mesh) -> jax.stages.Compiled:
+  """The compiled `run.train_step`, without a state or a batch."""
+  batch = {
+    name: jax.ShapeDtypeStruct(shape, kind, sharding=sharding.batch_sharding(mesh))
+    for name, (shape, kind) in pipeline.batch_shapes(config).items()
+  }
+  key = jax.eval_shape(lambda: jax.random.key(0))
+  key = jax.ShapeDtypeStruct(key.shape, key.dtype, sharding=sharding.replicated(mesh))
+  with jax.set_mesh(mesh):
+    return run.train_step.lower(run.abstract_state, batch, key).compile()
 
 
 def start_from(path: str, state: dino.TrainState, config) -> dino.TrainState:

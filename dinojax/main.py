@@ -86,13 +86,15 @@ def train(config) -> None:
     stack.callback(batches.close)
     bad_records = pipeline.BadRecords(data, max_bad_share=config.data.max_bad_share)
 
+    train_step = assembly.compile_step(run, config, mesh)
+    processes.meet("compiled")  # CPUs wait 30 seconds for each other in a step, no more
     accuracy = None
     for step in range(start + 1, config.total_steps + 1):
       with log.waiting():
         batch = next(batches)
       bad_records.update(batch.pop("bad_records"))
       batch = sharding.put_batch(mesh, batch, positions, groups)
-      state, scalars = run.train_step(state, batch, step_key)
+      state, scalars = train_step(state, batch, step_key)
       log.step(step, scalars, batches.rate() * config.data.batch_size)
       watch.step_done()
 

@@ -30,7 +30,6 @@ from dinojax import (
   sharding,
   topology,
 )
-from dinojax.data import pipeline
 
 flags.declare_key_flag("config")  # so that --help shows it
 TOPOLOGY = flags.DEFINE_string("topology", None, "TPU slice, as v5e:8x16.")
@@ -39,19 +38,6 @@ SAMPLE = flags.DEFINE_string("sample", None, "Source of images to time the input
 SEARCH = flags.DEFINE_bool(
   "search", False, "Tries remat policies, mesh splits and scan settings; ranks them."
 )
-
-
-def compile_step(config, mesh):
-  """(assembly, compiled train_step) of a config for a mesh, without running it."""
-  run = assembly.assemble(config, mesh)
-  batch = {
-    name: jax.ShapeDtypeStruct(shape, kind, sharding=sharding.batch_sharding(mesh))
-    for name, (shape, kind) in pipeline.batch_shapes(config).items()
-  }
-  key = jax.eval_shape(lambda: jax.random.key(0))
-  key = jax.ShapeDtypeStruct(key.shape, key.dtype, sharding=sharding.replicated(mesh))
-  with jax.set_mesh(mesh):
-    return run, run.train_step.lower(run.abstract_state, batch, key).compile()
 
 
 def make_plan(config, devices) -> dict:
@@ -74,7 +60,8 @@ def make_plan(config, devices) -> dict:
     "fits": True,
   }
   try:
-    run, compiled = compile_step(config, mesh)
+    run = assembly.assemble(config, mesh)
+    compiled = assembly.compile_step(run, config, mesh)
   except jax.errors.JaxRuntimeError as error:
     if (found := exhausted(str(error))) is None:
       raise

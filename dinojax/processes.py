@@ -14,6 +14,7 @@ from collections.abc import Mapping
 
 import jax
 from absl import flags
+from orbax.checkpoint import multihost
 
 from dinojax import allocator, errors, peers
 
@@ -32,6 +33,7 @@ MULTIHOST = flags.DEFINE_bool(
 JOIN_SECONDS = flags.DEFINE_integer(
   "join_seconds", 300, "How long processes wait for each other at the start."
 )
+MEET_SECONDS = 24 * 3600  # Who does not come is lost, or ended by its watchdog, before.
 SECONDS_OF_DOUBT = 2  # an error may come of a lost peer, which is known by then
 
 _peers: peers.Peers | None = None  # of this process, as JAX's own state of it
@@ -101,6 +103,12 @@ def join(*, apart: bool = False) -> tuple[int, int]:
     file=sys.stderr,
   )
   return place.number, place.count
+
+
+def meet(name: str) -> None:
+  """Returns when all processes of the run have come here; each name only once."""
+  barrier = multihost.get_barrier_sync_fn()  # a call, and no collective of devices
+  barrier(key=name, timeout_ms=1000 * MEET_SECONDS)
 
 
 def leave() -> None:

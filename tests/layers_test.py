@@ -87,7 +87,7 @@ MAY_IMPORT = {
   "input_plan": {"data."},
   "topology": {"errors"},
   "interrupts": {"metrics"},
-  "assembly": {*METHOD, "errors", "weights."},
+  "assembly": {*METHOD, "errors", "weights.", "data."},
   "weights.model": {"errors", "heads", "positions", "vit"},
   "weights.names": set(),
   "weights.state_dicts": {"errors", "weights.model", "weights.names"},
