@@ -32,7 +32,10 @@ def get_config():
   config.attention = "auto"  # the platform's own; or "xla", "cpu", "cudnn", "pallas"
   # For XLA, by platform. TPUs gather weights while they compute without being asked.
   config.compiler_options = dict(
-    cpu=dict(), gpu=dict(xla_gpu_enable_latency_hiding_scheduler=True), tpu=dict()
+    # Several devices of a CPU wait for each other for ever, unless all keep one order.
+    cpu=dict(xla_cpu_enable_concurrency_optimized_scheduler=False),
+    gpu=dict(xla_gpu_enable_latency_hiding_scheduler=True),
+    tpu=dict(),
   )
   # Parts of each batch that run one after the other; their activations share memory, so
   # that n parts need n times fewer devices. The result is the same but for rounding.
