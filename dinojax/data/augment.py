@@ -28,7 +28,7 @@ from dinojax.data import geometry, images, photometric, resample
 
 # A JPEG may be decoded at a fraction of its size that leaves so many pixels of it for
 # each of a crop's, along an axis.
-MIN_SCALE = 1.45
+MIN_SCALE = 1.65
 
 
 @dataclasses.dataclass(frozen=True)
@@ -96,7 +96,7 @@ class MultiCrop:
     scales = [
       geometry.scale(warp, kind.size) for warp, kind in zip(warps, kinds, strict=True)
     ]
-    levels = resample.Levels(*probed.decode(halvings(scales)))
+    level = resample.finest(*probed.decode(halvings(scales), alpha=True))
     crops = {
       name: np.empty((count, side, side, 3), np.uint8)
       for name, count, side in (
@@ -106,17 +106,10 @@ class MultiCrop:
     }
     outs = [*crops["global_crops"], *crops["local_crops"]]
     for kind, warp, out in zip(kinds, warps, outs, strict=True):
-      pixels, sharpen = resample.warp_crop(levels, warp, kind.size)
-      photometric.apply(
-        rng,
-        pixels,
-        sharpen=sharpen,
-        jitter=kind.jitter,
-        grey_prob=kind.grey_prob,
-        blur=kind.blur,
-        solarize_prob=kind.solarize_prob,
-        out=out,
-      )
+      look = sample_look(rng, kind)
+      pixels, variance = resample.warp_crop(level, warp, kind.size, look.sigma)
+      kernel = kind.blur.kernel
+      photometric.apply(pixels, look, variance=variance, kernel=kernel, out=out)
     return crops
 
 
@@ -133,6 +126,17 @@ def sample_warp(
     aspect=crop.aspect,
     flip_prob=crop.flip_prob,
     geometry=crop.geometry,
+  )
+
+
+def sample_look(rng: np.random.Generator, crop: Crop) -> photometric.Look:
+  """`photometric.sample_look` of one kind of crop."""
+  return photometric.sample_look(
+    rng,
+    jitter=crop.jitter,
+    grey_prob=crop.grey_prob,
+    blur=crop.blur,
+    solarize_prob=crop.solarize_prob,
   )
 
 

@@ -33,6 +33,9 @@ _BASIS = np.zeros((4, 3, 4))
 _BASIS[0, :, :3], _BASIS[1, :, :3], _BASIS[2, :, :3] = GREY, CHROMA, QUARTER
 _BASIS[3, :, 3] = 1
 _BASIS = _BASIS.reshape(4, 12)
+PLAIN = dict(brightness=1.0, contrast=1.0, saturation=1.0, turn=0.0)
+# A Gaussian of less variance is too narrow for its samples to have that variance.
+THREE_TAPS = 0.36
 
 
 @dataclasses.dataclass(frozen=True)
@@ -55,39 +58,52 @@ class Blur:
   kernel: int  # taps at most; few of them where sigma is small
 
 
-def apply(
+@dataclasses.dataclass(frozen=True)
+class Look:
+  """What one crop is going to look like."""
+
+  sigma: float  # of its blur; 0: none
+  factors: dict[str, float] | None  # arguments of `color_matrix` besides the luma
+  solarize: bool
+
+
+def sample_look(
   rng: np.random.Generator,
-  image: np.ndarray,
   *,
-  sharpen: tuple[float, float],
   jitter: Jitter,
   grey_prob: float,
   blur: Blur,
   solarize_prob: float,
+) -> Look:
+  """Draws which steps are taken, and how strong."""
+  sigma = between(rng, *blur.sigma) if rng.random() < blur.prob else 0.0
+  factors = sample_jitter(rng, jitter) if rng.random() < jitter.prob else None
+  if rng.random() < grey_prob:
+    factors = (factors or PLAIN) | {"saturation": 0.0}
+  return Look(sigma, factors, rng.random() < solarize_prob)
+
+
+def apply(
+  image: np.ndarray,
+  look: Look,
+  *,
+  variance: tuple[float, float],
+  kernel: int,
   out: np.ndarray,
 ) -> None:
   """Filters and colours one crop.
 
   Args:
-    rng: draws which steps are taken, and how strong.
     image: uint8 RGB [S, S, 3].
-    sharpen: side taps along x and y, see `resample.warp_crop`.
-    jitter: see there.
-    grey_prob: of greyscale.
-    blur: see there.
-    solarize_prob: of solarisation.
+    look: but for its sigma, of which `variance` is left.
+    variance: see `smooth`.
+    kernel: see `smooth`.
     out: uint8 [S, S, 3], contiguous; holds the result.
   """
-  sigma = between(rng, *blur.sigma) if rng.random() < blur.prob else 0.0
-  image = smooth(image, sharpen=sharpen, sigma=sigma, kernel=blur.kernel)
-  factors = dict(brightness=1.0, contrast=1.0, saturation=1.0, turn=0.0)
-  if jittered := rng.random() < jitter.prob:
-    factors = sample_jitter(rng, jitter)
-  if grey := rng.random() < grey_prob:
-    factors["saturation"] = 0.0
-  if jittered or grey:
-    image = cv2.transform(image, color_matrix(mean_luma(image), **factors))
-  if rng.random() < solarize_prob:
+  image = smooth(image, variance=variance, kernel=kernel)
+  if look.factors:
+    image = cv2.transform(image, color_matrix(mean_luma(image), **look.factors))
+  if look.solarize:
     image = solarize(image)
   out[...] = image
 
@@ -142,39 +158,29 @@ def color_matrix(
 
 
 def smooth(
-  image: np.ndarray, *, sharpen: tuple[float, float], sigma: float, kernel: int
+  image: np.ndarray, *, variance: tuple[float, float], kernel: int
 ) -> np.ndarray:
-  """Sharpens and blurs uint8 [S, S, 3] in one pass; borders are mirrored.
+  """Blurs or sharpens uint8 [S, S, 3]; borders are mirrored.
 
   Args:
     image: the crop.
-    sharpen: side taps along x and y of the filter (-t, 1 + 2t, -t); 0: none.
-    sigma: of the Gaussian in pixels; 0: none.
-    kernel: taps of the Gaussian at most; it also ends at three sigmas.
+    variance: of the filter along x and y; one that sharpens has less than 0.
+    kernel: taps at most; a Gaussian also ends at three sigmas.
   """
-  if sigma == 0 and sharpen == (0, 0):
+  if variance == (0, 0):
     return image
-  radius = min(kernel // 2, math.ceil(3 * sigma))
-  half = [1.0]
-  if sigma:
-    half = [math.exp(-0.5 * (i / sigma) ** 2) for i in range(radius + 1)]
-  total = 2 * sum(half) - half[0]
-  half = [tap / total for tap in half] + [0.0, 0.0]
-  x, y = (_sharpened(half, tap) for tap in sharpen)
+  x, y = (_taps(along, kernel) for along in variance)
   return cv2.sepFilter2D(image, -1, x, y, borderType=cv2.BORDER_REFLECT_101)
 
 
-def _sharpened(half, tap):
-  """Taps of a symmetric filter after another of three, (-tap, 1 + 2 * tap, -tap).
-
-  half: of the first, from its middle on, and then two zeros.
-  """
-  around = [half[1], *half]
-  right = [
-    (1 + 2 * tap) * around[i + 1] - tap * (around[i] + around[i + 2])
-    for i in range(len(half) - 1)
-  ]
-  return np.array(right[:0:-1] + right)  # mirrored exactly, which is faster
+def _taps(variance, kernel):
+  """A symmetric filter of that variance whose sum is 1."""
+  if variance < THREE_TAPS:
+    return np.array([variance / 2, 1 - variance, variance / 2])
+  radius = min(kernel // 2, math.ceil(3 * math.sqrt(variance)))
+  half = [math.exp(-0.5 * i * i / variance) for i in range(1, radius + 1)]
+  total = 1 + 2 * sum(half)
+  return np.array([*half[::-1], 1, *half]) / total
 
 
 def solarize(image: np.ndarray) -> np.ndarray:

@@ -322,9 +322,9 @@ def decibels(crop, photographs):
       geometry=still,
     )
     halvings = augment.halvings([geometry.scale(warp, crop.size)])
-    levels = resample.Levels(*probed.decode(halvings))
-    ours, sharpen = resample.warp_crop(levels, warp, crop.size)
-    ours = photometric.smooth(ours, sharpen=sharpen, sigma=0.0, kernel=9)
+    level = resample.finest(*probed.decode(halvings, alpha=True))
+    ours, variance = resample.warp_crop(level, warp, crop.size, sigma=0.0)
+    ours = photometric.smooth(ours, variance=variance, kernel=9)
     corners = warp @ np.array([[0, crop.size], [0, crop.size], [1, 1]])
     box = np.rint(corners[:2].T).astype(int).ravel().tolist()
     theirs = np.asarray(pillow_resize(pillow_decode(data), box, crop.size))
