@@ -1,10 +1,10 @@
 """Multi-crop: one image in, two global and several local augmented crops out.
 
-The corners of all the crops are drawn first (geometry.py), since they tell how small
-the image may be decoded (images.py). Then each crop is one warp from that decode
-(resample.py) and two passes for blur and colour (photometric.py), all on uint8 RGB on
-the host; normalisation is done on the device. All randomness comes from the `rng` that
-is handed in, so the same generator state and bytes give the same crops.
+Where the crops lie is drawn first (geometry.py), since that tells how small the image
+may be decoded (images.py), and what they will look like. Then each crop is one warp
+from that decode (resample.py) and two passes for blur and colour (photometric.py), all
+on uint8 RGB on the host; normalisation is done on the device. All randomness comes from
+the `rng` that is handed in, so the same generator state and bytes give the same crops.
 
   python -m dinojax.data.augment --images=SOURCE --config=FILE --out=sheet.png
 
@@ -16,6 +16,7 @@ Shapes: image [H,W,3], global crop [S,S,3], each of L local crops [s,s,3].
 """
 
 import dataclasses
+import functools
 import math
 import operator
 from collections.abc import Sequence
@@ -73,6 +74,16 @@ class MultiCrop:
   local: Crop
   num_local: int
 
+  @functools.cached_property
+  def kinds(self) -> list[Crop]:
+    """That of each crop of an image."""
+    return [self.global1, self.global2] + [self.local] * self.num_local
+
+  @functools.cached_property
+  def looks(self) -> photometric.Ranges:
+    """What their looks are drawn from."""
+    return photometric.Ranges(self.kinds)
+
   def __call__(
     self, rng: np.random.Generator, image: bytes | np.ndarray
   ) -> dict[str, np.ndarray]:
@@ -90,9 +101,9 @@ class MultiCrop:
     """
     cv2.setNumThreads(0)  # The input worker processes already fill the cores.
     probed = images.probe(image)
-    size = probed.height, probed.width
-    kinds = [self.global1, self.global2] + [self.local] * self.num_local
-    warps = [sample_warp(rng, *size, kind) for kind in kinds]
+    kinds = self.kinds
+    warps = [sample_warp(rng, probed.height, probed.width, kind) for kind in kinds]
+    looks = photometric.sample_looks(rng, self.looks)
     scales = [
       geometry.scale(warp, kind.size) for warp, kind in zip(warps, kinds, strict=True)
     ]
@@ -105,8 +116,7 @@ class MultiCrop:
       )
     }
     outs = [*crops["global_crops"], *crops["local_crops"]]
-    for kind, warp, out in zip(kinds, warps, outs, strict=True):
-      look = sample_look(rng, kind)
+    for kind, warp, look, out in zip(kinds, warps, looks, outs, strict=True):
       pixels, variance = resample.warp_crop(level, warp, kind.size, look.sigma)
       kernel = kind.blur.kernel
       photometric.apply(pixels, look, variance=variance, kernel=kernel, out=out)
@@ -126,17 +136,6 @@ def sample_warp(
     aspect=crop.aspect,
     flip_prob=crop.flip_prob,
     geometry=crop.geometry,
-  )
-
-
-def sample_look(rng: np.random.Generator, crop: Crop) -> photometric.Look:
-  """`photometric.sample_look` of one kind of crop."""
-  return photometric.sample_look(
-    rng,
-    jitter=crop.jitter,
-    grey_prob=crop.grey_prob,
-    blur=crop.blur,
-    solarize_prob=crop.solarize_prob,
   )
 
 

@@ -24,10 +24,10 @@ EDGE = cv2.BORDER_REPLICATE
 TO_EDGES = np.array([[1, 0, 0.5], [0, 1, 0.5], [0, 0, 1]])  # from pixel centres
 # Scales, in pixels of a level for one of the crop, up to which the level is enlarged,
 # smoothed lightly, once, or twice. From there on it is halved.
-ENLARGED, LIGHTLY, ONCE, TWICE = 1.25, 1.65, 2.25, 3.2
+ENLARGED, LIGHTLY, ONCE, TWICE = 1.15, 1.65, 2.25, 3.2
 # Pixels of an enlarged part for one of the crop, enough to hide what a bilinear warp
 # does between pixels. A blur of so many pixels of the level hides it, too.
-ENLARGED_SCALE, HIDING_SIGMA = 2.0, 0.5
+ENLARGED_SCALE, HIDING_SIGMA = 2.0, 0.55
 MARGIN = 3  # pixels around a part, since a bicubic filter looks at two
 LIGHT_TAP = 0.17  # of the light smoothing, (t, 1 - 2t, t) in both directions
 # Variances along an axis: of a bilinear warp, in pixels of the level, and what a crop
@@ -47,11 +47,10 @@ class Level:
   top: float = 0.0
 
   @functools.cached_property
-  def lightly_smoothed(self) -> "Level":
-    """Between this level and `smoothed`."""
-    taps = np.array([LIGHT_TAP, 1 - 2 * LIGHT_TAP, LIGHT_TAP])
-    pixels = cv2.sepFilter2D(self.pixels, -1, taps, taps, borderType=EDGE)
-    return dataclasses.replace(self, pixels=pixels, blur=self.blur + 2 * LIGHT_TAP)
+  def from_image(self) -> np.ndarray:
+    """[3, 3] from places in the full image to OpenCV's, which are of pixel centres."""
+    x, y = -self.left - 0.5, -self.top - 0.5
+    return np.array([[1 / self.width, 0, x], [0, 1 / self.height, y], [0, 0, 1]])
 
   @functools.cached_property
   def smoothed(self) -> "Level":
@@ -70,23 +69,31 @@ class Level:
     blur = (self.smoothed.blur + 1 / 4) / 4
     return Level(pixels, self.width * x, self.height * y, blur)
 
-  def enlarge(self, warp: np.ndarray, size: int, zoom: float) -> "Level":
-    """The part of this level that a crop shows, bicubically enlarged."""
-    x, y, w = warp @ np.array([[0, size, 0, size], [0, 0, size, size], [1, 1, 1, 1]])
-    x, y = x / (w * self.width), y / (w * self.height)
-    left, top = (max(int(v.min()) - MARGIN, 0) for v in (x, y))
-    right, bottom = (int(v.max()) + MARGIN + 1 for v in (x, y))
-    part = self.pixels[top:bottom, left:right]
-    height, width = part.shape[:2]
-    shape = math.ceil(width * zoom), math.ceil(height * zoom)
-    x, y = shape[0] / width, shape[1] / height
+  def part(self, warp: np.ndarray, size: int) -> "Level":
+    """What a crop shows of this level, and a margin; other parts take no time then."""
+    (a, b, c), (d, e, f), (g, h, i) = (self.from_image @ warp).tolist()
+    corners = [(x, y, g * x + h * y + i) for x in (0, size) for y in (0, size)]
+    xs = [int((a * x + b * y + c) / w) for x, y, w in corners]
+    ys = [int((d * x + e * y + f) / w) for x, y, w in corners]
+    left, top = max(min(xs) - MARGIN, 0), max(min(ys) - MARGIN, 0)
+    right, bottom = max(xs) + MARGIN + 2, max(ys) + MARGIN + 2
+    pixels = self.pixels[top:bottom, left:right]
+    return dataclasses.replace(self, pixels=pixels, left=left, top=top)
+
+  def lightly_smoothed(self) -> "Level":
+    """Between this level and `smoothed`; that takes twice the time, for each pixel."""
+    taps = np.array([LIGHT_TAP, 1 - 2 * LIGHT_TAP, LIGHT_TAP])
+    pixels = cv2.sepFilter2D(self.pixels, -1, taps, taps, borderType=EDGE)
+    return dataclasses.replace(self, pixels=pixels, blur=self.blur + 2 * LIGHT_TAP)
+
+  def enlarged(self, zoom: float) -> "Level":
+    """Bicubically."""
+    height, width = self.pixels.shape[:2]
+    size = math.ceil(width * zoom), math.ceil(height * zoom)
+    pixels = cv2.resize(self.pixels, size, interpolation=cv2.INTER_CUBIC)
+    x, y = size[0] / width, size[1] / height
     return Level(
-      cv2.resize(part, shape, interpolation=cv2.INTER_CUBIC),
-      self.width / x,
-      self.height / y,
-      self.blur,
-      left * x,
-      top * y,
+      pixels, self.width / x, self.height / y, self.blur, self.left * x, self.top * y
     )
 
 
@@ -119,10 +126,10 @@ def warp_crop(
     return _warp(level, warp, size, cv2.INTER_CUBIC), (sigma**2, sigma**2)
   hidden = min(scale, 1) * sigma >= HIDING_SIGMA
   if scale <= ENLARGED and not hidden:
-    level = level.enlarge(warp, size, ENLARGED_SCALE / scale)
+    level = level.part(warp, size).enlarged(ENLARGED_SCALE / scale)
     return _warp(level, warp, size, cv2.INTER_LINEAR), (sigma**2, sigma**2)
   if ENLARGED < scale <= LIGHTLY and not hidden:
-    level = level.lightly_smoothed
+    level = level.part(warp, size).lightly_smoothed()
   elif scale > ENLARGED:
     level = level.smoothed if scale <= ONCE else level.smoothed.smoothed
   crop = _warp(level, warp, size, cv2.INTER_LINEAR)
@@ -137,12 +144,9 @@ def warp_crop(
 
 def _warp(level, warp, size, interpolation):
   """The warp itself, to RGB."""
-  # OpenCV's coordinates are of pixel centres.
-  x, y = -level.left - 0.5, -level.top - 0.5
-  to_level = np.array([[1 / level.width, 0, x], [0, 1 / level.height, y], [0, 0, 1]])
   crop = cv2.warpPerspective(
     level.pixels,
-    to_level @ warp @ TO_EDGES,
+    level.from_image @ warp @ TO_EDGES,
     (size, size),
     flags=cv2.WARP_INVERSE_MAP | interpolation,
     borderMode=EDGE,

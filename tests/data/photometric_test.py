@@ -2,6 +2,7 @@
 
 import itertools
 import math
+import types
 
 import cv2
 import numpy as np
@@ -108,16 +109,37 @@ def test_solarize_inverts_from_128_upwards():
   np.testing.assert_array_equal(photometric.solarize(image), np.asarray(expected))
 
 
-def test_factors_fill_their_ranges():
-  rng = np.random.default_rng(0)
-  jitter = photometric.Jitter(1.0, 0.4, 0.3, 0.2, 0.1)
-  drawn = [photometric.sample_jitter(rng, jitter) for _ in range(2000)]
-  for name, low, high in (
-    ("brightness", 0.6, 1.4),
-    ("contrast", 0.7, 1.3),
-    ("saturation", 0.8, 1.2),
-    ("turn", -0.1, 0.1),
+def test_looks_fill_their_ranges_as_often_as_their_probabilities_say():
+  kind = types.SimpleNamespace(
+    jitter=photometric.Jitter(0.5, 0.4, 0.3, 0.2, 0.1),
+    grey_prob=0.0,
+    blur=photometric.Blur(0.25, (0.1, 2.0), 9),
+    solarize_prob=0.75,
+  )
+  ranges, rng = photometric.Ranges([kind] * 10), np.random.default_rng(0)
+  looks = [look for _ in range(400) for look in photometric.sample_looks(rng, ranges)]
+  sigmas = np.array([look.sigma for look in looks if look.sigma])
+  factors = np.array([look.factors for look in looks if look.factors])
+  solarized = sum(look.solarize for look in looks)
+  shares = np.array([len(sigmas), len(factors), solarized]) / len(looks)
+  np.testing.assert_allclose(shares, [0.25, 0.5, 0.75], atol=0.03)  # 4 deviations
+  for values, low, high in (
+    (sigmas, 0.1, 2.0),
+    *zip(factors.T, (0.6, 0.7, 0.8, -0.1), (1.4, 1.3, 1.2, 0.1), strict=True),
   ):
-    values = np.array([factors[name] for factors in drawn])
     assert low <= values.min() < low + 0.01 * (high - low)
     assert high >= values.max() > high - 0.01 * (high - low)
+
+
+def test_grey_takes_saturation_from_a_crop_and_leaves_its_other_factors():
+  kind = types.SimpleNamespace(
+    jitter=photometric.Jitter(0.5, 0.4, 0.3, 0.2, 0.1),
+    grey_prob=1.0,
+    blur=photometric.Blur(0.0, (0.1, 2.0), 9),
+    solarize_prob=0.0,
+  )
+  ranges, rng = photometric.Ranges([kind] * 20), np.random.default_rng(0)
+  factors = np.array([look.factors for look in photometric.sample_looks(rng, ranges)])
+  assert (factors[:, 2] == 0).all()
+  plain = (factors[:, [0, 1, 3]] == [1, 1, 0]).all(axis=1)
+  assert 2 < plain.sum() < 18
