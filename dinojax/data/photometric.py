@@ -2,8 +2,8 @@
 
 Brightness, contrast, saturation, hue and greyscale are each an affine function of RGB,
 so that together they are one 3 x 4 matrix; Gaussian blur and what the resampling leaves
-to blur or to sharpen are one separable kernel. Everything is uint8, rounded to nearest, and
-clipped only at the end.
+to blur or to sharpen are one separable kernel. Everything is uint8, rounded to nearest,
+and clipped only at the end.
 
 Source: the torchvision transforms that DINOv2 (arXiv:2304.07193) is built from.
 DIFFERS: torchvision clips and rounds after each of the four steps of its jitter, in a
