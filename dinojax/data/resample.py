@@ -24,15 +24,15 @@ EDGE = cv2.BORDER_REPLICATE
 TO_EDGES = np.array([[1, 0, 0.5], [0, 1, 0.5], [0, 0, 1]])  # from pixel centres
 # Scales, in pixels of a level for one of the crop, up to which the level is enlarged,
 # smoothed lightly, once, or twice. From there on it is halved.
-ENLARGED, LIGHTLY, ONCE, TWICE = 1.15, 1.65, 2.25, 3.2
+ENLARGED, LIGHTLY, ONCE, TWICE = 1.25, 1.65, 2.25, 3.2
 # Pixels of an enlarged part for one of the crop, enough to hide what a bilinear warp
 # does between pixels. A blur of so many pixels of the level hides it, too.
 ENLARGED_SCALE, HIDING_SIGMA = 2.0, 0.55
 MARGIN = 3  # pixels around a part, since a bicubic filter looks at two
 LIGHT_TAP = 0.17  # of the light smoothing, (t, 1 - 2t, t) in both directions
-# Variances along an axis: of a bilinear warp, in pixels of the level, and what a crop
-# keeps, in its own. Pillow's filter blurs, too; as much as enlarging and warping do.
-WARP_BLUR, KEPT_BLUR = 1 / 6, 0.097
+# Variances along an axis: of a bilinear warp and of enlarging, in pixels of the level,
+# and what a crop keeps, in its own, since Pillow's filter blurs, too.
+WARP_BLUR, ENLARGED_BLUR, KEPT_BLUR = 1 / 6, 0.055, 0.097
 
 
 @dataclasses.dataclass(frozen=True)
@@ -86,14 +86,20 @@ class Level:
     pixels = cv2.sepFilter2D(self.pixels, -1, taps, taps, borderType=EDGE)
     return dataclasses.replace(self, pixels=pixels, blur=self.blur + 2 * LIGHT_TAP)
 
-  def enlarged(self, zoom: float) -> "Level":
-    """Bicubically."""
+  def enlarged(self, scale: float) -> "Level":
+    """Bicubically, until a crop's pixel is ENLARGED_SCALE wide and not `scale`."""
     height, width = self.pixels.shape[:2]
+    zoom = ENLARGED_SCALE / scale
     size = math.ceil(width * zoom), math.ceil(height * zoom)
-    pixels = cv2.resize(self.pixels, size, interpolation=cv2.INTER_CUBIC)
     x, y = size[0] / width, size[1] / height
     return Level(
-      pixels, self.width / x, self.height / y, self.blur, self.left * x, self.top * y
+      cv2.resize(self.pixels, size, interpolation=cv2.INTER_CUBIC),
+      self.width / x,
+      self.height / y,
+      # Where a crop has more pixels than it shows, its own are what is kept of that.
+      (self.blur + ENLARGED_BLUR * min(scale, 1) ** 2) * x * y,
+      self.left * x,
+      self.top * y,
     )
 
 
@@ -125,13 +131,11 @@ def warp_crop(
   if abs(scale - 1) < 1e-9:  # so that a box of the crop's own size is copied
     return _warp(level, warp, size, cv2.INTER_CUBIC), (sigma**2, sigma**2)
   hidden = min(scale, 1) * sigma >= HIDING_SIGMA
-  if scale <= ENLARGED and not hidden:
-    level = level.part(warp, size).enlarged(ENLARGED_SCALE / scale)
-    return _warp(level, warp, size, cv2.INTER_LINEAR), (sigma**2, sigma**2)
-  if ENLARGED < scale <= LIGHTLY and not hidden:
-    level = level.part(warp, size).lightly_smoothed()
-  elif scale > ENLARGED:
+  if scale > LIGHTLY or (scale > ENLARGED and hidden):
     level = level.smoothed if scale <= ONCE else level.smoothed.smoothed
+  elif not hidden:
+    part = level.part(warp, size)
+    level = part.enlarged(scale) if scale <= ENLARGED else part.lightly_smoothed()
   crop = _warp(level, warp, size, cv2.INTER_LINEAR)
   # Rows of the inverse take blur from image to crop.
   blur = (level.blur + WARP_BLUR) * level.width * level.height / area**2
