@@ -29,7 +29,6 @@ ENLARGED, LIGHTLY, ONCE, TWICE = 1.25, 1.65, 2.25, 3.2
 # does between pixels. A blur of so many pixels of the level hides it, too.
 ENLARGED_SCALE, HIDING_SIGMA = 2.0, 0.55
 MARGIN = 3  # pixels around a part, since a bicubic filter looks at two
-LIGHT_TAP = 0.17  # of the light smoothing, (t, 1 - 2t, t) in both directions
 # Variances along an axis: of a bilinear warp and of enlarging, in pixels of the level,
 # and what a crop keeps, in its own, since Pillow's filter blurs, too.
 WARP_BLUR, ENLARGED_BLUR, KEPT_BLUR = 1 / 6, 0.055, 0.097
@@ -37,7 +36,7 @@ WARP_BLUR, ENLARGED_BLUR, KEPT_BLUR = 1 / 6, 0.055, 0.097
 
 @dataclasses.dataclass(frozen=True)
 class Level:
-  """An image at some resolution and sharpness; others are made when first asked for."""
+  """An image, or part of it, at some resolution and sharpness."""
 
   pixels: np.ndarray  # RGBA, which OpenCV warps in less than half the time of RGB
   width: float  # of a pixel, in those of the full image
@@ -80,11 +79,12 @@ class Level:
     pixels = self.pixels[top:bottom, left:right]
     return dataclasses.replace(self, pixels=pixels, left=left, top=top)
 
-  def lightly_smoothed(self) -> "Level":
-    """Between this level and `smoothed`; that takes twice the time, for each pixel."""
-    taps = np.array([LIGHT_TAP, 1 - 2 * LIGHT_TAP, LIGHT_TAP])
+  def lightly_smoothed(self, scale: float) -> "Level":
+    """By taps that grow with the scale; pixel by pixel it takes twice the time."""
+    tap = scale / 8
+    taps = np.array([tap, 1 - 2 * tap, tap])
     pixels = cv2.sepFilter2D(self.pixels, -1, taps, taps, borderType=EDGE)
-    return dataclasses.replace(self, pixels=pixels, blur=self.blur + 2 * LIGHT_TAP)
+    return dataclasses.replace(self, pixels=pixels, blur=self.blur + 2 * tap)
 
   def enlarged(self, scale: float) -> "Level":
     """Bicubically, until a crop's pixel is ENLARGED_SCALE wide and not `scale`."""
@@ -135,7 +135,7 @@ def warp_crop(
     level = level.smoothed if scale <= ONCE else level.smoothed.smoothed
   elif not hidden:
     part = level.part(warp, size)
-    level = part.enlarged(scale) if scale <= ENLARGED else part.lightly_smoothed()
+    level = part.enlarged(scale) if scale <= ENLARGED else part.lightly_smoothed(scale)
   crop = _warp(level, warp, size, cv2.INTER_LINEAR)
   # Rows of the inverse take blur from image to crop.
   blur = (level.blur + WARP_BLUR) * level.width * level.height / area**2
