@@ -1,10 +1,10 @@
 """Multi-crop: one image in, two global and several local augmented crops out.
 
-The corners of all the crops are drawn first (geometry.py), since they tell how small
-the image may be decoded (images.py). Then each crop is one warp from that decode
-(resample.py) and two passes for blur and colour (photometric.py), all on uint8 RGB on
-the host; normalisation is done on the device. All randomness comes from the `rng` that
-is handed in, so the same generator state and bytes give the same crops.
+Where the crops lie is drawn first (geometry.py), since that tells how small the image
+may be decoded (images.py), and what they will look like. Then each crop is one warp
+from that decode (resample.py) and two passes for blur and colour (photometric.py), all
+on uint8 RGB on the host; normalisation is done on the device. All randomness comes from
+the `rng` that is handed in, so the same generator state and bytes give the same crops.
 
   python -m dinojax.data.augment --images=SOURCE --config=FILE --out=sheet.png
 
@@ -16,6 +16,7 @@ Shapes: image [H,W,3], global crop [S,S,3], each of L local crops [s,s,3].
 """
 
 import dataclasses
+import functools
 import math
 import operator
 from collections.abc import Sequence
@@ -28,7 +29,7 @@ from dinojax.data import geometry, images, photometric, resample
 
 # A JPEG may be decoded at a fraction of its size that leaves so many pixels of it for
 # each of a crop's, along an axis.
-MIN_SCALE = 1.45
+MIN_SCALE = 1.65
 
 
 @dataclasses.dataclass(frozen=True)
@@ -73,6 +74,16 @@ class MultiCrop:
   local: Crop
   num_local: int
 
+  @functools.cached_property
+  def kinds(self) -> list[Crop]:
+    """That of each crop of an image."""
+    return [self.global1, self.global2] + [self.local] * self.num_local
+
+  @functools.cached_property
+  def looks(self) -> photometric.Ranges:
+    """What their looks are drawn from."""
+    return photometric.Ranges(self.kinds)
+
   def __call__(
     self, rng: np.random.Generator, image: bytes | np.ndarray
   ) -> dict[str, np.ndarray]:
@@ -90,13 +101,13 @@ class MultiCrop:
     """
     cv2.setNumThreads(0)  # The input worker processes already fill the cores.
     probed = images.probe(image)
-    size = probed.height, probed.width
-    kinds = [self.global1, self.global2] + [self.local] * self.num_local
-    warps = [sample_warp(rng, *size, kind) for kind in kinds]
+    kinds = self.kinds
+    warps = [sample_warp(rng, probed.height, probed.width, kind) for kind in kinds]
+    looks = photometric.sample_looks(rng, self.looks)
     scales = [
       geometry.scale(warp, kind.size) for warp, kind in zip(warps, kinds, strict=True)
     ]
-    levels = resample.Levels(*probed.decode(halvings(scales)))
+    level = resample.finest(*probed.decode(halvings(scales), alpha=True))
     crops = {
       name: np.empty((count, side, side, 3), np.uint8)
       for name, count, side in (
@@ -105,18 +116,10 @@ class MultiCrop:
       )
     }
     outs = [*crops["global_crops"], *crops["local_crops"]]
-    for kind, warp, out in zip(kinds, warps, outs, strict=True):
-      pixels, sharpen = resample.warp_crop(levels, warp, kind.size)
-      photometric.apply(
-        rng,
-        pixels,
-        sharpen=sharpen,
-        jitter=kind.jitter,
-        grey_prob=kind.grey_prob,
-        blur=kind.blur,
-        solarize_prob=kind.solarize_prob,
-        out=out,
-      )
+    for kind, warp, look, out in zip(kinds, warps, looks, outs, strict=True):
+      pixels, variance = resample.warp_crop(level, warp, kind.size, look.sigma)
+      kernel = kind.blur.kernel
+      photometric.apply(pixels, look, variance=variance, kernel=kernel, out=out)
     return crops
 
 

@@ -49,45 +49,37 @@ def sample_warp(
     [3, 3] homography from the crop's coordinates in [0, size]**2 to the image's.
   """
   box_height, box_width = sample_box(rng, height, width, area=area, aspect=aspect)
-  degrees = math.pi / 180
-  amounts = [
-    (2 * rng.random() - 1) * limit
-    for limit in (
-      *(geometry.rotate * degrees, geometry.shear * degrees),
-      *(geometry.perspective, geometry.perspective),
-    )
-  ]
-  low, high = 0.0, 1.0
-  warp, left, top, right, bottom = _tilt(box_width, box_height, amounts)
+  limits = math.radians(geometry.rotate), math.radians(geometry.shear)
+  limits += geometry.perspective, geometry.perspective
+  amounts = [(2 * rng.random() - 1) * limit for limit in limits]
+  tilt, left, top, right, bottom = _tilt(box_width, box_height, *amounts)
   if right - left > width or bottom - top > height:
+    low, high = 0.0, 1.0
     for _ in range(BISECTIONS):
       middle = (low + high) / 2
-      tilt = _tilt(box_width, box_height, [middle * amount for amount in amounts])
-      fits = tilt[3] - tilt[1] <= width and tilt[4] - tilt[2] <= height
+      shrunk = [middle * amount for amount in amounts]
+      _, left, top, right, bottom = _tilt(box_width, box_height, *shrunk)
+      fits = right - left <= width and bottom - top <= height
       low, high = (middle, high) if fits else (low, middle)
-    tilt = _tilt(box_width, box_height, [low * amount for amount in amounts])
-    warp, left, top, right, bottom = tilt
+    shrunk = [low * amount for amount in amounts]
+    tilt, left, top, right, bottom = _tilt(box_width, box_height, *shrunk)
   # Whole pixels, so that a plain box is cut as everybody cuts it.
   x = int(rng.random() * (math.floor(width - right + left) + 1)) - left
   y = int(rng.random() * (math.floor(height - bottom + top) + 1)) - top
   # The crop's pixels to [-1, 1]**2, mirrored and turned; then the tilt and the shift.
   # By hand, since NumPy takes longer to begin than to multiply.
   mirror, cos, sin = _turn(rng, flip_prob, geometry.dihedral)
-  step = 2 / size
-  unit = (
-    (mirror * cos * step, -sin * step, sin - mirror * cos),
-    (mirror * sin * step, cos * step, -cos - mirror * sin),
+  a, b, c = 2 / size * mirror * cos, -2 / size * sin, sin - mirror * cos
+  d, e, f = 2 / size * mirror * sin, 2 / size * cos, -cos - mirror * sin
+  (ax, bx), (ay, by), (nx, ny) = tilt
+  g, h, i = nx * a + ny * d, nx * b + ny * e, nx * c + ny * f + 1
+  return np.array(
+    [
+      [ax * a + bx * d + x * g, ax * b + bx * e + x * h, ax * c + bx * f + x * i],
+      [ay * a + by * d + y * g, ay * b + by * e + y * h, ay * c + by * f + y * i],
+      [g, h, i],
+    ]
   )
-  (ax, bx), (ay, by), (near_x, near_y) = warp
-  rows = [
-    [u * p + v * q for p, q in zip(*unit, strict=True)]
-    for u, v in ((ax, bx), (ay, by), (near_x, near_y))
-  ]
-  rows[2][2] += 1
-  for row, shift in ((rows[0], x), (rows[1], y)):
-    for i, depth in enumerate(rows[2]):
-      row[i] += shift * depth
-  return np.array(rows)
 
 
 def sample_box(
@@ -139,24 +131,23 @@ def jacobian(
   return ((a - p * g) / w, (b - p * h) / w), ((d - q * g) / w, (e - q * h) / w)
 
 
-def _tilt(width, height, amounts):
+def _tilt(width, height, angle, lean, near_x, near_y):
   """Homography of [-1, 1]**2 to a tilted box about 0, and its extent.
 
   Returns:
     Columns 0 and 1 of the homography, whose column 2 is (0, 0, 1), as rows; then left,
     top, right and bottom of where the corners come to lie.
   """
-  angle, lean, near_x, near_y = amounts
   cos, sin = math.cos(angle) / 2, math.sin(angle) / 2
   slope = math.tan(lean)
   ax, ay = cos * width, sin * width  # where the box's half width points
   bx, by = (cos * slope - sin) * height, (sin * slope + cos) * height
-  xs, ys = [], []
-  for u, v in ((-1, -1), (-1, 1), (1, -1), (1, 1)):
-    depth = 1 + near_x * u + near_y * v
-    xs.append((ax * u + bx * v) / depth)
-    ys.append((ay * u + by * v) / depth)
-  return ((ax, bx), (ay, by), (near_x, near_y)), min(xs), min(ys), max(xs), max(ys)
+  back, front = 1 - near_x, 1 + near_x  # at the middle of the left and the right edge
+  a, b, c, d = back - near_y, back + near_y, front - near_y, front + near_y
+  xs = (-ax - bx) / a, (bx - ax) / b, (ax - bx) / c, (ax + bx) / d
+  ys = (-ay - by) / a, (by - ay) / b, (ay - by) / c, (ay + by) / d
+  tilt = (ax, bx), (ay, by), (near_x, near_y)
+  return tilt, min(xs), min(ys), max(xs), max(ys)
 
 
 def _turn(rng, flip_prob, dihedral):

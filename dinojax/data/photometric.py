@@ -1,9 +1,9 @@
 """Colour and blur of a crop: one pass that filters, one that changes colours.
 
 Brightness, contrast, saturation, hue and greyscale are each an affine function of RGB,
-so that together they are one 3 x 4 matrix; Gaussian blur and the resampling's
-sharpening are one separable kernel. Everything is uint8, rounded to nearest, and
-clipped only at the end.
+so that together they are one 3 x 4 matrix; Gaussian blur and what the resampling leaves
+to blur or to sharpen are one separable kernel. Everything is uint8, rounded to nearest,
+and clipped only at the end.
 
 Source: the torchvision transforms that DINOv2 (arXiv:2304.07193) is built from.
 DIFFERS: torchvision clips and rounds after each of the four steps of its jitter, in a
@@ -11,6 +11,8 @@ random order. Without that the order makes no difference (a test says so), and
 highlights come back that a bright step would have cut off before a dark one.
 DIFFERS: blur comes before colour here, as it does in a camera; but for clipping, these
 two commute as well.
+DIFFERS: a blur has the variance that its sigma says. torchvision samples the Gaussian,
+which below a sigma of 0.4 does next to nothing.
 DIFFERS: hue turns about the grey axis at constant luma (YIQ), where torchvision turns
 it in HSV at constant maximum; a fifth of a turn either way is the same change of hue,
 with another change of brightness.
@@ -22,7 +24,7 @@ import math
 import cv2
 import numpy as np
 
-LUMA = np.array([0.299, 0.587, 0.114])  # of ITU-R BT.601
+LUMA = (0.299, 0.587, 0.114)  # of ITU-R BT.601
 GREY = np.tile(LUMA, (3, 1))
 CHROMA = np.eye(3) - GREY
 _YIQ = np.array([LUMA, [0.5959, -0.2746, -0.3213], [0.2115, -0.5227, 0.3112]])
@@ -33,6 +35,8 @@ _BASIS = np.zeros((4, 3, 4))
 _BASIS[0, :, :3], _BASIS[1, :, :3], _BASIS[2, :, :3] = GREY, CHROMA, QUARTER
 _BASIS[3, :, 3] = 1
 _BASIS = _BASIS.reshape(4, 12)
+# A Gaussian of less variance is too narrow for its samples to have that variance.
+THREE_TAPS = 0.36
 
 
 @dataclasses.dataclass(frozen=True)
@@ -55,59 +59,74 @@ class Blur:
   kernel: int  # taps at most; few of them where sigma is small
 
 
+class Ranges:
+  """What is drawn from for N crops of an image; arrays, since NumPy starts slowly."""
+
+  def __init__(self, crops):
+    """crops: a sequence of `augment.Crop`."""
+    # Sigma, brightness, contrast, saturation and turn.
+    ranges = [(crop.blur.sigma, *_factors(crop.jitter)) for crop in crops]
+    self.low, self.high = np.moveaxis(np.array(ranges), -1, 0)  # [N, 5]
+    self.probs = np.array(  # [N, 4]
+      [(c.blur.prob, c.jitter.prob, c.grey_prob, c.solarize_prob) for c in crops]
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class Look:
+  """What one crop is going to look like."""
+
+  sigma: float  # of its blur; 0: none
+  factors: tuple[float, ...] | None  # arguments of `color_matrix` after the luma
+  solarize: bool
+
+
+def sample_looks(rng: np.random.Generator, ranges: Ranges) -> list[Look]:
+  """Draws which steps are taken for each of N crops, and how strong."""
+  draws = rng.random((len(ranges.low), 9))
+  values = ranges.low + (ranges.high - ranges.low) * draws[:, :5]
+  steps = draws[:, 5:] < ranges.probs
+  looks = []
+  for (sigma, *factors), (blur, jitter, grey, solarize) in zip(
+    values.tolist(), steps.tolist(), strict=True
+  ):
+    brightness, contrast, saturation, turn = factors if jitter else (1, 1, 1, 0)
+    colors = (brightness, contrast, 0 if grey else saturation, turn)
+    changed = jitter or grey
+    looks.append(Look(sigma if blur else 0.0, colors if changed else None, solarize))
+  return looks
+
+
+def _factors(jitter):
+  """Ranges of the factors of `color_matrix`."""
+  strengths = jitter.brightness, jitter.contrast, jitter.saturation
+  around_1 = [(max(0.0, 1 - strength), 1 + strength) for strength in strengths]
+  return *around_1, (-jitter.hue, jitter.hue)
+
+
 def apply(
-  rng: np.random.Generator,
   image: np.ndarray,
+  look: Look,
   *,
-  sharpen: tuple[float, float],
-  jitter: Jitter,
-  grey_prob: float,
-  blur: Blur,
-  solarize_prob: float,
+  variance: tuple[float, float],
+  kernel: int,
   out: np.ndarray,
 ) -> None:
   """Filters and colours one crop.
 
   Args:
-    rng: draws which steps are taken, and how strong.
     image: uint8 RGB [S, S, 3].
-    sharpen: side taps along x and y, see `resample.warp_crop`.
-    jitter: see there.
-    grey_prob: of greyscale.
-    blur: see there.
-    solarize_prob: of solarisation.
+    look: but for its sigma, of which `variance` is left.
+    variance: see `smooth`.
+    kernel: see `smooth`.
     out: uint8 [S, S, 3], contiguous; holds the result.
   """
-  sigma = between(rng, *blur.sigma) if rng.random() < blur.prob else 0.0
-  image = smooth(image, sharpen=sharpen, sigma=sigma, kernel=blur.kernel)
-  factors = dict(brightness=1.0, contrast=1.0, saturation=1.0, turn=0.0)
-  if jittered := rng.random() < jitter.prob:
-    factors = sample_jitter(rng, jitter)
-  if grey := rng.random() < grey_prob:
-    factors["saturation"] = 0.0
-  if jittered or grey:
-    image = cv2.transform(image, color_matrix(mean_luma(image), **factors))
-  if rng.random() < solarize_prob:
+  image = smooth(image, variance=variance, kernel=kernel)
+  if look.factors:
+    image = cv2.transform(image, color_matrix(mean_luma(image), *look.factors))
+  if look.solarize:
     image = solarize(image)
   out[...] = image
-
-
-def between(rng: np.random.Generator, low: float, high: float) -> float:
-  """Draws evenly; as rng.uniform, in a quarter of its time."""
-  return low + (high - low) * rng.random()
-
-
-def sample_jitter(rng: np.random.Generator, jitter: Jitter) -> dict[str, float]:
-  """Draws the arguments of `color_matrix` besides the luma."""
-  factors = {
-    name: between(rng, max(0.0, 1 - strength), 1 + strength)
-    for name, strength in (
-      ("brightness", jitter.brightness),
-      ("contrast", jitter.contrast),
-      ("saturation", jitter.saturation),
-    )
-  }
-  return factors | {"turn": between(rng, -jitter.hue, jitter.hue)}
 
 
 def mean_luma(image: np.ndarray) -> float:
@@ -117,7 +136,7 @@ def mean_luma(image: np.ndarray) -> float:
 
 
 def color_matrix(
-  luma: float, *, brightness: float, contrast: float, saturation: float, turn: float
+  luma: float, brightness: float, contrast: float, saturation: float, turn: float
 ) -> np.ndarray:
   """Brightness, contrast, saturation and hue, in any order, as one affine map of RGB.
 
@@ -142,39 +161,29 @@ def color_matrix(
 
 
 def smooth(
-  image: np.ndarray, *, sharpen: tuple[float, float], sigma: float, kernel: int
+  image: np.ndarray, *, variance: tuple[float, float], kernel: int
 ) -> np.ndarray:
-  """Sharpens and blurs uint8 [S, S, 3] in one pass; borders are mirrored.
+  """Blurs or sharpens uint8 [S, S, 3]; borders are mirrored.
 
   Args:
     image: the crop.
-    sharpen: side taps along x and y of the filter (-t, 1 + 2t, -t); 0: none.
-    sigma: of the Gaussian in pixels; 0: none.
-    kernel: taps of the Gaussian at most; it also ends at three sigmas.
+    variance: of the filter along x and y; one that sharpens has less than 0.
+    kernel: taps at most; a Gaussian also ends at three sigmas.
   """
-  if sigma == 0 and sharpen == (0, 0):
+  if variance == (0, 0):
     return image
-  radius = min(kernel // 2, math.ceil(3 * sigma))
-  half = [1.0]
-  if sigma:
-    half = [math.exp(-0.5 * (i / sigma) ** 2) for i in range(radius + 1)]
-  total = 2 * sum(half) - half[0]
-  half = [tap / total for tap in half] + [0.0, 0.0]
-  x, y = (_sharpened(half, tap) for tap in sharpen)
+  x, y = (_taps(along, kernel) for along in variance)
   return cv2.sepFilter2D(image, -1, x, y, borderType=cv2.BORDER_REFLECT_101)
 
 
-def _sharpened(half, tap):
-  """Taps of a symmetric filter after another of three, (-tap, 1 + 2 * tap, -tap).
-
-  half: of the first, from its middle on, and then two zeros.
-  """
-  around = [half[1], *half]
-  right = [
-    (1 + 2 * tap) * around[i + 1] - tap * (around[i] + around[i + 2])
-    for i in range(len(half) - 1)
-  ]
-  return np.array(right[:0:-1] + right)  # mirrored exactly, which is faster
+def _taps(variance, kernel):
+  """A symmetric filter of that variance whose sum is 1."""
+  if variance < THREE_TAPS:
+    return np.array([variance / 2, 1 - variance, variance / 2])
+  radius = min(kernel // 2, math.ceil(3 * math.sqrt(variance)))
+  half = [math.exp(-0.5 * i * i / variance) for i in range(1, radius + 1)]
+  total = 1 + 2 * sum(half)
+  return np.array([*half[::-1], 1, *half]) / total
 
 
 def solarize(image: np.ndarray) -> np.ndarray:

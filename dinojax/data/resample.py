@@ -1,16 +1,18 @@
 """One warp from image to crop, antialiased: what stands in for a slow exact filter.
 
-Three parts share the work. The image is halved, and smoothed by three taps, as often
-and as much as the crop's scale asks for; these levels are made once for all the crops
-of an image. The warp itself is bilinear, or bicubic where a crop is larger than what it
-shows. What both blurred too much, a short filter on the crop sharpens again, together
-with whatever blur the augmentation asks for (photometric.py), in one pass.
+Three parts share the work. The image is smoothed, and halved, as often as the crop's
+scale asks for; these levels are made once for all the crops of an image. Where a crop
+has about as many pixels as what it shows, that part of the image is enlarged instead.
+Then the warp itself is bilinear. What all this blurs is set off against the blur that
+the augmentation asks for; the rest, to blur or to sharpen, is one short filter on the
+crop (photometric.py).
 
 Fitted to Pillow's antialiased bicubic on 256 photographs; tests/bench/input.py tells
 how close it comes.
 """
 
 import dataclasses
+import functools
 import math
 
 import cv2
@@ -19,113 +21,138 @@ import numpy as np
 from dinojax.data import geometry
 
 EDGE = cv2.BORDER_REPLICATE
+TO_EDGES = np.array([[1, 0, 0.5], [0, 1, 0.5], [0, 0, 1]])  # from pixel centres
+# Scales, in pixels of a level for one of the crop, up to which the level is enlarged,
+# smoothed lightly, once, or twice. From there on it is halved.
+ENLARGED, LIGHTLY, ONCE, TWICE = 1.25, 1.65, 2.25, 3.2
+# Pixels of an enlarged part for one of the crop, enough to hide what a bilinear warp
+# does between pixels. A blur of so many pixels of the level hides it, too.
+ENLARGED_SCALE, HIDING_SIGMA = 2.0, 0.55
+MARGIN = 3  # pixels around a part, since a bicubic filter looks at two
+# Variances along an axis: of a bilinear warp and of enlarging, in pixels of the level,
+# and what a crop keeps, in its own, since Pillow's filter blurs, too.
+WARP_BLUR, ENLARGED_BLUR, KEPT_BLUR = 1 / 6, 0.055, 0.097
 
 
 @dataclasses.dataclass(frozen=True)
-class Filter:
-  """What a level is smoothed by, for crops up to a scale."""
+class Level:
+  """An image, or part of it, at some resolution and sharpness."""
 
-  scale: float  # pixels of the level per pixel of the crop, at most
-  side_tap: float  # the taps are (t, 1 - 2t, t) in both directions
-  interpolation: int
+  pixels: np.ndarray  # RGBA, which OpenCV warps in less than half the time of RGB
+  width: float  # of a pixel, in those of the full image
+  height: float
+  blur: float  # variance along an axis, in pixels of this level
+  left: float = 0.0  # where it begins in the image, in pixels of this level
+  top: float = 0.0
 
-  @property
-  def blur(self) -> float:
-    """Variance along an axis of taps and bilinear warp, in pixels of the level."""
-    return 2 * self.side_tap + 1 / 6
+  @functools.cached_property
+  def from_image(self) -> np.ndarray:
+    """[3, 3] from places in the full image to OpenCV's, which are of pixel centres."""
+    x, y = -self.left - 0.5, -self.top - 0.5
+    return np.array([[1 / self.width, 0, x], [0, 1 / self.height, y], [0, 0, 1]])
+
+  @functools.cached_property
+  def smoothed(self) -> "Level":
+    """By taps of 1/4, 1/2 and 1/4, of which OpenCV makes short work."""
+    pixels = cv2.GaussianBlur(self.pixels, (3, 3), 0, borderType=EDGE)
+    return dataclasses.replace(self, pixels=pixels, blur=self.blur + 1 / 2)
+
+  @functools.cached_property
+  def halved(self) -> "Level":
+    """Smoothed, and of that the mean of each 2 x 2 pixels."""
+    height, width = self.pixels.shape[:2]
+    size = ((width + 1) // 2, (height + 1) // 2)
+    # Where their number is odd, the means lie a little to the side.
+    pixels = cv2.resize(self.smoothed.pixels, size, interpolation=cv2.INTER_LINEAR)
+    x, y = width / size[0], height / size[1]
+    blur = (self.smoothed.blur + 1 / 4) / 4
+    return Level(pixels, self.width * x, self.height * y, blur)
+
+  def part(self, warp: np.ndarray, size: int) -> "Level":
+    """What a crop shows of this level, and a margin; other parts take no time then."""
+    (a, b, c), (d, e, f), (g, h, i) = (self.from_image @ warp).tolist()
+    corners = [(x, y, g * x + h * y + i) for x in (0, size) for y in (0, size)]
+    xs = [int((a * x + b * y + c) / w) for x, y, w in corners]
+    ys = [int((d * x + e * y + f) / w) for x, y, w in corners]
+    left, top = max(min(xs) - MARGIN, 0), max(min(ys) - MARGIN, 0)
+    right, bottom = max(xs) + MARGIN + 2, max(ys) + MARGIN + 2
+    pixels = self.pixels[top:bottom, left:right]
+    return dataclasses.replace(self, pixels=pixels, left=left, top=top)
+
+  def lightly_smoothed(self, scale: float) -> "Level":
+    """By taps that grow with the scale; pixel by pixel it takes twice the time."""
+    tap = scale / 8
+    taps = np.array([tap, 1 - 2 * tap, tap])
+    pixels = cv2.sepFilter2D(self.pixels, -1, taps, taps, borderType=EDGE)
+    return dataclasses.replace(self, pixels=pixels, blur=self.blur + 2 * tap)
+
+  def enlarged(self, scale: float) -> "Level":
+    """Bicubically, until a crop's pixel is ENLARGED_SCALE wide and not `scale`."""
+    height, width = self.pixels.shape[:2]
+    zoom = ENLARGED_SCALE / scale
+    size = math.ceil(width * zoom), math.ceil(height * zoom)
+    x, y = size[0] / width, size[1] / height
+    return Level(
+      cv2.resize(self.pixels, size, interpolation=cv2.INTER_CUBIC),
+      self.width / x,
+      self.height / y,
+      # Where a crop has more pixels than it shows, its own are what is kept of that.
+      (self.blur + ENLARGED_BLUR * min(scale, 1) ** 2) * x * y,
+      self.left * x,
+      self.top * y,
+    )
 
 
-FILTERS = (
-  Filter(1.0, 0.0, cv2.INTER_CUBIC),  # at 1 itself it copies
-  Filter(1.2, 0.0, cv2.INTER_LINEAR),
-  Filter(1.6, 0.17, cv2.INTER_LINEAR),
-  Filter(2.3, 1 / 4, cv2.INTER_LINEAR),
-  Filter(2.9, 1 / 3, cv2.INTER_LINEAR),
-)
-# How much of its blur a crop keeps, in pixels of the crop: Pillow's filter has some.
-KEPT_BLUR = 0.097
-
-
-class Levels:
-  """An image at falling resolutions and sharpness, each made when first asked for."""
-
-  def __init__(self, pixels: np.ndarray, halvings: int):
-    """Keeps the finest level: what `images.Probed.decode` returned."""
-    self.first = halvings
-    # OpenCV warps four channels in half the time of three.
-    pixels = cv2.cvtColor(pixels, cv2.COLOR_RGB2RGBA)
-    # Pixels of a level, and how many pixels of the full image one is wide and high.
-    self._halved = [(pixels, 2.0**halvings, 2.0**halvings)]
-    self._smooth = {}
-
-  def get(self, halvings: int, side_tap: float) -> tuple[np.ndarray, float, float]:
-    """Returns a level, and how many pixels of the image one of it is wide and high.
-
-    Args:
-      halvings: of the full image, at least `first`.
-      side_tap: see `Filter`.
-    """
-    index = halvings - self.first
-    while len(self._halved) <= index:
-      finer, x, y = self._halved[-1]
-      height, width = finer.shape[:2]
-      size = ((width + 1) // 2, (height + 1) // 2)
-      # The mean of 2 x 2 pixels; where their number is odd, a little to the side.
-      coarser = cv2.resize(finer, size, interpolation=cv2.INTER_LINEAR)
-      self._halved.append((coarser, x * width / size[0], y * height / size[1]))
-    pixels, x, y = self._halved[index]
-    if (halvings, side_tap) not in self._smooth:
-      self._smooth[halvings, side_tap] = _smooth(pixels, side_tap)
-    return self._smooth[halvings, side_tap], x, y
+def finest(pixels: np.ndarray, halvings: int) -> Level:
+  """The first level, of the RGBA that `images.Probed.decode` returned."""
+  step = 2.0**halvings
+  return Level(pixels, step, step, (1 - 1 / step**2) / 12)  # the means are of boxes
 
 
 def warp_crop(
-  levels: Levels, warp: np.ndarray, size: int
+  level: Level, warp: np.ndarray, size: int, sigma: float
 ) -> tuple[np.ndarray, tuple[float, float]]:
-  """Warps one crop, but for its sharpening.
+  """Warps one crop, but for its last filter.
 
   Args:
-    levels: of the image.
+    level: the finest of the image.
     warp: [3, 3] from the crop's coordinates to the full image's, see geometry.py.
     size: S.
+    sigma: of the Gaussian blur that the crop is to have, in its pixels; 0: none.
 
   Returns:
-    uint8 RGB [S, S, 3], and the side taps, along x and along y, of the three-tap filter
-    that `photometric.smooth` then has to apply: (-t, 1 + 2t, -t).
+    uint8 RGB [S, S, 3], and the variances, along x and along y, by which
+    `photometric.smooth` then has to blur it, or to sharpen it where one is negative.
   """
   (a, b), (c, d) = geometry.jacobian(warp, size)
   area = abs(a * d - b * c)  # pixels of the image per pixel of the crop
-  halvings = levels.first
-  while (scale := math.sqrt(area) / 2**halvings) > FILTERS[-1].scale:
-    halvings += 1
-  chosen = next(f for f in FILTERS if scale <= f.scale)
-  pixels, x, y = levels.get(halvings, chosen.side_tap)
-  # OpenCV's coordinates are of pixel centres.
-  to_level = np.array([[1 / x, 0, -0.5], [0, 1 / y, -0.5], [0, 0, 1]])
-  to_edges = np.array([[1, 0, 0.5], [0, 1, 0.5], [0, 0, 1]])
+  while (scale := math.sqrt(area / (level.width * level.height))) > TWICE:
+    level = level.halved
+  if abs(scale - 1) < 1e-9:  # so that a box of the crop's own size is copied
+    return _warp(level, warp, size, cv2.INTER_CUBIC), (sigma**2, sigma**2)
+  hidden = min(scale, 1) * sigma >= HIDING_SIGMA
+  if scale > LIGHTLY or (scale > ENLARGED and hidden):
+    level = level.smoothed if scale <= ONCE else level.smoothed.smoothed
+  elif not hidden:
+    part = level.part(warp, size)
+    level = part.enlarged(scale) if scale <= ENLARGED else part.lightly_smoothed(scale)
+  crop = _warp(level, warp, size, cv2.INTER_LINEAR)
+  # Rows of the inverse take blur from image to crop.
+  blur = (level.blur + WARP_BLUR) * level.width * level.height / area**2
+  x, y = blur * (b * b + d * d), blur * (a * a + c * c)
+  if hidden:
+    return crop, (sigma**2 - x, sigma**2 - y)
+  # What is sharpened needs twice that, for the sake of fine detail.
+  return crop, (sigma**2 - 2 * (x - KEPT_BLUR), sigma**2 - 2 * (y - KEPT_BLUR))
+
+
+def _warp(level, warp, size, interpolation):
+  """The warp itself, to RGB."""
   crop = cv2.warpPerspective(
-    pixels,
-    to_level @ warp @ to_edges,
+    level.pixels,
+    level.from_image @ warp @ TO_EDGES,
     (size, size),
-    flags=cv2.WARP_INVERSE_MAP | chosen.interpolation,
+    flags=cv2.WARP_INVERSE_MAP | interpolation,
     borderMode=EDGE,
   )
-  crop = cv2.cvtColor(crop, cv2.COLOR_RGBA2RGB)
-  if chosen.interpolation == cv2.INTER_CUBIC:
-    return crop, (0.0, 0.0)
-  # Halving blurs as a box does. Rows of the inverse take blur from image to crop.
-  blur = (chosen.blur * 4**halvings + (4**halvings - 1) / 12) / area**2
-  along_x, along_y = blur * (b * b + d * d), blur * (a * a + c * c)
-  return crop, (along_x - KEPT_BLUR, along_y - KEPT_BLUR)
-
-
-def _smooth(pixels, side_tap):
-  """Three taps in both directions; of two kinds OpenCV makes short work."""
-  if not side_tap:
-    return pixels
-  if side_tap == 1 / 3:
-    return cv2.blur(pixels, (3, 3), borderType=EDGE)
-  if side_tap == 1 / 4:
-    return cv2.GaussianBlur(pixels, (3, 3), 0, borderType=EDGE)
-  taps = np.array([side_tap, 1 - 2 * side_tap, side_tap])
-  return cv2.sepFilter2D(pixels, -1, taps, taps, borderType=EDGE)
+  return cv2.cvtColor(crop, cv2.COLOR_RGBA2RGB)

@@ -69,7 +69,7 @@ def test_grey_comes_before_solarize_and_after_blur():
   blur = dict(prob=1.0, sigma=(1.5, 1.5), kernel=9)
   multi_crop = build(size=64, **WHOLE, grey_prob=1.0, blur=blur, solarize_prob=1.0)
   crop = multi_crop(np.random.default_rng(0), image)["global_crops"][0]
-  blurred = photometric.smooth(image, sharpen=(0.0, 0.0), sigma=1.5, kernel=9)
+  blurred = photometric.smooth(image, variance=(1.5**2, 1.5**2), kernel=9)
   grey = np.rint(blurred @ photometric.LUMA)[..., None].repeat(3, -1).astype(np.uint8)
   assert np.abs(crop.astype(int) - photometric.solarize(grey)).max() <= 1
 

@@ -168,3 +168,11 @@ def test_what_is_no_jpeg_is_never_halved(picture):
   pixels, halved = images.probe(encode(picture)).decode(2)
   assert halved == 0
   np.testing.assert_array_equal(pixels, picture)
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "PNG"])
+def test_alpha_adds_a_channel_of_255_and_changes_nothing_else(picture, kind):
+  probed = images.probe(encode(picture, kind))
+  (plain, _), (opaque, _) = probed.decode(), probed.decode(alpha=True)
+  np.testing.assert_array_equal(opaque[..., :3], plain)
+  assert opaque.shape[-1] == 4 and (opaque[..., 3] == 255).all()

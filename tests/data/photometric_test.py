@@ -2,6 +2,7 @@
 
 import itertools
 import math
+import types
 
 import cv2
 import numpy as np
@@ -75,23 +76,31 @@ def test_a_turn_of_the_hue_keeps_luma_and_greys():
   assert np.abs(colored(grey, turn=0.3).astype(int) - grey).max() <= 1
 
 
-@pytest.mark.parametrize("sharpen", [(0.0, 0.0), (0.12, -0.04)])
-@pytest.mark.parametrize("sigma", [0.0, 0.1, 0.5, 1.0, 2.0])
-def test_one_filter_sharpens_and_blurs(sigma, sharpen):
+@pytest.mark.parametrize("variances", [(-0.3, -0.1), (0.1, 0.4), (0.5, 2.0), (0, 1)])
+def test_a_filter_has_the_variances_that_it_is_asked_for(variances):
+  place = np.arange(31) - 15
+  for axis, variance in enumerate(variances):
+    line = np.full((31, 31, 3), 60, np.uint8)  # room below for negative taps
+    line[(slice(None), 15) if axis == 0 else 15] = 180
+    response = photometric.smooth(line, variance=variances, kernel=99) - 60.0
+    along = response[15, :, 0] if axis == 0 else response[:, 15, 0]
+    assert along.sum() == pytest.approx(120, abs=3)
+    assert (along @ place**2) / 120 == pytest.approx(variance, abs=0.15)
+
+
+@pytest.mark.parametrize("sigma", [0.7, 1.0, 2.0])
+def test_a_blur_is_a_gaussian_of_so_many_taps_at_most(sigma):
   image, side = photographs.noise(), 48
-  taps = np.zeros(9)
-  taps[4] = 1
-  if sigma:
-    taps = np.exp(-0.5 * (np.arange(-4, 5) / sigma) ** 2)
-  x = np.pad(image.astype(np.float64), ((5, 5), (5, 5), (0, 0)), mode="reflect")
-  for axis, tap in ((1, sharpen[0]), (0, sharpen[1])):
-    whole = np.convolve(taps / taps.sum(), (-tap, 1 + 2 * tap, -tap))
+  taps = np.exp(-0.5 * (np.arange(-4, 5) / sigma) ** 2)
+  taps /= taps.sum()
+  x = np.pad(image.astype(np.float64), ((4, 4), (4, 4), (0, 0)), mode="reflect")
+  for axis in (0, 1):
     x = sum(
-      weight * np.take(x, range(i, i + side), axis) for i, weight in enumerate(whole)
+      weight * np.take(x, range(i, i + side), axis) for i, weight in enumerate(taps)
     )
-  ours = photometric.smooth(image, sharpen=sharpen, sigma=sigma, kernel=9)
+  ours = photometric.smooth(image, variance=(sigma**2, sigma**2), kernel=9)
   # Three sigmas, where a Gaussian ends here, leave out 0.3% of it.
-  assert np.abs(ours - np.clip(x, 0, 255)).max() <= 1.5
+  assert np.abs(ours - x).max() <= 1.5
 
 
 def test_solarize_inverts_from_128_upwards():
@@ -100,16 +109,37 @@ def test_solarize_inverts_from_128_upwards():
   np.testing.assert_array_equal(photometric.solarize(image), np.asarray(expected))
 
 
-def test_factors_fill_their_ranges():
-  rng = np.random.default_rng(0)
-  jitter = photometric.Jitter(1.0, 0.4, 0.3, 0.2, 0.1)
-  drawn = [photometric.sample_jitter(rng, jitter) for _ in range(2000)]
-  for name, low, high in (
-    ("brightness", 0.6, 1.4),
-    ("contrast", 0.7, 1.3),
-    ("saturation", 0.8, 1.2),
-    ("turn", -0.1, 0.1),
+def test_looks_fill_their_ranges_as_often_as_their_probabilities_say():
+  kind = types.SimpleNamespace(
+    jitter=photometric.Jitter(0.5, 0.4, 0.3, 0.2, 0.1),
+    grey_prob=0.0,
+    blur=photometric.Blur(0.25, (0.1, 2.0), 9),
+    solarize_prob=0.75,
+  )
+  ranges, rng = photometric.Ranges([kind] * 10), np.random.default_rng(0)
+  looks = [look for _ in range(400) for look in photometric.sample_looks(rng, ranges)]
+  sigmas = np.array([look.sigma for look in looks if look.sigma])
+  factors = np.array([look.factors for look in looks if look.factors])
+  solarized = sum(look.solarize for look in looks)
+  shares = np.array([len(sigmas), len(factors), solarized]) / len(looks)
+  np.testing.assert_allclose(shares, [0.25, 0.5, 0.75], atol=0.03)  # 4 deviations
+  for values, low, high in (
+    (sigmas, 0.1, 2.0),
+    *zip(factors.T, (0.6, 0.7, 0.8, -0.1), (1.4, 1.3, 1.2, 0.1), strict=True),
   ):
-    values = np.array([factors[name] for factors in drawn])
     assert low <= values.min() < low + 0.01 * (high - low)
     assert high >= values.max() > high - 0.01 * (high - low)
+
+
+def test_grey_takes_saturation_from_a_crop_and_leaves_its_other_factors():
+  kind = types.SimpleNamespace(
+    jitter=photometric.Jitter(0.5, 0.4, 0.3, 0.2, 0.1),
+    grey_prob=1.0,
+    blur=photometric.Blur(0.0, (0.1, 2.0), 9),
+    solarize_prob=0.0,
+  )
+  ranges, rng = photometric.Ranges([kind] * 20), np.random.default_rng(0)
+  factors = np.array([look.factors for look in photometric.sample_looks(rng, ranges)])
+  assert (factors[:, 2] == 0).all()
+  plain = (factors[:, [0, 1, 3]] == [1, 1, 0]).all(axis=1)
+  assert 2 < plain.sum() < 18
