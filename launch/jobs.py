@@ -143,6 +143,8 @@ def mount_workdir(workdir: str) -> tuple[str, buckets.Mount]:
       f"--workdir={workdir} is a local path, which pods don't share and which ends with"
       " them; give gs://BUCKET/PATH"
     )
+  if not workdir.removeprefix("gs://").strip("/"):
+    raise errors.UserError(f"--workdir={workdir} names no bucket; gs://BUCKET/PATH")
   path, mounts = buckets.mount(workdir.rstrip("/"), field="--workdir", read_only=False)
   own = mounts.pop()
   if path == own.path:

@@ -119,7 +119,7 @@ async def run(commands: list[list[str]], environments: list[dict[str, str]]) -> 
   processes = [Process(number) for number in range(len(commands))]
   for process in processes:
     await process.start(commands[process.number], environments[process.number])
-  _pass_on_signals(processes)
+  seen = _pass_on_signals(processes)
 
   failed = ending = None
   lines = 0
@@ -141,7 +141,12 @@ async def run(commands: list[list[str]], environments: list[dict[str, str]]) -> 
   if since > LINES_TO_REPEAT // 2 and failed.code not in TOLD_TO_END:
     _say(f"process {failed.number} had said at last:")
     print("\n".join(failed.last_lines), flush=True)
-  _say(f"process {failed.number} of {len(processes)} {describe(failed.code)}")
+  if seen[1:]:
+    _say("ended at once, unsaved, by a second signal")
+  elif failed.code in (1, errors.TRY_AGAIN):  # all end so, and it is said above why
+    _say(f"the run ended with status {failed.code}")
+  else:
+    _say(f"process {failed.number} of {len(processes)} {describe(failed.code)}")
   return failed.code if failed.code > 0 else 128 - failed.code
 
 
@@ -167,7 +172,7 @@ async def _end(processes):
 
 
 def _pass_on_signals(processes):
-  """Passes the first Ctrl-C or SIGTERM on; the next one kills."""
+  """Passes the first Ctrl-C or SIGTERM on; the next one kills. Returns those seen."""
   seen = []
 
   def pass_on(number):
@@ -177,6 +182,7 @@ def _pass_on_signals(processes):
 
   for number in (signal.SIGINT, signal.SIGTERM):
     asyncio.get_running_loop().add_signal_handler(number, pass_on, number)
+  return seen
 
 
 def _end_with_parent():

@@ -87,13 +87,14 @@ async def train_here(runs: list[sweeps.Run], commands: list[list[str]]) -> None:
   """Runs one after the other; UserError at the end if some failed."""
   failed = []
   async with xm_local.create_experiment(title()) as experiment:
-    for run, (program, *arguments) in zip(runs, commands, strict=True):
-      executable = executables.LocalBinary("dinojax", program)
+    # XManager starts and ends a shell, which the command is to replace.
+    executable = executables.LocalBinary("dinojax", "exec")
+    for run, command in zip(runs, commands, strict=True):
       # The output is the terminal's own, with its progress bar.
       executor = xm_local.Local(experimental_stream_output=False)
-      job = xm.Job(executable, executor, args=arguments)
+      job = xm.Job(executable, executor, args=command)
       unit = await experiment.add(job)
-      print(f"work unit {unit.work_unit_id}: {shlex.join([program, *arguments])}")
+      print(f"work unit {unit.work_unit_id}: {shlex.join(command)}")
       try:
         await unit.wait_until_complete()
       except xm.ExperimentUnitError as error:
@@ -131,7 +132,8 @@ def main(_) -> None:
   if PLATFORM.value == "local":
     for flag in flags.FLAGS.get_flags_for_module("launch.gke"):
       if flag.present and flag.name not in ("config", "dry_run"):
-        raise errors.UserError(f"--{flag.name} is for --platform=gke")
+        instead = "; give --config.workdir" if flag.name == "workdir" else ""
+        raise errors.UserError(f"--{flag.name} is for --platform=gke{instead}")
     commands = [local_command(run) for run in runs]
     if gke.DRY_RUN.value:
       print("\n".join(map(shlex.join, commands)))
@@ -176,8 +178,19 @@ def tell(kind, error, trace) -> None:
     pass
   if isinstance(error, errors.UserError):
     print(f"dinojax: {error}", file=sys.stderr)
+  elif isinstance(error, KeyboardInterrupt):
+    print("dinojax: interrupted; what runs here saves and ends", file=sys.stderr)
   else:
     sys.__excepthook__(kind, error, trace)
 
 
+def describe() -> str:
+  """What --help says: XManager's own knows nothing of the script that it launches."""
+  modules = [sys.modules[__name__], gke]
+  return "\n".join([__doc__, *map(flags.FLAGS.module_help, modules)])
+
+
 sys.excepthook = tell
+if "--help" in sys.argv:
+  print(describe())
+  sys.exit()

@@ -12,6 +12,7 @@ import pytest
 
 from dinojax import dino, preflight, schedules
 from dinojax.data import masking
+from experiments import vitg14
 
 NAMES = sorted(
   path.stem
@@ -205,3 +206,11 @@ def test_experiments_are_locked_against_unknown_fields(name):
 def test_experiments_have_workdirs_of_their_own(name):
   others = {get_config(other).workdir for other in NAMES if other != name}
   assert get_config(name).workdir not in others
+
+
+def test_ranges_of_one_kind_of_crop_change_no_other_kind():
+  config = vitg14.get_config()
+  config.augment["local"].geometry.rotate = 90.0
+  config.augment["local"].jitter.hue = 0.0
+  assert config.augment.global1.geometry.rotate == 10.0
+  assert config.augment.global2.jitter.hue == 0.1

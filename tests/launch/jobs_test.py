@@ -95,6 +95,7 @@ def test_a_bucket_in_the_environment_is_mounted_too():
     ),
     ({"image": ""}, r"--image=REGISTRY/IMAGE:TAG is missing"),
     ({"workdir": ""}, r"--workdir=gs://BUCKET/PATH is missing"),
+    ({"workdir": "gs://"}, r"--workdir=gs:// names no bucket.*gs://BUCKET/PATH"),
     ({"workdir": "runs/a"}, r"--workdir=runs/a is a local path.*gs://BUCKET/PATH"),
     ({"workdir": "gs://B/a"}, r"--workdir='gs://B/a' must have the form gs://BUCKET"),
     ({"workdir": "gs://runs/"}, r"--workdir=gs://runs/ is a whole bucket"),
