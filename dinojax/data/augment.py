@@ -190,6 +190,9 @@ def _check(path, crop):
 
 
 if __name__ == "__main__":
+  from absl import flags
+
   from dinojax import contact_sheet  # a command, of a layer above
 
+  flags.adopt_module_key_flags(contact_sheet)  # so that --help shows them
   contact_sheet.run()
