@@ -29,7 +29,6 @@ OUT at the same paths.
 import dataclasses
 import functools
 import pathlib
-import shutil
 import signal
 import sys
 
@@ -39,6 +38,7 @@ from absl import flags
 import dinojax
 from dinojax import backbone_flags, cli, durable, errors, sharding
 from dinojax.curation import (
+  claims,
   collisions,
   components,
   embedding,
@@ -126,31 +126,20 @@ def main(arguments: list[str]) -> None:
     "network": dataclasses.asdict(network) if network else None,
     "dinojax": dinojax.__version__,
   }
-  durable.claim(out, given, differences=differences)
-  with durable.locked(out):
+  with claims.begun(job, given):
     if out.exists():
       told = f"{out} is complete; nothing to do"
     else:
-      durable.sweep(out)
       curate(job, parts, network, options)
       found = finish(job, parts, given, options)
-      reasons = ", ".join(f"{n:,} {reason}" for reason, n in found["dropped"].items())
+      reasons = manifest.listed(found["dropped"])
       told = (
         f"done; {out} holds {found['records']:,} images in {len(found['shards'])}"
         f" shards; dropped: {reasons or 'none'}; see {out / 'report.html'}"
       )
     durable.declare(out, complete=True)
-    remove_work(job)
+    claims.remove_work(job)
   engine.say(told)
-
-
-def differences(there: dict, now: dict) -> list[str]:
-  """What of an output that was begun is not as asked for now, in the user's words."""
-  return [
-    f"{name}: {there.get(name)} there, {now.get(name)} now"
-    for name in {**there, **now}
-    if name != "complete" and there.get(name) != now.get(name)
-  ]
 
 
 def check(settings: jobs.Settings) -> None:
@@ -249,13 +238,15 @@ def finish(job: jobs.Job, parts: list[jobs.Part], given: dict, options) -> dict:
     part.number: len(job.survivors(part.number)) for part in parts if not part.excluded
   }
   plan = output.layout(job, counts)
+  found = manifest.totals(job, parts)
   if not plan:
+    claims.remove_work(job)  # nothing in it is of use: the claim goes, too
+    reasons = manifest.listed(manifest.dropped(found))
     raise errors.UserError(
-      f"no image is left of {len(parts)} parts; {job.work} holds what was seen of them,"
-      " and --min_side and its like say what is dropped"
+      f"no image is left of --images ({reasons or 'none was found'}); --help tells"
+      " what is dropped, and by which option"
     )
   folder = job.work / "out"
-  found = manifest.totals(job, parts)
   names, labels = manifest.classes(found["labels"], inputs.class_names(parts))
   engine.each(
     functools.partial(output.write, job=job, parts=parts, plan=plan, labels=labels),
@@ -274,12 +265,6 @@ def finish(job: jobs.Job, parts: list[jobs.Part], given: dict, options) -> dict:
     folder.replace(job.out)
     durable.sync(job.out.parent)
   return told
-
-
-def remove_work(job: jobs.Job) -> None:
-  """Removes the folder of work, once OUT is complete."""
-  if job.work.exists():
-    shutil.rmtree(job.work)
 
 
 if __name__ == "__main__":

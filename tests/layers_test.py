@@ -99,6 +99,7 @@ MAY_IMPORT = {
   "backbone_flags": {"backbone", "errors", "weights."},
   "export": {"backbone", "errors"},
   "curation.jobs": {"durable"},
+  "curation.claims": {"durable", "errors", "curation.jobs"},
   "curation.tar_shards": set(),
   "curation.parquet": {"errors"},
   "curation.fingerprints": set(),

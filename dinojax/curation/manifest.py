@@ -85,6 +85,19 @@ def _plain(name: str) -> str:
   return " ".join(os.fsencode(name).decode(errors="backslashreplace").split())
 
 
+def dropped(found: dict[str, Any]) -> dict[str, int]:
+  """How many images are out for each reason there is. found: of `totals`."""
+  reasons = collections.Counter()
+  for counts in found["inputs"].values():
+    reasons.update(counts)
+  return {name: reasons[name] for name in jobs.REASONS if reasons[name]}
+
+
+def listed(counts: dict[str, int]) -> str:
+  """Counts in a line, such as "2 animated, 1 too small"."""
+  return ", ".join(f"{count:,} {name}" for name, count in counts.items())
+
+
 def make(
   given: dict[str, Any], found: dict[str, Any], shards: list[dict[str, Any]]
 ) -> dict[str, Any]:
@@ -95,14 +108,11 @@ def make(
     found: of `totals`.
     shards: {"name", "records", "bytes", "sources"} of each.
   """
-  reasons = collections.Counter()
-  for counts in found["inputs"].values():
-    reasons.update({k: n for k, n in counts.items() if k in jobs.REASONS})
   specs = [*given["exclude"], *given["images"]]
   return {
     "records": sum(shard["records"] for shard in shards),
     "bytes": sum(shard["bytes"] for shard in shards),
-    "dropped": {name: reasons[name] for name in jobs.REASONS if reasons[name]},
+    "dropped": dropped(found),
     "inputs": [
       {"source": specs[number], **counts} for number, counts in found["inputs"].items()
     ],
