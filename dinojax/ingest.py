@@ -133,9 +133,14 @@ def main(arguments: list[str]) -> None:
       curate(job, parts, network, options)
       found = finish(job, parts, given, options)
       reasons = manifest.listed(found["dropped"])
-      told = (
-        f"done; {out} holds {found['records']:,} images in {len(found['shards'])}"
-        f" shards; dropped: {reasons or 'none'}; see {out / 'report.html'}"
+      shards = len(found["shards"])
+      told = "\n".join(
+        [
+          *found["classes"],
+          f"done; {out} holds {found['records']:,} images in {shards:,}"
+          f" shard{'s' * (shards > 1)}; dropped: {reasons or 'none'}; see"
+          f" {out / 'report.html'}",
+        ]
       )
     durable.declare(out, complete=True)
     claims.remove_work(job)
@@ -247,7 +252,8 @@ def finish(job: jobs.Job, parts: list[jobs.Part], given: dict, options) -> dict:
       " what is dropped, and by which option"
     )
   folder = job.work / "out"
-  names, labels = manifest.classes(found["labels"], inputs.class_names(parts))
+  class_names = inputs.class_names(parts)
+  names, labels = manifest.classes(found["labels"], class_names)
   engine.each(
     functools.partial(output.write, job=job, parts=parts, plan=plan, labels=labels),
     [i for i in range(len(plan)) if not job.path("shards", i, "json").exists()],
@@ -256,7 +262,8 @@ def finish(job: jobs.Job, parts: list[jobs.Part], given: dict, options) -> dict:
     count=engine.files_in(job.work / "shards"),
   )
   shards = [output.described(job, parts, plan, shard) for shard in range(len(plan))]
-  told = manifest.make(given, found, shards)
+  of_classes = manifest.told_classes(given, found, class_names, len(names))
+  told = manifest.make(given, found, shards, of_classes)
   with durable.failing_in_one_line(job.out):
     output.write_metadata(job, folder, shards, names)
   report.write(job, parts, told, folder)

@@ -65,9 +65,10 @@ def data(tmp_path_factory):
     "i": encoded(shown[6], size=(64, 9)),
     "j": encoded(other),
   }
-  files = {f"{key}.png": content for key, content in copies.items()} | {"j.cls": b"1"}
+  files = {f"{key}.png": content for key, content in copies.items()}
+  files |= {"d.cls": b"cat", "j.cls": b"1"}
   with tarfile.open(folder / "0.tar", "w") as tar:
-    for name, content in files.items():
+    for name, content in sorted(files.items()):
       member = tarfile.TarInfo(name)
       member.size = len(content)
       tar.addfile(member, io.BytesIO(content))
@@ -205,7 +206,13 @@ def test_manifest_and_report_tell_of_everything(made, data):
   }
   for shard in manifest["shards"]:
     assert (made / shard["name"]).exists()
+  classes, *warnings = manifest["classes"]
+  assert classes == (
+    f"4 classes: 2 named by folder:{data}/photos, 2 numbers of tar:{data}/*.tar"
+  )
+  assert len(warnings) == 2 and "(of images kept: 1)" in warnings[1]
   report = (made / "report.html").read_text()
+  assert classes in report
   assert report.count("data:image/jpeg") == 13  # two of each pair, and of 3 refused one
   assert "2 frames" in report and "64x9 pixels" in report
 

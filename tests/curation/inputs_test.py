@@ -12,7 +12,7 @@ from PIL import Image
 from pyarrow import parquet
 
 from dinojax import errors
-from dinojax.curation import inputs
+from dinojax.curation import inputs, tar_shards
 
 
 def png(pixels):
@@ -55,6 +55,15 @@ def test_tar_shards_of_webdataset_and_img2dataset(contents, tmp_path, mode):
   assert found[2].name == f"{tmp_path}/0.tar:dir.x/00002"
   again = read(f"tar:{tmp_path}/*.tar", tmp_path, rows=[1, 4])
   assert again == [found[1], found[4]]
+
+
+def test_a_label_of_text_is_told_from_none(contents, tmp_path):
+  texts = {"0": b"cat", "1": b" 7 ", "2": b"-5"}
+  files = [(f"{key}.cls", text) for key, text in texts.items()]
+  files += [(f"{key}.png", contents[0]) for key in (*texts, "3")]
+  write_tar(tmp_path / "0.tar", sorted(files))
+  found = read(f"tar:{tmp_path}/0.tar", tmp_path)
+  assert [x.label for x in found] == [tar_shards.NO_NUMBER, 7, -1, -1]
 
 
 @pytest.mark.parametrize("lost", [100, 1024 * 9 + 600, 1024 * 10])
