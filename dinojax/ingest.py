@@ -171,6 +171,10 @@ def check(settings: jobs.Settings) -> None:
     value = getattr(settings, name)
     if not least <= value <= most:
       raise errors.UserError(f"--{name}={value} must be within {least} and {most}")
+  if 0 < settings.max_aspect < 1:
+    raise errors.UserError(
+      f"--max_aspect={settings.max_aspect} must be at least 1, or 0 to keep all"
+    )
   needs = [name for name in ("near_cosine", "sample") if getattr(settings, name)]
   if needs and not backbone_flags.CHECKPOINT.value:
     raise errors.UserError(f"--{needs[0]} needs --checkpoint=WEIGHTS to embed images")

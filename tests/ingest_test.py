@@ -332,18 +332,22 @@ for command in json.loads(sys.argv[1]):
 """
 
 
-def test_mistakes_take_one_line_before_work_starts(made, data, tmp_path):
+def test_mistakes_take_one_line_and_leave_nothing(made, data, tmp_path):
   mistakes = {
     "--min_sid=3": "--min_sid is an option neither of ingest",
     "--quality=101": "--quality=101 must be within 1 and 95",
+    "--max_aspect=0.5": "--max_aspect=0.5 must be at least 1, or 0",
     "--near_cosine=0.9": "--near_cosine needs --checkpoint=WEIGHTS",
     "--images=tar:/nowhere/*": '--images="tar:/nowhere/*" matches no file',
+    f"--images=tar:{data}": f"is a folder; give tar:{data}/*.tar",
+    f"--images=tar:{data}/test/*.jpg": "matches no tar file, but",
+    "--min_side=999": "no image is left of --images (1 unreadable, 1 animated, 28 too",
     "--near_bits=4": "begun otherwise (near_bits: 6 there, 4 now)",
   }
   commands = []
   for mistake in mistakes:
     out = made if "near_bits" in mistake else tmp_path / "o"
-    commands.append(["ingest", *command(data, out, mistake)[3:]])
+    commands.append(["ingest", *command(data, out, *IN_MEMORY, mistake)[3:]])
   result = subprocess.run(
     [sys.executable, "-c", MISTAKES, json.dumps(commands)],
     cwd=ROOT,

@@ -84,6 +84,13 @@ def _pieces(
   paths = sorted(glob.glob(os.path.expanduser(pattern), recursive=True))
   if not paths:
     raise errors.UserError(f"{where} matches no file; give a pattern of {kind} files")
+  if folders := [path for path in paths if os.path.isdir(path)]:
+    raise errors.UserError(
+      f"{where}: {folders[0]} is a folder; give {kind}:{folders[0]}/*.{kind}"
+    )
+  # One will do: a damaged file among many is told of, and the others are read.
+  if kind == "tar" and not any(map(tar_shards.is_one, paths)):
+    raise errors.UserError(f"{where} matches no tar file, but such as {paths[0]}")
   for path in paths:
     identity = _identity(path)
     if kind == "tar":

@@ -30,7 +30,7 @@ def totals(job: jobs.Job, parts: list[jobs.Part]) -> dict[str, Any]:
     counts["images"] += len(rows)
     counts["bytes"] += int(rows["size"].sum())
     if part.excluded:
-      counts["unreadable"] += int((rows["reason"] > 0).sum())
+      counts["not compared"] += int((rows["reason"] > 0).sum())
       continue
     for reason, count in enumerate(np.bincount(reasons).tolist()):
       if count:

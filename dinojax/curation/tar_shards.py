@@ -13,6 +13,14 @@ NO_NUMBER = -2  # label of an image whose .cls holds something else
 BLOCK = 512  # bytes of tar's unit; an empty one ends the file
 
 
+def is_one(path: str) -> bool:
+  """Whether a file begins as a tar file does, compressed or not."""
+  try:
+    return tarfile.is_tarfile(path)
+  except (OSError, EOFError):
+    return True  # it may be one; reading it will tell what is wrong
+
+
 def read(path: str) -> Iterator[tuple[str, bytes | None, int, str]]:
   """Yields (key, encoded image, label, "") for each image, in order.
 
