@@ -4,7 +4,7 @@ r"""Images from many places into shards to train on: checked, and without duplic
     --exclude=folder:/data/imagenet/val --out=/data/clean/1.0.0
 
 --images and --exclude may be given several times, each
-  folder:PATH           images below a folder; sub-folders are classes
+  folder:PATH           images below a folder, by ending; sub-folders are classes
   tar:GLOB              tar files of img2dataset or webdataset; labels from .cls
   parquet:GLOB          Parquet files with a column of encoded images
   arrayrecord:GLOB      ArrayRecord files of images or of tf.train.Example
@@ -130,6 +130,8 @@ def main(arguments: list[str]) -> None:
     if out.exists():
       told = f"{out} is complete; nothing to do"
     else:
+      for line in inputs.left_out([*EXCLUDE.value, *IMAGES.value]):
+        engine.say(line)
       curate(job, parts, network, options)
       found = finish(job, parts, given, options)
       reasons = manifest.listed(found["dropped"])
