@@ -100,6 +100,7 @@ flags.DEFINE_integer("records_per_shard", 32_000, "More make single reads slower
 flags.DEFINE_integer("seed", 0, "Of clusters and samples.")
 flags.DEFINE_string("image_column", "", "Of Parquet; default the one that plainly is.")
 flags.DEFINE_string("label_column", "", "Of Parquet; default `label`, if there is one.")
+ENDED = "ended; the same command goes on"
 SETTINGS = tuple(field.name for field in dataclasses.fields(jobs.Settings))
 EMBEDDING = tuple(name for name in backbone_flags.NAMES if name != "workers")
 for flag in EMBEDDING:
@@ -108,8 +109,9 @@ for flag in EMBEDDING:
 
 def main(arguments: list[str]) -> None:
   """Makes OUT, or what is missing of it."""
-  signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
-  options = engine.parse(arguments[1:])
+  signal.signal(signal.SIGTERM, end)
+  own = [*SETTINGS, *EMBEDDING, IMAGES.name, EXCLUDE.name, OUT.name]
+  options = engine.parse(arguments[1:], own)
   settings = jobs.Settings(**{name: flags.FLAGS[name].value for name in SETTINGS})
   check(settings)
   out = pathlib.Path(OUT.value).expanduser()
@@ -147,6 +149,12 @@ def main(arguments: list[str]) -> None:
     durable.declare(out, complete=True)
     claims.remove_work(job)
   engine.say(told)
+
+
+def end(*_) -> None:
+  """Ends the process at a SIGTERM, with the processes it has started."""
+  engine.say(ENDED)
+  sys.exit(128 + signal.SIGTERM)
 
 
 def check(settings: jobs.Settings) -> None:
@@ -283,7 +291,7 @@ def finish(job: jobs.Job, parts: list[jobs.Part], given: dict, options) -> dict:
 if __name__ == "__main__":
   cli.run(
     main,
-    on_interrupt="ended; the same command goes on",
+    on_interrupt=ENDED,
     config=False,
     pass_unknown=True,
   )
