@@ -107,7 +107,7 @@ def told_classes(
       else f"{max(labels[number]) + 1:,} numbers of {specs[number]}"
       for number in labels
     ]
-    lines.append(f"{total:,} classes: {', '.join(inputs)}")
+    lines.append(f"{total:,} class{'es' * (total > 1)}: {', '.join(inputs)}")
   elif labels:
     lines.append("no classes: labels are so large that they number something else")
   if total and 0 < len(named) < len(labels):
