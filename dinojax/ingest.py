@@ -4,7 +4,7 @@ r"""Images from many places into shards to train on: checked, and without duplic
     --exclude=folder:/data/imagenet/val --out=/data/clean/1.0.0
 
 --images and --exclude may be given several times, each
-  folder:PATH           images below a folder; sub-folders are classes
+  folder:PATH           images below a folder, by ending; sub-folders are classes
   tar:GLOB              tar files of img2dataset or webdataset; labels from .cls
   parquet:GLOB          Parquet files with a column of encoded images
   arrayrecord:GLOB      ArrayRecord files of images or of tf.train.Example
@@ -29,7 +29,6 @@ OUT at the same paths.
 import dataclasses
 import functools
 import pathlib
-import shutil
 import signal
 import sys
 
@@ -39,6 +38,7 @@ from absl import flags
 import dinojax
 from dinojax import backbone_flags, cli, durable, errors, sharding
 from dinojax.curation import (
+  claims,
   collisions,
   components,
   embedding,
@@ -100,6 +100,7 @@ flags.DEFINE_integer("records_per_shard", 32_000, "More make single reads slower
 flags.DEFINE_integer("seed", 0, "Of clusters and samples.")
 flags.DEFINE_string("image_column", "", "Of Parquet; default the one that plainly is.")
 flags.DEFINE_string("label_column", "", "Of Parquet; default `label`, if there is one.")
+ENDED = "ended; the same command goes on"
 SETTINGS = tuple(field.name for field in dataclasses.fields(jobs.Settings))
 EMBEDDING = tuple(name for name in backbone_flags.NAMES if name != "workers")
 for flag in EMBEDDING:
@@ -108,8 +109,9 @@ for flag in EMBEDDING:
 
 def main(arguments: list[str]) -> None:
   """Makes OUT, or what is missing of it."""
-  signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
-  options = engine.parse(arguments[1:])
+  signal.signal(signal.SIGTERM, end)
+  own = [*SETTINGS, *EMBEDDING, IMAGES.name, EXCLUDE.name, OUT.name]
+  options = engine.parse(arguments[1:], own)
   settings = jobs.Settings(**{name: flags.FLAGS[name].value for name in SETTINGS})
   check(settings)
   out = pathlib.Path(OUT.value).expanduser()
@@ -126,31 +128,33 @@ def main(arguments: list[str]) -> None:
     "network": dataclasses.asdict(network) if network else None,
     "dinojax": dinojax.__version__,
   }
-  durable.claim(out, given, differences=differences)
-  with durable.locked(out):
+  with claims.begun(job, given):
     if out.exists():
       told = f"{out} is complete; nothing to do"
     else:
-      durable.sweep(out)
+      for line in inputs.left_out([*EXCLUDE.value, *IMAGES.value]):
+        engine.say(line)
       curate(job, parts, network, options)
       found = finish(job, parts, given, options)
-      reasons = ", ".join(f"{n:,} {reason}" for reason, n in found["dropped"].items())
-      told = (
-        f"done; {out} holds {found['records']:,} images in {len(found['shards'])}"
-        f" shards; dropped: {reasons or 'none'}; see {out / 'report.html'}"
+      reasons = manifest.listed(found["dropped"])
+      shards = len(found["shards"])
+      told = "\n".join(
+        [
+          *found["classes"],
+          f"done; {out} holds {found['records']:,} images in {shards:,}"
+          f" shard{'s' * (shards > 1)}; dropped: {reasons or 'none'}; see"
+          f" {out / 'report.html'}",
+        ]
       )
     durable.declare(out, complete=True)
-    remove_work(job)
+    claims.remove_work(job)
   engine.say(told)
 
 
-def differences(there: dict, now: dict) -> list[str]:
-  """What of an output that was begun is not as asked for now, in the user's words."""
-  return [
-    f"{name}: {there.get(name)} there, {now.get(name)} now"
-    for name in {**there, **now}
-    if name != "complete" and there.get(name) != now.get(name)
-  ]
+def end(*_) -> None:
+  """Ends the process at a SIGTERM, with the processes it has started."""
+  engine.say(ENDED)
+  sys.exit(128 + signal.SIGTERM)
 
 
 def check(settings: jobs.Settings) -> None:
@@ -177,6 +181,10 @@ def check(settings: jobs.Settings) -> None:
     value = getattr(settings, name)
     if not least <= value <= most:
       raise errors.UserError(f"--{name}={value} must be within {least} and {most}")
+  if 0 < settings.max_aspect < 1:
+    raise errors.UserError(
+      f"--max_aspect={settings.max_aspect} must be at least 1, or 0 to keep all"
+    )
   needs = [name for name in ("near_cosine", "sample") if getattr(settings, name)]
   if needs and not backbone_flags.CHECKPOINT.value:
     raise errors.UserError(f"--{needs[0]} needs --checkpoint=WEIGHTS to embed images")
@@ -249,14 +257,17 @@ def finish(job: jobs.Job, parts: list[jobs.Part], given: dict, options) -> dict:
     part.number: len(job.survivors(part.number)) for part in parts if not part.excluded
   }
   plan = output.layout(job, counts)
+  found = manifest.totals(job, parts)
   if not plan:
+    claims.remove_work(job)  # nothing in it is of use: the claim goes, too
+    reasons = manifest.listed(manifest.dropped(found))
     raise errors.UserError(
-      f"no image is left of {len(parts)} parts; {job.work} holds what was seen of them,"
-      " and --min_side and its like say what is dropped"
+      f"no image is left of --images ({reasons or 'none was found'}); --help tells"
+      " what is dropped, and by which option"
     )
   folder = job.work / "out"
-  found = manifest.totals(job, parts)
-  names, labels = manifest.classes(found["labels"], inputs.class_names(parts))
+  class_names = inputs.class_names(parts)
+  names, labels = manifest.classes(found["labels"], class_names)
   engine.each(
     functools.partial(output.write, job=job, parts=parts, plan=plan, labels=labels),
     [i for i in range(len(plan)) if not job.path("shards", i, "json").exists()],
@@ -265,7 +276,8 @@ def finish(job: jobs.Job, parts: list[jobs.Part], given: dict, options) -> dict:
     count=engine.files_in(job.work / "shards"),
   )
   shards = [output.described(job, parts, plan, shard) for shard in range(len(plan))]
-  told = manifest.make(given, found, shards)
+  of_classes = manifest.told_classes(given, found, class_names, len(names))
+  told = manifest.make(given, found, shards, of_classes)
   with durable.failing_in_one_line(job.out):
     output.write_metadata(job, folder, shards, names)
   report.write(job, parts, told, folder)
@@ -276,16 +288,10 @@ def finish(job: jobs.Job, parts: list[jobs.Part], given: dict, options) -> dict:
   return told
 
 
-def remove_work(job: jobs.Job) -> None:
-  """Removes the folder of work, once OUT is complete."""
-  if job.work.exists():
-    shutil.rmtree(job.work)
-
-
 if __name__ == "__main__":
   cli.run(
     main,
-    on_interrupt="ended; the same command goes on",
+    on_interrupt=ENDED,
     config=False,
     pass_unknown=True,
   )

@@ -65,9 +65,10 @@ def data(tmp_path_factory):
     "i": encoded(shown[6], size=(64, 9)),
     "j": encoded(other),
   }
-  files = {f"{key}.png": content for key, content in copies.items()} | {"j.cls": b"1"}
+  files = {f"{key}.png": content for key, content in copies.items()}
+  files |= {"d.cls": b"cat", "j.cls": b"1"}
   with tarfile.open(folder / "0.tar", "w") as tar:
-    for name, content in files.items():
+    for name, content in sorted(files.items()):
       member = tarfile.TarInfo(name)
       member.size = len(content)
       tar.addfile(member, io.BytesIO(content))
@@ -205,7 +206,13 @@ def test_manifest_and_report_tell_of_everything(made, data):
   }
   for shard in manifest["shards"]:
     assert (made / shard["name"]).exists()
+  classes, *warnings = manifest["classes"]
+  assert classes == (
+    f"4 classes: 2 named by folder:{data}/photos, 2 numbers of tar:{data}/*.tar"
+  )
+  assert len(warnings) == 2 and "(of images kept: 1)" in warnings[1]
   report = (made / "report.html").read_text()
+  assert classes in report
   assert report.count("data:image/jpeg") == 13  # two of each pair, and of 3 refused one
   assert "2 frames" in report and "64x9 pixels" in report
 
@@ -273,7 +280,7 @@ def test_signals_end_all_processes(data, tmp_path, number, code):
   process.send_signal(number)
   _, said = process.communicate(timeout=60)
   assert process.returncode == code
-  assert "Traceback" not in said
+  assert "Traceback" not in said and "ended; the same command goes on" in said
   wait_until(lambda: not any(map(running, started)))
   assert not (tmp_path / "o").exists()
 
@@ -325,18 +332,22 @@ for command in json.loads(sys.argv[1]):
 """
 
 
-def test_mistakes_take_one_line_before_work_starts(made, data, tmp_path):
+def test_mistakes_take_one_line_and_leave_nothing(made, data, tmp_path):
   mistakes = {
-    "--min_sid=3": "--min_sid is an option neither of ingest",
+    "--min_sid=3": "nor of Beam; did you mean --min_side?",
     "--quality=101": "--quality=101 must be within 1 and 95",
+    "--max_aspect=0.5": "--max_aspect=0.5 must be at least 1, or 0",
     "--near_cosine=0.9": "--near_cosine needs --checkpoint=WEIGHTS",
     "--images=tar:/nowhere/*": '--images="tar:/nowhere/*" matches no file',
+    f"--images=tar:{data}": f"is a folder; give tar:{data}/*.tar",
+    f"--images=tar:{data}/test/*.jpg": "matches no tar file, but",
+    "--min_side=999": "no image is left of --images (1 unreadable, 1 animated, 28 too",
     "--near_bits=4": "begun otherwise (near_bits: 6 there, 4 now)",
   }
   commands = []
   for mistake in mistakes:
     out = made if "near_bits" in mistake else tmp_path / "o"
-    commands.append(["ingest", *command(data, out, mistake)[3:]])
+    commands.append(["ingest", *command(data, out, *IN_MEMORY, mistake)[3:]])
   result = subprocess.run(
     [sys.executable, "-c", MISTAKES, json.dumps(commands)],
     cwd=ROOT,

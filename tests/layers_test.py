@@ -99,6 +99,7 @@ MAY_IMPORT = {
   "backbone_flags": {"backbone", "errors", "weights."},
   "export": {"backbone", "errors"},
   "curation.jobs": {"durable"},
+  "curation.claims": {"durable", "errors", "curation.jobs"},
   "curation.tar_shards": set(),
   "curation.parquet": {"errors"},
   "curation.fingerprints": set(),
@@ -127,7 +128,7 @@ MAY_IMPORT = {
     *("durable", "errors"),
     *("curation.examine", "curation.inputs", "curation.jobs"),
   },
-  "curation.manifest": {"curation.jobs"},
+  "curation.manifest": {"curation.jobs", "curation.tar_shards"},
   "curation.report": {"durable", "data.", "curation.inputs", "curation.jobs"},
 }
 EVALS = {"errors", "vit", "sharding", "data.", "evals.features", "evals.search"}

@@ -7,6 +7,7 @@ extra, and takes seconds.
 
 import contextlib
 import dataclasses
+import difflib
 import functools
 import logging
 import os
@@ -26,8 +27,12 @@ from dinojax.curation import watch, worker
 LOCAL = (None, "DirectRunner", "FnApiRunner")
 
 
-def parse(arguments: list[str]) -> list[str]:
+def parse(arguments: list[str], own: list[str]) -> list[str]:
   """Beam's options, checked; by default several processes of this machine.
+
+  Args:
+    arguments: all that are no flags of the command.
+    own: names of the command's flags, which a wrong option may be meant to be.
 
   Raises:
     UserError: one is unknown, or Beam is not installed.
@@ -53,8 +58,11 @@ def parse(arguments: list[str]) -> list[str]:
   logging.getLogger("apache_beam").setLevel(logging.CRITICAL)
   unknown = built.get_all_options(retain_unknown_options=True).keys() - known.keys()
   if unknown:
+    name = min(unknown)
+    close = difflib.get_close_matches(name, [*own, *known], n=1)
     raise errors.UserError(
-      f"--{min(unknown)} is an option neither of ingest (see --help) nor of Beam"
+      f"--{name} is an option neither of ingest (see --help) nor of Beam"
+      + "".join(f"; did you mean --{meant}?" for meant in close)
     )
   return [*arguments, *defaults]
 

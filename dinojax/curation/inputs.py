@@ -8,6 +8,7 @@ An input is cut into parts, which tasks read in order, and read again when the o
 written: images never travel between processes.
 """
 
+import collections
 import functools
 import glob
 import hashlib
@@ -24,6 +25,7 @@ from dinojax.curation import jobs, parquet, tar_shards
 from dinojax.data import sources
 
 RECORDS = 2048  # of a part, where records can be had in any order
+MOST = 5  # endings that are told of
 KINDS = "folder:PATH, tar:GLOB, parquet:GLOB, arrayrecord:GLOB or tfds:NAME:SPLIT"
 
 
@@ -84,6 +86,13 @@ def _pieces(
   paths = sorted(glob.glob(os.path.expanduser(pattern), recursive=True))
   if not paths:
     raise errors.UserError(f"{where} matches no file; give a pattern of {kind} files")
+  if folders := [path for path in paths if os.path.isdir(path)]:
+    raise errors.UserError(
+      f"{where}: {folders[0]} is a folder; give {kind}:{folders[0]}/*.{kind}"
+    )
+  # One will do: a damaged file among many is told of, and the others are read.
+  if kind == "tar" and not any(map(tar_shards.is_one, paths)):
+    raise errors.UserError(f"{where} matches no tar file, but such as {paths[0]}")
   for path in paths:
     identity = _identity(path)
     if kind == "tar":
@@ -103,6 +112,28 @@ def fingerprint(parts: list[jobs.Part]) -> str:
 def _identity(path: str) -> str:
   status = os.stat(path)
   return f"{status.st_size} {status.st_mtime_ns}"
+
+
+def left_out(specs: list[str]) -> list[str]:
+  """Says of each folder which files are no images by their endings, one line each."""
+  lines = []
+  for spec in specs:
+    kind, _, root = spec.partition(":")
+    if kind != "folder":
+      continue
+    endings = collections.Counter()
+    for _, subfolders, files in os.walk(os.path.expanduser(root), followlinks=True):
+      subfolders[:] = [name for name in subfolders if not name.startswith(".")]
+      lower = (name.lower() for name in files if not name.startswith("."))
+      others = (name for name in lower if not name.endswith(sources.ENDINGS))
+      endings.update(os.path.splitext(name)[1] or "without" for name in others)
+    if endings:
+      most = [f"{count:,} {ending}" for ending, count in endings.most_common(MOST)]
+      more = ", ..." if len(endings) > MOST else ""
+      lines.append(
+        f"{spec}: by their endings, these files are left out: {', '.join(most)}{more}"
+      )
+  return lines
 
 
 def class_names(parts: list[jobs.Part]) -> dict[int, tuple[str, ...]]:

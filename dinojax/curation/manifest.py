@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 import dinojax
-from dinojax.curation import jobs
+from dinojax.curation import jobs, tar_shards
 
 VERSIONS = ("apache-beam", "array_record", "faiss-cpu", "numpy", "pillow", "pyarrow")
 VERSIONS += ("opencv-python-headless", "tensorflow-datasets")
@@ -23,14 +23,14 @@ def totals(job: jobs.Job, parts: list[jobs.Part]) -> dict[str, Any]:
   inputs = collections.defaultdict(collections.Counter)
   sides = collections.Counter()
   labels = collections.defaultdict(set)
-  kept_bytes = 0
+  kept_bytes = text_labels = 0
   for part in parts:
     rows, reasons = job.rows(part.number), job.reasons(part.number)
     counts = inputs[part.source]
     counts["images"] += len(rows)
     counts["bytes"] += int(rows["size"].sum())
     if part.excluded:
-      counts["unreadable"] += int((rows["reason"] > 0).sum())
+      counts["not compared"] += int((rows["reason"] > 0).sum())
       continue
     for reason, count in enumerate(np.bincount(reasons).tolist()):
       if count:
@@ -40,7 +40,8 @@ def totals(job: jobs.Job, parts: list[jobs.Part]) -> dict[str, Any]:
     shorter = np.minimum(kept["width"], kept["height"])
     powers = np.floor(np.log2(np.maximum(shorter, 1))).astype(int)
     sides.update(powers.tolist())
-    labels[part.source] |= set(np.unique(kept["label"]).tolist())
+    labels[part.source] |= set(np.unique(np.maximum(kept["label"], -1)).tolist())
+    text_labels += int((kept["label"] == tar_shards.NO_NUMBER).sum())
   return {
     "inputs": {number: dict(counts) for number, counts in sorted(inputs.items())},
     "kept_bytes": kept_bytes,
@@ -49,6 +50,7 @@ def totals(job: jobs.Job, parts: list[jobs.Part]) -> dict[str, Any]:
       for power, count in sorted(sides.items())
     },
     "labels": {number: found for number, found in labels.items() if found - {-1}},
+    "text_labels": text_labels,
   }
 
 
@@ -80,13 +82,70 @@ def classes(
   }
 
 
+def told_classes(
+  given: dict[str, Any],
+  found: dict[str, Any],
+  names: dict[int, Sequence[str]],
+  total: int,
+) -> list[str]:
+  """What the output's classes come from, and what is odd about them, in lines.
+
+  Args:
+    given: inputs and settings.
+    found: of `totals`.
+    names: by label, of each input that names its classes.
+    total: the number of the output's classes.
+  """
+  specs = [*given["exclude"], *given["images"]]
+  labels = found["labels"]
+  lines = []
+  named = [number for number in labels if names.get(number)]
+  if total:
+    inputs = [
+      f"{len(names[number]):,} named by {specs[number]}"
+      if number in named
+      else f"{max(labels[number]) + 1:,} numbers of {specs[number]}"
+      for number in labels
+    ]
+    lines.append(f"{total:,} class{'es' * (total > 1)}: {', '.join(inputs)}")
+  elif labels:
+    lines.append("no classes: labels are so large that they number something else")
+  if total and 0 < len(named) < len(labels):
+    lines.append(
+      "warning: names and numbers never match, so that a class of two such inputs is"
+      " two; ingest those with names only, or with numbers only, if they share classes"
+    )
+  if found["text_labels"]:
+    lines.append(
+      f"warning: text in .cls is no label (of images kept: {found['text_labels']:,});"
+      " give numbers, or sub-folders as classes"
+    )
+  return lines
+
+
 def _plain(name: str) -> str:
   """A name that is one line of UTF-8; those that differ in blanks alone are one."""
   return " ".join(os.fsencode(name).decode(errors="backslashreplace").split())
 
 
+def dropped(found: dict[str, Any]) -> dict[str, int]:
+  """How many images are out for each reason there is. found: of `totals`."""
+  reasons = collections.Counter()
+  for counts in found["inputs"].values():
+    reasons.update(counts)
+  return {name: reasons[name] for name in jobs.REASONS if reasons[name]}
+
+
+def listed(counts: dict[str, int]) -> str:
+  """Counts in a line, such as "2 animated, 1 too small"."""
+  return ", ".join(f"{count:,} {name}" for name, count in counts.items())
+
+
 def make(
-  given: dict[str, Any], found: dict[str, Any], shards: list[dict[str, Any]]
+  given: dict[str, Any],
+  found: dict[str, Any],
+  shards: list[dict[str, Any]],
+  told: list[str],
 ) -> dict[str, Any]:
   """The manifest.
 
@@ -94,20 +153,19 @@ def make(
     given: inputs and settings, as the output was claimed with.
     found: of `totals`.
     shards: {"name", "records", "bytes", "sources"} of each.
+    told: of `told_classes`.
   """
-  reasons = collections.Counter()
-  for counts in found["inputs"].values():
-    reasons.update({k: n for k, n in counts.items() if k in jobs.REASONS})
   specs = [*given["exclude"], *given["images"]]
   return {
     "records": sum(shard["records"] for shard in shards),
     "bytes": sum(shard["bytes"] for shard in shards),
-    "dropped": {name: reasons[name] for name in jobs.REASONS if reasons[name]},
+    "dropped": dropped(found),
     "inputs": [
       {"source": specs[number], **counts} for number, counts in found["inputs"].items()
     ],
     "bytes_of_kept_images_as_found": found["kept_bytes"],
     "images_by_shorter_side": found["shorter_side"],
+    "classes": told,
     "shards": shards,
     "given": given,
     "versions": {

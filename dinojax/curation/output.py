@@ -137,7 +137,7 @@ def _records(job: jobs.Job, parts: list[jobs.Part], spans: list, labels: dict):
       feature = example.features.feature
       image = examine.bounded(record.image, job.settings)
       feature["image"].bytes_list.value.append(image)
-      label = record.label
+      label = max(record.label, -1)  # also where it is text
       if label >= 0 and (known := labels.get(parts[number].source)):
         label = known[label]
       feature["label"].int64_list.value.append(label)

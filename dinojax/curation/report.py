@@ -137,7 +137,9 @@ def _page(job, manifest: dict, chosen: dict, pictures: dict) -> str:
       f"<td>{x.get('kept', 'excluded')}<td>{x['bytes']:,}"
       for x in manifest["inputs"]
     ),
-    "</table><h2>Shorter side of kept images, pixels</h2><table>",
+    "</table>",
+    *(f"<p>{html.escape(line)}" for line in manifest["classes"]),
+    "<h2>Shorter side of kept images, pixels</h2><table>",
     *(
       f"<tr><td>{side}<td>{n:,}"
       for side, n in manifest["images_by_shorter_side"].items()

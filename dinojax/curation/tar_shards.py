@@ -1,7 +1,7 @@
 """Images of a tar file as img2dataset and webdataset write them.
 
 KEY.jpg with KEY.json, KEY.txt or KEY.cls beside it, one after the other: what shares a
-key is one sample. A label is the number in KEY.cls.
+key is one sample. A label is the number in KEY.cls; other text there is no label.
 """
 
 import re
@@ -9,11 +9,22 @@ import tarfile
 from collections.abc import Iterator
 
 ENDINGS = ("jpg", "jpeg", "png", "webp", "bmp", "gif")
+NO_NUMBER = -2  # label of an image whose .cls holds something else
 BLOCK = 512  # bytes of tar's unit; an empty one ends the file
 
 
+def is_one(path: str) -> bool:
+  """Whether a file begins as a tar file does, compressed or not."""
+  try:
+    return tarfile.is_tarfile(path)
+  except (OSError, EOFError):
+    return True  # it may be one; reading it will tell what is wrong
+
+
 def read(path: str) -> Iterator[tuple[str, bytes | None, int, str]]:
-  """Yields (key, encoded image, label or -1, "") for each image, in order.
+  """Yields (key, encoded image, label, "") for each image, in order.
+
+  A label is a number, -1 if there is none, or NO_NUMBER.
 
   If the file is damaged, ("", None, -1, what is wrong) comes last: what lies behind the
   damage cannot be had.
@@ -61,8 +72,10 @@ def _samples(tar: tarfile.TarFile) -> Iterator[tuple[str, dict[str, bytes]]]:
 
 
 def _label(text: bytes | None) -> int:
-  """The number that a .cls file holds, -1 if there is none."""
-  try:
-    return int(text)
-  except (TypeError, ValueError):
+  """The number that a .cls file holds, -1 if there is no file."""
+  if text is None:
     return -1
+  try:
+    return max(int(text), -1)
+  except ValueError:
+    return NO_NUMBER

@@ -51,7 +51,7 @@ def note_and_wait(task, *, folder):
 
 
 def run(function, tmp_path):
-  options = engine.parse(["--direct_num_workers=2"])
+  options = engine.parse(["--direct_num_workers=2"], [])
   function = functools.partial(function, folder=tmp_path)
   engine.each(function, list(range(20)), options=options, label="x", count=lambda: 0)
 
@@ -76,5 +76,5 @@ def test_a_process_that_is_killed_ends_the_run_and_not_in_silence(tmp_path):
 
 def test_options_that_nobody_knows_are_refused():
   with pytest.raises(errors.UserError, match="--min_sid is an option neither of"):
-    engine.parse(["--min_sid=3"])
-  assert "--runner=FlinkRunner" in engine.parse(["--runner=FlinkRunner"])
+    engine.parse(["--min_sid=3"], [])
+  assert "--runner=FlinkRunner" in engine.parse(["--runner=FlinkRunner"], [])

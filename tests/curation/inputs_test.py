@@ -12,7 +12,7 @@ from PIL import Image
 from pyarrow import parquet
 
 from dinojax import errors
-from dinojax.curation import inputs
+from dinojax.curation import inputs, tar_shards
 
 
 def png(pixels):
@@ -55,6 +55,15 @@ def test_tar_shards_of_webdataset_and_img2dataset(contents, tmp_path, mode):
   assert found[2].name == f"{tmp_path}/0.tar:dir.x/00002"
   again = read(f"tar:{tmp_path}/*.tar", tmp_path, rows=[1, 4])
   assert again == [found[1], found[4]]
+
+
+def test_a_label_of_text_is_told_from_none(contents, tmp_path):
+  texts = {"0": b"cat", "1": b" 7 ", "2": b"-5"}
+  files = [(f"{key}.cls", text) for key, text in texts.items()]
+  files += [(f"{key}.png", contents[0]) for key in (*texts, "3")]
+  write_tar(tmp_path / "0.tar", sorted(files))
+  found = read(f"tar:{tmp_path}/0.tar", tmp_path)
+  assert [x.label for x in found] == [tar_shards.NO_NUMBER, 7, -1, -1]
 
 
 @pytest.mark.parametrize("lost", [100, 1024 * 9 + 600, 1024 * 10])
@@ -132,6 +141,15 @@ def test_folders_and_array_records_as_training_reads_them(contents, tmp_path):
   digits = read("embedded:digits:test", tmp_path)
   assert len(digits) == 450
   assert np.asarray(Image.open(io.BytesIO(digits[0].image))).shape == (8, 8, 3)
+
+
+def test_files_of_a_folder_that_are_left_out_by_ending_are_told(tmp_path):
+  (tmp_path / "a").mkdir()
+  for name in ("0.png", "1.GIF", "a/2.gif", "a/3.JPG", "a/README", ".hidden"):
+    (tmp_path / name).touch()
+  spec = f"folder:{tmp_path}"
+  (line,) = inputs.left_out([spec, f"folder:{tmp_path}/none", "tar:x"])
+  assert line.endswith("these files are left out: 2 .gif, 1 without")
 
 
 @pytest.mark.parametrize(

@@ -36,3 +36,14 @@ def test_names_become_lines_of_utf8():
   )
   assert names == ["a b", "caf\\xe9"]
   assert numbers == {0: [0, 1, 0]}
+
+
+def test_it_is_told_where_classes_come_from_and_that_names_and_numbers_are_mixed():
+  given = {"exclude": ["folder:x"], "images": ["folder:a", "tar:b"]}
+  found = {"labels": {1: {0, 1}, 2: {-1, 0, 2}}, "text_labels": 0}
+  line, warning = manifest.told_classes(given, found, {1: ("cat", "dog")}, 5)
+  assert line == "5 classes: 2 named by folder:a, 3 numbers of tar:b"
+  assert warning.startswith("warning: names and numbers never match")
+  found["labels"].pop(1)
+  alone = manifest.told_classes(given, found, {1: ("cat", "dog")}, 3)
+  assert alone == ["3 classes: 3 numbers of tar:b"]
