@@ -44,6 +44,9 @@ def test_it_is_told_where_classes_come_from_and_that_names_and_numbers_are_mixed
   line, warning = manifest.told_classes(given, found, {1: ("cat", "dog")}, 5)
   assert line == "5 classes: 2 named by folder:a, 3 numbers of tar:b"
   assert warning.startswith("warning: names and numbers never match")
-  found["labels"].pop(1)
-  alone = manifest.told_classes(given, found, {1: ("cat", "dog")}, 3)
-  assert alone == ["3 classes: 3 numbers of tar:b"]
+  numbered = found | {"labels": {2: {-1, 0, 2}}}
+  told = manifest.told_classes(given, numbered, {1: ("cat", "dog")}, 3)
+  assert told == ["3 classes: 3 numbers of tar:b"]
+  named = found | {"labels": {1: {0}}}
+  told = manifest.told_classes(given, named, {1: ("cat",)}, 1)
+  assert told == ["1 class: 1 named by folder:a"]
