@@ -7,8 +7,10 @@ From the bytes of photographs to batches of the crops of experiments/vitg14.py: 
 and 8 x 98 pixels, every augmentation. Pillow stands for the PyTorch original: its
 resize, enhancers and HSV are what torchvision calls. Like the original it has no
 geometry, which ours has; "Pillow, geometry" adds one bicubic warp to each crop, where
-torchvision would make two. albumentations decodes with OpenCV, resizes with INTER_AREA,
-the one of its interpolations that does not alias, and has no geometry either.
+torchvision would make two. Pillow's blur is of running sums; "Pillow, PyTorch's blur"
+convolves tensors instead, as the original does. albumentations decodes with OpenCV,
+resizes with INTER_AREA, the one of its interpolations that does not alias, and has no
+geometry either.
 
 First one process, in turns batch by batch, by CPU time, so that other work on the
 machine and hidden threads flatter nobody; then a process on each core, by the clock.
@@ -50,6 +52,7 @@ STAGES = (
   ("Pillow", "colour jitter", sys.modules[__name__], "pillow_jitter"),
   ("Pillow", "blur", sys.modules[__name__], "pillow_blur"),
   ("Pillow, geometry", "warp", sys.modules[__name__], "pillow_warp"),
+  ("Pillow, PyTorch's blur", "blur", sys.modules[__name__], "torch_blur"),
   ("albumentations", "decode", sys.modules[__name__], "opencv_decode"),
 )
 
@@ -72,13 +75,14 @@ def dinojax_pipeline():
   return lambda data, seed: kinds(np.random.default_rng(seed), data)
 
 
-def pillow_pipeline(*, warp=False):
+def pillow_pipeline(*, warp=False, torch=False):
   """(bytes, seed) -> crops."""
   kinds = multi_crop()
 
   def run(data, seed):
     image, rng = pillow_decode(data), np.random.default_rng(seed)
-    return stack(functools.partial(pillow_crop, rng, image, warp=warp), kinds)
+    make_crop = functools.partial(pillow_crop, rng, image, warp=warp, torch=torch)
+    return stack(make_crop, kinds)
 
   return run
 
@@ -171,8 +175,23 @@ def pillow_jitter(rng, image, jitter):
 
 
 def pillow_blur(image, sigma):
-  """Pillow's Gaussian: running sums, where PyTorch convolves tensors."""
+  """Pillow's Gaussian: running sums."""
   return image.filter(ImageFilter.GaussianBlur(sigma))
+
+
+def torch_blur(image, sigma, kernel):
+  """A Gaussian of kernel x kernel taps, as torchvision has it: by a convolution."""
+  import torch
+
+  torch.set_num_threads(1)  # as PyTorch's data loader does in its workers
+  steps = torch.arange(kernel) - kernel // 2
+  taps = torch.exp(-0.5 * (steps / sigma) ** 2)
+  taps = taps / taps.sum()
+  weight = torch.outer(taps, taps).expand(3, 1, kernel, kernel)
+  pixels = torch.from_numpy(np.array(image)).permute(2, 0, 1)[None].float()
+  padded = torch.nn.functional.pad(pixels, [kernel // 2] * 4, mode="reflect")
+  blurred = torch.nn.functional.conv2d(padded, weight, groups=3)
+  return Image.fromarray(blurred[0].round().byte().permute(1, 2, 0).numpy())
 
 
 def pillow_warp(rng, image, ranges):
@@ -192,7 +211,7 @@ def pillow_warp(rng, image, ranges):
   return image.transform(image.size, kind, data, resample)
 
 
-def pillow_crop(rng, image, crop, *, warp):
+def pillow_crop(rng, image, crop, *, warp, torch):
   """One augmented crop, [size,size,3] uint8."""
   limits = dict(area=crop.area, aspect=crop.aspect)
   height, width = geometry.sample_box(rng, image.height, image.width, **limits)
@@ -208,7 +227,11 @@ def pillow_crop(rng, image, crop, *, warp):
   if rng.random() < crop.grey_prob:
     image = image.convert("L").convert("RGB")
   if rng.random() < crop.blur.prob:
-    image = pillow_blur(image, rng.uniform(*crop.blur.sigma))
+    sigma = rng.uniform(*crop.blur.sigma)
+    if torch:
+      image = torch_blur(image, sigma, crop.blur.kernel)
+    else:
+      image = pillow_blur(image, sigma)
   if rng.random() < crop.solarize_prob:
     image = ImageOps.solarize(image, threshold=128)
   return np.asarray(image)
@@ -218,6 +241,7 @@ PIPELINES = {
   "dinojax": dinojax_pipeline,
   "Pillow": pillow_pipeline,
   "Pillow, geometry": functools.partial(pillow_pipeline, warp=True),
+  "Pillow, PyTorch's blur": functools.partial(pillow_pipeline, torch=True),
   "albumentations": albumentations_pipeline,
 }
 
