@@ -27,7 +27,7 @@ from dinojax import (
   sharding,
   watchdog,
 )
-from dinojax.data import mixture, pipeline
+from dinojax.data import augment, mixture, pipeline
 from dinojax.evals import knn
 
 for module in (cli, processes):
@@ -51,6 +51,7 @@ def train(config) -> None:
     SystemExit: 128 + signal after Ctrl-C or SIGTERM, when all is saved.
   """
   preflight.check(config, devices=jax.device_count())
+  augment.make_multi_crop(**config.augment.to_dict())  # checks its ranges
   mesh = sharding.make_mesh(**config.mesh)
   data = mixture.open_mixture(config.data.sources, config.data.weights)
   run = assembly.assemble(config, mesh)

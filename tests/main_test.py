@@ -258,6 +258,7 @@ def test_a_loss_that_is_not_finite_ends_the_run_before_the_next_save(tmp_path):
   [
     ("backbone.dept=3", 'Did you mean "depth"'),
     ("data.batch_size=15", "config.data.batch_size=15 must be a multiple of 2"),
+    ("augment.local.area=(0.5,0.1)", "area=(0.5, 0.1) must rise within (0, 1]"),
     ("data.sources=folder:/no/such", 'config.data.sources[0]="folder:/no/such"'),
     ("workdir=/proc/no/such", "config.workdir='/proc/no/such' is not writable"),
   ],
@@ -266,6 +267,7 @@ def test_a_mistake_is_told_in_one_line_without_a_traceback(tmp_path, override, s
   output = finish(start(tmp_path, override), code=1)
   assert said in output
   assert "Traceback" not in output
+  assert "the first step" not in output
 
 
 def test_help_names_the_config_flag():
