@@ -179,11 +179,8 @@ def test_launchers_import_nothing_of_jax_or_the_model_and_are_short(path):
   assert ast.get_docstring(ast.parse(text))
 
 
-def test_a_job_is_submitted_without_loading_jax():
-  program = (
-    "import sys; from launch import cluster, gke\n"
-    "assert not {'jax', 'tensorflow', 'torch'} & set(sys.modules)"
-  )
+def run(program):
+  """What a Python program prints, in a process of its own."""
   result = subprocess.run(
     [sys.executable, "-c", program],
     cwd=ROOT,
@@ -192,6 +189,15 @@ def test_a_job_is_submitted_without_loading_jax():
     check=False,
   )
   assert result.returncode == 0, result.stderr
+  return result.stdout
+
+
+def test_a_job_is_submitted_without_loading_jax():
+  program = (
+    "import sys; from launch import cluster, gke\n"
+    "assert not {'jax', 'tensorflow', 'torch'} & set(sys.modules)"
+  )
+  run(program)
 
 
 @pytest.mark.parametrize("name", FILES)
@@ -231,12 +237,4 @@ def test_importing_everything_starts_no_backend_loads_no_torch_and_prints_nothin
       "assert not xla_bridge.backends_are_initialized()",
     ]
   )
-  result = subprocess.run(
-    [sys.executable, "-c", program],
-    cwd=ROOT,
-    capture_output=True,
-    text=True,
-    check=False,
-  )
-  assert result.returncode == 0, result.stderr
-  assert result.stdout == ""
+  assert run(program) == ""
