@@ -13,6 +13,7 @@ import sys
 import time
 import warnings
 
+import children
 import jax
 import numpy as np
 import pandas
@@ -248,10 +249,10 @@ def test_after_kill_9_the_same_command_completes_the_same_rows(
   out = tmp_path / "features.parquet"
   process = start(weights, out, images=f"folder:{images}")
   wait_until(lambda: len(written(out)) == 2, process)
-  workers = descendants(process.pid)
+  workers = children.of(process.pid)
   process.kill()
   process.wait()
-  wait_until(lambda: not any(map(alive, workers)))
+  children.wait_until_gone(workers)
   before = written(out)
   assert not complete(out)
   endless.unlink()
@@ -278,7 +279,7 @@ def test_sigterm_ends_after_the_batch_and_names_the_way_on(
   process = start(weights, out, images=f"folder:{images}")
   wait_until(lambda: len(written(out)) == 2, process)
   writer = open_for_reader(endless, process)
-  workers = descendants(process.pid)
+  workers = children.of(process.pid)
   process.send_signal(signal.SIGTERM)
   wait_until(lambda: "ending after this batch" in output(process), process)
   os.close(writer)  # the end of that file
@@ -287,7 +288,7 @@ def test_sigterm_ends_after_the_batch_and_names_the_way_on(
   assert "Traceback" not in output(process)
   assert "leaked" not in output(process)
   assert not complete(out)
-  wait_until(lambda: not any(map(alive, workers)))
+  children.wait_until_gone(workers)
 
 
 def open_for_reader(pipe, process):
@@ -309,16 +310,6 @@ def wait_until(condition, process=None):
     assert process is None or process.poll() is None, output(process)
     assert time.monotonic() < deadline
     time.sleep(0.02)
-
-
-def descendants(pid):
-  listed = subprocess.run(["ps", "-eo", "pid=,ppid="], capture_output=True, text=True)
-  rows = [list(map(int, line.split())) for line in listed.stdout.splitlines()]
-  return [child for child, parent in rows if parent == pid]
-
-
-def alive(pid):
-  return pathlib.Path(f"/proc/{pid}").exists()
 
 
 @pytest.mark.parametrize("ending", ENDINGS)

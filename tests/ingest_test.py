@@ -13,10 +13,10 @@ import sys
 import tarfile
 import time
 
+import children
 import jax
 import numpy as np
 import pictures
-import psutil
 import pytest
 import tensorflow_datasets as tfds
 from absl import flags
@@ -232,10 +232,10 @@ def test_killed_and_cut_off_by_a_full_disk_it_goes_on_to_the_same_bytes(
   work = out.with_name("1.0.0.work")
   process = subprocess.Popen(command(data, out), cwd=ROOT, stderr=subprocess.DEVNULL)
   wait_until(lambda: list(work.glob("scan/*.npy")))
-  started = psutil.Process(process.pid).children(recursive=True)
+  started = children.of(process.pid)
   process.kill()
   process.wait()
-  wait_until(lambda: not any(map(running, started)))
+  children.wait_until_gone(started)
 
   def limit():  # a shard is larger: array_record writes at least 64 KiB
     resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, 50_000))
@@ -250,10 +250,6 @@ def test_killed_and_cut_off_by_a_full_disk_it_goes_on_to_the_same_bytes(
   assert run(data, out).returncode == 0
   assert contents(out) == contents(made)
   assert {path.name for path in out.parent.iterdir()} == {"1.0.0", "1.0.0.json"}
-
-
-def running(process):
-  return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
 
 
 def wait_until(condition):
@@ -275,13 +271,13 @@ def test_signals_end_all_processes(data, tmp_path, number, code):
   )
   signal.signal(signal.SIGINT, before)
   wait_until(lambda: list((tmp_path / "o.work").glob("scan/*.npy")))
-  started = psutil.Process(process.pid).children(recursive=True)
+  started = children.of(process.pid)
   assert started
   process.send_signal(number)
   _, said = process.communicate(timeout=60)
   assert process.returncode == code
   assert "Traceback" not in said and "ended; the same command goes on" in said
-  wait_until(lambda: not any(map(running, started)))
+  children.wait_until_gone(started)
   assert not (tmp_path / "o").exists()
 
 

@@ -11,6 +11,7 @@ import subprocess
 import sys
 import time
 
+import children
 import pytest
 
 ROOT = pathlib.Path(__file__).parent.parent
@@ -212,24 +213,17 @@ def test_a_run_that_hangs_shows_where_and_ends_to_be_started_again(tmp_path):
   settings = ("total_steps=6000", "checkpoint.every=1000", "workers=1")
   process = start(tmp_path, *settings, "hang_minutes=0.1")
   wait_for_step(2, tmp_path, process)
-  children = [
-    int(child)
-    for path in pathlib.Path(f"/proc/{process.pid}/task").glob("*/children")
-    for child in path.read_text().split()
-  ]
-  for child in children:
+  workers = children.of(process.pid)
+  for child in workers:
     os.kill(child, signal.SIGSTOP)
   process.wait(timeout=60)
-  for child in children:
+  for child in workers:
     with contextlib.suppress(ProcessLookupError):
       os.kill(child, signal.SIGCONT)
   output = finish(process, code=75)
   assert "prefetch.py" in output
   assert "dinojax: no progress for 0.1 minutes (config.hang_minutes)" in output
-  deadline = time.time() + 20
-  while any(pathlib.Path(f"/proc/{child}").exists() for child in children):
-    assert time.time() < deadline, "its workers outlive it"
-    time.sleep(0.1)
+  children.wait_until_gone(workers)
 
 
 def test_a_workdir_of_another_config_is_refused_by_name(whole_run):

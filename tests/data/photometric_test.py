@@ -109,14 +109,20 @@ def test_solarize_inverts_from_128_upwards():
   np.testing.assert_array_equal(photometric.solarize(image), np.asarray(expected))
 
 
-def test_looks_fill_their_ranges_as_often_as_their_probabilities_say():
+def looks_of(count, *, grey, blur, solarize):
+  """Ranges of crops with these probabilities, half of them jittered."""
   kind = types.SimpleNamespace(
     jitter=photometric.Jitter(0.5, 0.4, 0.3, 0.2, 0.1),
-    grey_prob=0.0,
-    blur=photometric.Blur(0.25, (0.1, 2.0), 9),
-    solarize_prob=0.75,
+    grey_prob=grey,
+    blur=photometric.Blur(blur, (0.1, 2.0), 9),
+    solarize_prob=solarize,
   )
-  ranges, rng = photometric.Ranges([kind] * 10), np.random.default_rng(0)
+  return photometric.Ranges([kind] * count)
+
+
+def test_looks_fill_their_ranges_as_often_as_their_probabilities_say():
+  ranges = looks_of(10, grey=0.0, blur=0.25, solarize=0.75)
+  rng = np.random.default_rng(0)
   looks = [look for _ in range(400) for look in photometric.sample_looks(rng, ranges)]
   sigmas = np.array([look.sigma for look in looks if look.sigma])
   factors = np.array([look.factors for look in looks if look.factors])
@@ -132,13 +138,8 @@ def test_looks_fill_their_ranges_as_often_as_their_probabilities_say():
 
 
 def test_grey_takes_saturation_from_a_crop_and_leaves_its_other_factors():
-  kind = types.SimpleNamespace(
-    jitter=photometric.Jitter(0.5, 0.4, 0.3, 0.2, 0.1),
-    grey_prob=1.0,
-    blur=photometric.Blur(0.0, (0.1, 2.0), 9),
-    solarize_prob=0.0,
-  )
-  ranges, rng = photometric.Ranges([kind] * 20), np.random.default_rng(0)
+  ranges = looks_of(20, grey=1.0, blur=0.0, solarize=0.0)
+  rng = np.random.default_rng(0)
   factors = np.array([look.factors for look in photometric.sample_looks(rng, ranges)])
   assert (factors[:, 2] == 0).all()
   plain = (factors[:, [0, 1, 3]] == [1, 1, 0]).all(axis=1)

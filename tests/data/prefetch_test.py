@@ -11,6 +11,7 @@ import threading
 import time
 from multiprocessing import resource_tracker, spawn
 
+import children
 import grain
 import numpy as np
 import pytest
@@ -84,13 +85,6 @@ def run(tmp_path):
       raise
 
 
-def wait_until_gone(pids):
-  deadline = time.monotonic() + 30
-  while any(pathlib.Path(f"/proc/{pid}").exists() for pid in pids):
-    assert time.monotonic() < deadline, "workers outlived their run"
-    time.sleep(0.1)
-
-
 @pytest.mark.parametrize("state", ["starting", "running"])
 def test_ctrl_c_leaves_the_workers_at_work_and_silent(run, state):
   process, workers = run(state)
@@ -99,13 +93,13 @@ def test_ctrl_c_leaves_the_workers_at_work_and_silent(run, state):
   first = 1 if state == "running" else 0
   expected = [*map(str, range(first, first + 4)), "closed"]
   assert (printed.split(), complaints) == (expected, "")
-  wait_until_gone(workers)
+  children.wait_until_gone(workers)
 
 
 def test_workers_end_when_the_run_is_killed(run):
   process, workers = run("running")
   process.kill()
-  wait_until_gone(workers)
+  children.wait_until_gone(workers)
 
 
 def element(i):
@@ -117,8 +111,8 @@ def test_batches_come_in_order_and_end(workers):
   flags.FLAGS.mark_as_parsed()
   batches = prefetch.Batches(grain.MapDataset.range(5).map(element), workers)
   assert [int(batch["i"][0]) for batch in batches] == [0, 1, 2, 3, 4]
-  children = [child.name for child in multiprocessing.active_children()]
-  assert not [name for name in children if "grain" in name]
+  names = [child.name for child in multiprocessing.active_children()]
+  assert not [name for name in names if "grain" in name]
   assert list(batches) == []
   batches.close()
 

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 
+import children
 import main_test
 import pytest
 
@@ -52,15 +53,6 @@ def started(process):
   return pids("".join(process.stdout.readline() for _ in range(2)))
 
 
-def wait_until_gone(numbers):
-  """Returns when no process has these numbers."""
-  for _ in range(200):
-    if not any(pathlib.Path(f"/proc/{number}").exists() for number in numbers):
-      return
-    time.sleep(0.05)
-  raise AssertionError(f"still there: {numbers}")
-
-
 def test_lines_and_returned_carriages_have_the_process_in_front_and_all_end_well():
   output = finish(child("--devices=3", r"--say=a\r50%\r100%\nb"), code=0)
   for number in "01":
@@ -91,7 +83,7 @@ def test_one_that_fails_ends_the_others_and_its_status_and_words_come_last():
   output = finish(child(*flags), code=3)
   assert output.index("[1] the cause") < output.index("process 1 ended with status 3")
   assert output.splitlines()[-1] == "dinojax: process 1 of 2 ended with status 3"
-  wait_until_gone(pids(output, count=4))
+  children.wait_until_gone(pids(output, count=4))
 
 
 @pytest.mark.parametrize(
@@ -102,7 +94,7 @@ def test_a_signal_is_passed_on_to_all(number, code):
   numbers = started(process)
   process.send_signal(number)
   assert f"ended on {number.name}" in finish(process, code)
-  wait_until_gone(numbers)
+  children.wait_until_gone(numbers)
 
 
 def test_a_second_signal_kills():
@@ -113,14 +105,14 @@ def test_a_second_signal_kills():
   assert process.poll() is None
   process.send_signal(signal.SIGTERM)
   assert "was killed by SIGKILL" in finish(process, code=137)
-  wait_until_gone(numbers)
+  children.wait_until_gone(numbers)
 
 
 def test_no_process_outlives_a_killed_launcher():
   process = child("--only=7")
   numbers = started(process)
   process.kill()
-  wait_until_gone(numbers)
+  children.wait_until_gone(numbers)
   process.communicate()
 
 

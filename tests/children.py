@@ -1,0 +1,25 @@
+"""The processes that a process has started: which they are, and that none is left."""
+
+import time
+
+import psutil
+
+
+def of(number):
+  """Numbers of all that process `number` has started, and what those have."""
+  return [child.pid for child in psutil.Process(number).children(recursive=True)]
+
+
+def wait_until_gone(numbers):
+  """Waits for the end of processes; AssertionError if one outlives its parent."""
+  deadline = time.monotonic() + 60
+  while left := list(filter(_runs, numbers)):
+    assert time.monotonic() < deadline, f"still there: {left}"
+    time.sleep(0.05)
+
+
+def _runs(number):
+  try:
+    return psutil.Process(number).status() != psutil.STATUS_ZOMBIE
+  except psutil.NoSuchProcess:
+    return False
