@@ -1,0 +1,1 @@
+"""What the command lines share; importing it loads no JAX."""

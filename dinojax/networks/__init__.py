@@ -1,0 +1,1 @@
+"""What the student and the teacher compute: backbone, heads, attention."""

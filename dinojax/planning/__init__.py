@@ -1,0 +1,1 @@
+"""A run on paper: compiled for a machine that need not be there, and read."""

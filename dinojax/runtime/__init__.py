@@ -1,0 +1,1 @@
+"""Around a run, not in it: processes, signals, watchdog, memory."""
