@@ -7,8 +7,9 @@ from typing import Any, NamedTuple
 import jax
 from jax.sharding import Mesh
 
-from dinojax import dino, errors, optimizer, schedules, sharding, vit
+from dinojax import dino, errors, optimizer, schedules, sharding
 from dinojax.data import pipeline
+from dinojax.networks import heads, vit
 from dinojax.weights import formats, model
 
 
@@ -28,7 +29,7 @@ class Assembly(NamedTuple):
 
 def assemble(config, mesh: Mesh) -> Assembly:
   """Builds networks, optimiser and jitted functions; call them under `set_mesh`."""
-  nets = dino.make_nets(config)
+  nets = make_nets(config)
   plan = schedules.make_schedules(**config.schedules, total_steps=config.total_steps)
   tx = optimizer.adamw(
     learning_rate=plan.learning_rate,
@@ -60,6 +61,15 @@ def assemble(config, mesh: Mesh) -> Assembly:
       state_sharding,
     ),
   )
+
+
+def make_nets(config) -> dino.Nets:
+  """The networks of a config: its groups `backbone` and `heads`."""
+  how = {name: config[name] for name in ("remat", "unroll", "attention")}
+  backbone = vit.VisionTransformer(**config.backbone, **how)
+  dtype = config.backbone.dtype
+  head = {k: heads.DINOHead(**v, dtype=dtype) for k, v in config.heads.items()}
+  return dino.Nets(backbone, head["dino"], head.get("ibot", head["dino"]))
 
 
 def compile_step(run: Assembly, config, mesh: Mesh) -> jax.stages.Compiled:

@@ -18,7 +18,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from dinojax import checkpoint, errors, sharding, vit
+from dinojax import checkpoint, errors, sharding
+from dinojax.networks import vit
 from dinojax.weights import formats, model
 
 FEATURES = ("cls", "gap", "cls+gap")

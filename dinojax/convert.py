@@ -21,7 +21,9 @@ import pathlib
 import jax
 from absl import flags
 
-from dinojax import backbone, backbone_flags, cli, errors, export, metrics
+from dinojax import backbone, errors, export
+from dinojax.commands import backbone_flags, cli
+from dinojax.reporting import console
 from dinojax.weights import formats, model, state_dicts
 
 TO = flags.DEFINE_enum(
@@ -65,13 +67,13 @@ def main(argv: list[str]) -> None:
   else:
     lost = formats.write(weights, target, TO.value or formats.guess(target))
   fields = ", ".join(f"{name}={weights.backbone[name]}" for name in model.ARCHITECTURE)
-  metrics.say(f"{source}: {fields}")
+  console.say(f"{source}: {fields}")
   for part, tree in weights.params.items():
     count = sum(math.prod(x.shape) for x in jax.tree.leaves(tree))
-    metrics.say(f"  {part}: {count:,} parameters")
+    console.say(f"  {part}: {count:,} parameters")
   for line in lost:
-    metrics.say(f"  not kept, {line}")
-  metrics.say(f"written to {target}")
+    console.say(f"  not kept, {line}")
+  console.say(f"written to {target}")
 
 
 def write_program(weights: model.Weights, target: str) -> list[str]:
@@ -81,9 +83,9 @@ def write_program(weights: model.Weights, target: str) -> list[str]:
   loaded = backbone.of_weights(weights)
   size = SIZE.value or backbone_flags.default_crop(loaded)
   export.write(loaded, size, path)
-  metrics.say(f"for images [B, {size}, {size}, 3] uint8, of any B")
+  console.say(f"for images [B, {size}, {size}, 3] uint8, of any B")
   if arrays.exists():
-    metrics.say(f"  {arrays.name} holds its arrays; keep the two together")
+    console.say(f"  {arrays.name} holds its arrays; keep the two together")
   return [f"{part}: it gives features" for part in weights.params if part != "backbone"]
 
 

@@ -24,7 +24,8 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from dinojax import accumulate, heads, losses, vit
+from dinojax import accumulate, losses
+from dinojax.networks import vit
 
 CENTER_MOMENTUM = 0.9  # of the "centering" targets, arXiv:2104.14294
 
@@ -51,15 +52,6 @@ class TrainState:
   teacher: Any
   opt_state: optax.OptState
   centers: dict[str, jax.Array]
-
-
-def make_nets(config) -> Nets:
-  """The networks of a config: its groups `backbone` and `heads`."""
-  how = {name: config[name] for name in ("remat", "unroll", "attention")}
-  backbone = vit.VisionTransformer(**config.backbone, **how)
-  dtype = config.backbone.dtype
-  head = {k: heads.DINOHead(**v, dtype=dtype) for k, v in config.heads.items()}
-  return Nets(backbone, head["dino"], head.get("ibot", head["dino"]))
 
 
 def init_state(key: jax.Array, *, nets: Nets, tx, cfg) -> TrainState:
@@ -172,7 +164,7 @@ def train_step(state: TrainState, batch: dict, key, *, nets, tx, schedules, cfg)
       [B,V,N], int32 masked_indices [G,U] into a group's (image, view, patch) rows, and
       float32 masked_weights [G,U], one over the number of hidden patches of the crop.
     key: the run's key; draws depend on it and on the step alone.
-    nets: of `make_nets`.
+    nets: of `assembly.make_nets`.
     tx: an optax transformation of the student.
     schedules: of `schedules.make_schedules`.
     cfg: the config, of which `group_size`, `losses` and `accumulation` are read.

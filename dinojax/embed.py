@@ -28,19 +28,11 @@ import tqdm
 from absl import flags
 
 import dinojax
-from dinojax import (
-  backbone,
-  backbone_flags,
-  cli,
-  durable,
-  errors,
-  feature_files,
-  interrupts,
-  metrics,
-  processes,
-  sharding,
-)
+from dinojax import backbone, durable, errors, feature_files, sharding
+from dinojax.commands import backbone_flags, cli
 from dinojax.data import pipeline, sources
+from dinojax.reporting import console
+from dinojax.runtime import interrupts, processes
 
 IMAGES = flags.DEFINE_string(
   "images",
@@ -126,7 +118,7 @@ def main(_) -> None:
 
     def check():
       if stop.ends(0):
-        metrics.say(f"interrupted; the same command goes on with {out}")
+        console.say(f"interrupted; the same command goes on with {out}")
         sys.exit(stop.exit_code())
 
     done, mine = files.done(), range(number, shape.parts, count)
@@ -143,11 +135,11 @@ def main(_) -> None:
         spans=[shape.span(k) for k in missing],
       )
       with contextlib.closing(batches), _progress(shape, mine, missing, number) as bar:
-        results, advance = ahead(batches, run, check), metrics.advancer(bar)
+        results, advance = ahead(batches, run, check), console.advancer(bar)
         for k in missing:
           files.write(k, collect(results, source, shape, k, advance))
     elif files.finished():
-      metrics.say("nothing was missing")
+      console.say("nothing was missing")
     complete(files, number, check)
 
 
@@ -241,7 +233,7 @@ def complete(files, number: int, check: Callable[[], None]) -> None:
   joined = jax.process_count() > 1
   while left := files.shape.parts - len(files.done()):
     if not joined:
-      metrics.say(f"{left} parts of {files.out} are left to other processes")
+      console.say(f"{left} parts of {files.out} are left to other processes")
       return
     check()
     time.sleep(POLL)
@@ -252,7 +244,7 @@ def complete(files, number: int, check: Callable[[], None]) -> None:
   while not files.finished():
     check()
     time.sleep(POLL)
-  metrics.say(f"done; {files.out} holds {files.shape.rows:,} rows")
+  console.say(f"done; {files.out} holds {files.shape.rows:,} rows")
 
 
 def _progress(shape, mine, missing, number: int) -> tqdm.tqdm:

@@ -18,15 +18,8 @@ from absl import flags
 from jax.sharding import Mesh
 
 import dinojax
-from dinojax import (
-  backbone,
-  backbone_flags,
-  cli,
-  errors,
-  metrics,
-  processes,
-  sharding,
-)
+from dinojax import backbone, errors, sharding
+from dinojax.commands import backbone_flags, cli
 from dinojax.data import classes, sources
 from dinojax.evals import (
   cache,
@@ -38,6 +31,8 @@ from dinojax.evals import (
   retrieval,
   table,
 )
+from dinojax.reporting import console, metrics
+from dinojax.runtime import processes
 from dinojax.weights import runs
 
 for module in (backbone_flags, processes):
@@ -248,7 +243,7 @@ def record(about: dict, results: dict) -> None:
   writer = metrics.Writer(workdir, start_step=None)
   writer.write(step, numbers)
   writer.close()
-  metrics.say(f"added to {workdir}/metrics.jsonl as step {step}")
+  console.say(f"added to {workdir}/metrics.jsonl as step {step}")
 
 
 def main(_) -> None:
@@ -270,7 +265,7 @@ def main(_) -> None:
       "dtype": loaded.module.dtype,
     }
     told = [f"{name} {value}" for name, value in about.items() if value is not None]
-    metrics.say(", ".join(told))
+    console.say(", ".join(told))
     wanted = {task: columns(task, loaded) for task in tasks}
     present = tuple(sorted({column for some in wanted.values() for column in some}))
     banks = {
@@ -285,9 +280,9 @@ def main(_) -> None:
       }
       width = loaded.module.width
       images = ", ".join(f"{len(x):,} images of --{n}" for n, x in opened.items())
-      metrics.say(f"{task}: {images}, {len(wanted[task]) * width:,} features each")
+      console.say(f"{task}: {images}, {len(wanted[task]) * width:,} features each")
       results |= RATE[task](chosen, num_classes=num_classes, width=width, mesh=mesh)
-  metrics.say(table.render(results))
+  console.say(table.render(results))
   record(about, results)
 
 

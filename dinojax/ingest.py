@@ -36,7 +36,8 @@ import jax
 from absl import flags
 
 import dinojax
-from dinojax import backbone_flags, cli, durable, errors, sharding
+from dinojax import durable, errors, sharding
+from dinojax.commands import backbone_flags, cli
 from dinojax.curation import (
   claims,
   collisions,

@@ -16,19 +16,12 @@ import sys
 import jax
 from absl import flags
 
-from dinojax import (
-  assembly,
-  checkpoint,
-  cli,
-  interrupts,
-  metrics,
-  preflight,
-  processes,
-  sharding,
-  watchdog,
-)
+from dinojax import assembly, checkpoint, preflight, sharding
+from dinojax.commands import cli
 from dinojax.data import augment, mixture, pipeline
 from dinojax.evals import knn
+from dinojax.reporting import console, metrics
+from dinojax.runtime import interrupts, processes, watchdog
 
 for module in (cli, processes):
   flags.adopt_module_key_flags(module)  # so that --help shows them
@@ -105,7 +98,7 @@ def train(config) -> None:
         log.flush()
         accuracy = rate(state.teacher)
         log.write(step, accuracy)
-        metrics.say(f"step {step}: {knn.describe(accuracy)}")
+        console.say(f"step {step}: {knn.describe(accuracy)}")
       if last or ending or step % config.checkpoint.every == 0:
         log.sync()  # never saves a state that is not finite
         checkpoints.save(
@@ -114,20 +107,20 @@ def train(config) -> None:
         watch.progress()
       if ending and not last:
         checkpoints.wait()
-        metrics.say(
+        console.say(
           f"interrupted; step {step} is saved in {checkpoints.directory}; the same"
           " command goes on from there"
         )
         sys.exit(stop.exit_code())
     checkpoints.wait()
-    metrics.say(f"done; step {config.total_steps} is saved in {checkpoints.directory}")
+    console.say(f"done; step {config.total_steps} is saved in {checkpoints.directory}")
     if rate and config.knn.baselines:
       results = {
         "trained teacher": accuracy or rate(state.teacher),
         "same network, untrained": rate(run.init(init_key).teacher),
         "raw pixels": make_rater(assembly.pixel_feature)(None),
       }
-      metrics.say(knn.table(results))
+      console.say(knn.table(results))
 
 
 def open_log(config, start):
@@ -158,7 +151,7 @@ def introduce(config, mesh, data, student, start):
     f"{mesh.size} x {jax.devices()[0].device_kind} of"
     f" {'one process' if count == 1 else f'{count} processes'}"
   )
-  metrics.say(
+  console.say(
     f"backbone {millions['backbone']:,.1f} M parameters, student"
     f" {sum(millions.values()):,.1f} M; {devices} as {dict(mesh.shape)}\n"
     f"{data}; batches of"
@@ -167,7 +160,7 @@ def introduce(config, mesh, data, student, start):
     "the first step waits for the compiler"
   )
   if jax.default_backend() == "cpu" and config.backbone.dtype == "bfloat16":
-    metrics.say("CPUs emulate bfloat16: --config.backbone.dtype=float32 is faster")
+    console.say("CPUs emulate bfloat16: --config.backbone.dtype=float32 is faster")
   if jax.process_index() == 0:
     path = pathlib.Path(config.workdir, "config.json")
     path.write_text(config.to_json_best_effort(indent=2))

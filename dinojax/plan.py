@@ -19,17 +19,10 @@ import time
 import jax
 from absl import flags
 
-from dinojax import (
-  assembly,
-  blocks,
-  cli,
-  costs,
-  hlo,
-  input_plan,
-  preflight,
-  sharding,
-  topology,
-)
+from dinojax import assembly, preflight, sharding
+from dinojax.commands import cli
+from dinojax.networks import blocks
+from dinojax.planning import costs, hlo, input_plan, topology
 
 flags.declare_key_flag("config")  # so that --help shows it
 TOPOLOGY = flags.DEFINE_string("topology", None, "TPU slice, as v5e:8x16.")

@@ -1,6 +1,6 @@
-"""A picture of what the network sees: images, and the crops that are made of them.
+"""Contact sheet of what the network sees: images, and the crops made of them.
 
-  python -m dinojax.data.augment --images=SOURCE --config=FILE --out=sheet.png
+  python -m dinojax.preview --images=SOURCE --config=FILE --out=sheet.png
 
 Each row is one image as stored, then its global crops, then its local crops, all
 enlarged alike, so that sizes compare. Fields of the config can be overridden as in
@@ -14,8 +14,10 @@ import numpy as np
 from absl import flags
 from PIL import Image
 
-from dinojax import cli, errors, metrics
+from dinojax import errors
+from dinojax.commands import cli
 from dinojax.data import augment, images, pipeline, sources
+from dinojax.reporting import console
 
 flags.declare_key_flag("config")  # so that --help shows it
 IMAGES = flags.DEFINE_string("images", None, "Source of images, as folder:PATH.")
@@ -98,13 +100,12 @@ def main(_) -> None:
     Image.fromarray(sheet(rows)).save(out)
   except OSError as error:
     raise errors.UserError(f"--out={out} cannot be written: {error}") from error
-  metrics.say(f"{len(rows)} images and their crops are in {out}")
+  console.say(f"{len(rows)} images and their crops are in {out}")
 
 
 def _with_original(multi_crop, rng, image):
   return images.decode(image), multi_crop(rng, image)
 
 
-def run() -> None:
-  """The command line; `python -m dinojax.data.augment` calls it."""
+if __name__ == "__main__":
   cli.run(main, on_interrupt="ended; no picture is written")

@@ -36,11 +36,11 @@ def get_config():
     config.data.update(sources=("folder:data/cifar10/train",), batch_size=256)
     for crop in (config.augment.global1, config.augment.global2):
       crop.size = 32
-    config.augment["local"].size = 16
+    config.augment.local.size = 16
     for crop in (
       config.augment.global1,
       config.augment.global2,
-      config.augment["local"],
+      config.augment.local,
     ):
       crop.blur.update(sigma=(0.1, 1.0), kernel=3)
     config.augment.num_local = 4

@@ -46,13 +46,13 @@ def get_config():
     for crop in (
       config.augment.global1,
       config.augment.global2,
-      config.augment["local"],
+      config.augment.local,
     ):
       crop.update(size=16, area=(0.6, 1.0), flip_prob=0.0, grey_prob=0.0)
       crop.jitter.update(brightness=0.2, contrast=0.2, saturation=0.0, hue=0.0)
       crop.blur.prob = 0.0
       crop.solarize_prob = 0.0
-    config.augment["local"].update(size=12, area=(0.4, 0.8))
+    config.augment.local.update(size=12, area=(0.4, 0.8))
     config.augment.num_local = 2
     config.knn.update(
       train="embedded:digits:train",

@@ -32,7 +32,8 @@ if __package__ in (None, ""):  # run as a file, not imported: the project is its
 from absl import app, flags
 from ml_collections import config_flags
 
-from dinojax import errors, mistakes
+from dinojax import errors
+from dinojax.commands import mistakes
 from launch import accelerators, jobs, jobset, requirements
 
 CONFIG = config_flags.DEFINE_config_file("config", None, "Experiment file to run.")

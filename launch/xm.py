@@ -27,7 +27,8 @@ from xmanager import xm, xm_local
 from xmanager.xm import job_operators
 from xmanager.xm_local import executables, registry
 
-from dinojax import errors, mistakes
+from dinojax import errors
+from dinojax.commands import mistakes
 from launch import gke, jobs, jobset, requirements, sweeps
 
 PLATFORM = flags.DEFINE_enum("platform", "local", ["local", "gke"], "Where to train.")

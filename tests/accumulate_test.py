@@ -11,7 +11,7 @@ import pytest
 import tiny
 from jax.sharding import AxisType, Mesh
 
-from dinojax import accumulate, dino, schedules, sharding
+from dinojax import accumulate, assembly, dino, schedules, sharding
 
 LEARNING_RATE = 0.01  # as in dino_mesh_test.py, and for its reason
 KINDS = [
@@ -53,7 +53,7 @@ def step(kind, mesh_shape, parts, images=64):
   64 images are 32 groups of 2, one for each of 8 devices and 4 parts.
   """
   config, mesh = get_config(parts, images, **KINDS[kind]), make_mesh(*mesh_shape)
-  nets, tx = dino.make_nets(config), optax.sgd(LEARNING_RATE)
+  nets, tx = assembly.make_nets(config), optax.sgd(LEARNING_RATE)
   plan = schedules.make_schedules(**config.schedules, total_steps=config.total_steps)
   train_step = functools.partial(
     dino.train_step, nets=nets, tx=tx, schedules=plan, cfg=config

@@ -10,7 +10,8 @@ import onnxruntime
 import pytest
 import torch
 
-from dinojax import backbone, errors, export, sharding, vit
+from dinojax import backbone, errors, export, sharding
+from dinojax.networks import vit
 from dinojax.weights import formats, model
 
 ARCHITECTURE = dict(

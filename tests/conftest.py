@@ -1,9 +1,20 @@
-"""Every test sees eight virtual CPU devices, and finds the experiments folder."""
+"""What all tests share: eight virtual CPU devices, and a cache of compiled programs."""
 
+import atexit
 import os
 import pathlib
+import shutil
 import sys
+import tempfile
 
 os.environ["XLA_FLAGS"] = "--xla_force_host_platform_device_count=8"
 os.environ["JAX_PLATFORMS"] = "cpu"
 sys.path.insert(0, str(pathlib.Path(__file__).parent.parent))
+
+# One cache of compiled programs for all processes of a session. Those that it starts
+# inherit the variables, so the first process to set them owns the folder.
+if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
+  cache = tempfile.mkdtemp(prefix="dinojax-tests-")
+  atexit.register(shutil.rmtree, cache, ignore_errors=True)
+  os.environ["JAX_COMPILATION_CACHE_DIR"] = cache
+  os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.3"

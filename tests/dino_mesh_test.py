@@ -13,7 +13,7 @@ import pytest
 import tiny
 from jax.sharding import AxisType, Mesh
 
-from dinojax import dino, schedules, sharding
+from dinojax import assembly, dino, schedules, sharding
 
 ROOT = pathlib.Path(__file__).parent.parent
 STEPS = 2
@@ -26,7 +26,7 @@ with CONFIG.unlocked():
   CONFIG.backbone.drop_path = 0.5
   CONFIG.heads.dino.prototypes = CONFIG.heads.ibot.prototypes = 64
 # At 0.1 the largest step is 1.5, and its 24 bits alone come near the 1e-5 asked for.
-NETS, TX = dino.make_nets(CONFIG), optax.sgd(0.01, momentum=0.9)
+NETS, TX = assembly.make_nets(CONFIG), optax.sgd(0.01, momentum=0.9)
 
 
 def init(key):
@@ -127,7 +127,7 @@ with config.unlocked():
     head.update(hidden=64, bottleneck=32, prototypes=4096)
   config.augment.update(num_local=2)
   config.augment.global1.size = config.augment.global2.size = 56
-  config.augment["local"].size = 28
+  config.augment.local.size = 28
   config.group_size = 2
   config.data.batch_size = 256
 preflight.check(config, devices=jax.device_count())

@@ -10,7 +10,7 @@ import optax
 import pytest
 import tiny
 
-from dinojax import dino, schedules
+from dinojax import assembly, dino, schedules
 
 KEY = jax.random.key(7)
 STEP, LEARNING_RATE = 7, 0.1
@@ -26,7 +26,7 @@ def setup(*, targets="sinkhorn", shared=False, pool="gap", drop_path=0.0):
     config.backbone.update(pool=pool, drop_path=drop_path)
     if shared:
       del config.heads.ibot
-  nets, tx = dino.make_nets(config), optax.sgd(LEARNING_RATE)
+  nets, tx = assembly.make_nets(config), optax.sgd(LEARNING_RATE)
   init = functools.partial(dino.init_state, nets=nets, tx=tx, cfg=config)
   shapes = jax.eval_shape(init, KEY)
   rng = np.random.default_rng(0)

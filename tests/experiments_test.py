@@ -10,7 +10,7 @@ import numpy as np
 import optax
 import pytest
 
-from dinojax import dino, preflight, schedules
+from dinojax import assembly, dino, preflight, schedules
 from dinojax.data import masking
 from experiments import vitg14
 
@@ -102,7 +102,7 @@ def backbone_by_hand(b):
 
 def assembled(name):
   config = get_config(name)
-  nets, tx = dino.make_nets(config), optax.adamw(1e-3)
+  nets, tx = assembly.make_nets(config), optax.adamw(1e-3)
   init = functools.partial(dino.init_state, nets=nets, tx=tx, cfg=config)
   return config, nets, tx, jax.eval_shape(init, jax.random.key(0))
 
@@ -124,7 +124,7 @@ def test_every_experiment_has_its_number_of_parameters_and_traces_to_a_step(name
   assert {leaf.dtype for leaf in jax.tree.leaves(state.student)} == {np.dtype("f4")}
 
   b, g, patch = config.data.batch_size, config.group_size, config.backbone.patch_size
-  side, small = config.augment.global1.size, config.augment["local"].size
+  side, small = config.augment.global1.size, config.augment.local.size
   grid = side // patch
   slots = masking.slots(group_size=g, views=2, grid=grid, **config.masking)
   shapes = {
@@ -210,7 +210,7 @@ def test_experiments_have_workdirs_of_their_own(name):
 
 def test_ranges_of_one_kind_of_crop_change_no_other_kind():
   config = vitg14.get_config()
-  config.augment["local"].geometry.rotate = 90.0
-  config.augment["local"].jitter.hue = 0.0
+  config.augment.local.geometry.rotate = 90.0
+  config.augment.local.jitter.hue = 0.0
   assert config.augment.global1.geometry.rotate == 10.0
   assert config.augment.global2.jitter.hue == 0.1

@@ -8,7 +8,8 @@ import optax
 import pytest
 import torch
 
-from dinojax import heads, optimizer, vit
+from dinojax import optimizer
+from dinojax.networks import heads, vit
 
 DEPTH = 2
 B1, B2, EPS, CLIP = 0.9, 0.999, 1e-4, 3.0

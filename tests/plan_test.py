@@ -11,7 +11,8 @@ import jax
 import pytest
 import tiny
 
-from dinojax import costs, losses, plan, sharding, topology
+from dinojax import losses, plan, sharding
+from dinojax.planning import costs, topology
 
 ROOT = pathlib.Path(__file__).parent.parent
 SMALL = (

@@ -12,7 +12,7 @@ ROOT = pathlib.Path(__file__).parent.parent
 
 def sheet(*arguments):
   return subprocess.run(
-    [sys.executable, "-m", "dinojax.data.augment", *arguments],
+    [sys.executable, "-m", "dinojax.preview", *arguments],
     cwd=ROOT,
     capture_output=True,
     text=True,
@@ -48,7 +48,7 @@ def test_mistakes_are_one_line(tmp_path):
 
 EVERY_CROP = """
 import numpy as np
-from dinojax import contact_sheet
+from dinojax import preview
 
 crops = {
   "global_crops": np.stack([np.full((99, 99, 3), 10 + i, np.uint8) for i in range(2)]),

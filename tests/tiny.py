@@ -23,7 +23,7 @@ def config():
     config.schedules.teacher_momentum.start = 0.9
     for crop in (config.augment.global1, config.augment.global2):
       crop.size = 14 * GRID
-    config.augment["local"].size = 28
+    config.augment.local.size = 28
   return config
 
 
@@ -31,7 +31,7 @@ def batch(config, seed=0):
   """A batch of noise. Masked crop i of a group hides i + 1 patches."""
   rng = np.random.default_rng(seed)
   b, g, patches = config.data.batch_size, config.group_size, GRID**2
-  sides = 14 * GRID, config.augment["local"].size
+  sides = 14 * GRID, config.augment.local.size
   mask = np.zeros((b, 2, patches), bool)
   indices, weights = [], []
   for first in range(0, b, g):

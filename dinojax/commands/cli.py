@@ -6,7 +6,9 @@ from collections.abc import Callable
 from absl import app, flags, logging
 from ml_collections import config_flags
 
-from dinojax import errors, mistakes, processes
+from dinojax import errors
+from dinojax.commands import mistakes
+from dinojax.runtime import processes
 
 CONFIG = config_flags.DEFINE_config_file("config", None, "Experiment file to run.")
 

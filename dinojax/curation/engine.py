@@ -240,7 +240,7 @@ def _local_runner(options: list[str]) -> tuple[Any, list[str]]:
 
 
 def say(line: str) -> None:
-  """Prints one line without tearing the bar; unlike metrics.say, without JAX."""
+  """Prints one line without tearing the bar; unlike console.say, without JAX."""
   tqdm.tqdm.write(line, file=sys.stderr)
 
 

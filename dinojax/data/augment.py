@@ -6,10 +6,6 @@ from that decode (resample.py) and two passes for blur and colour (photometric.p
 on uint8 RGB on the host; normalisation is done on the device. All randomness comes from
 the `rng` that is handed in, so the same generator state and bytes give the same crops.
 
-  python -m dinojax.data.augment --images=SOURCE --config=FILE --out=sheet.png
-
-draws what the network sees.
-
 Source: DINOv2 (arXiv:2304.07193) and the torchvision transforms it is built from.
 
 Shapes: image [H,W,3], global crop [S,S,3], each of L local crops [s,s,3].
@@ -187,12 +183,3 @@ def _check(path, crop):
       value = operator.attrgetter(field)(crop)
       if not holds(value):
         raise errors.UserError(f"{path}.{field}={value} must {rule}")
-
-
-if __name__ == "__main__":
-  from absl import flags
-
-  from dinojax import contact_sheet  # a command, of a layer above
-
-  flags.adopt_module_key_flags(contact_sheet)  # so that --help shows them
-  contact_sheet.run()

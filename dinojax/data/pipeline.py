@@ -43,7 +43,7 @@ def open_batches(
 def batch_shapes(config) -> dict[str, tuple[tuple[int, ...], np.dtype]]:
   """Shape and dtype of each entry of a config's global batch, as the step takes it."""
   batch, group_size = config.data.batch_size, config.group_size
-  side, local_side = config.augment.global1.size, config.augment["local"].size
+  side, local_side = config.augment.global1.size, config.augment.local.size
   grid = side // config.backbone.patch_size
   slots = masking.slots(group_size=group_size, views=2, grid=grid, **config.masking)
   shapes = {

@@ -21,7 +21,8 @@ import cloudpickle
 import grain
 import numpy as np
 
-from dinojax import allocator, errors
+from dinojax import errors
+from dinojax.runtime import allocator
 
 # What a signal that ended a worker is a sign of, and the way out.
 SIGNS = {

@@ -13,8 +13,9 @@ import orbax.checkpoint as ocp
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from dinojax import errors, metrics, sharding
+from dinojax import errors, sharding
 from dinojax.evals import features
+from dinojax.reporting import console
 
 
 def cached(
@@ -40,7 +41,7 @@ def cached(
     UserError: the folder cannot be written or read.
   """
   if folder is None:
-    metrics.say(f"{what}: computing")
+    console.say(f"{what}: computing")
     return compute()
   text = json.dumps(made_of, sort_keys=True)
   key = hashlib.sha256(text.encode()).hexdigest()[:24]
@@ -50,10 +51,10 @@ def cached(
     # Decided by one process for all: together they read, or together they compute.
     if multihost_utils.broadcast_one_to_all(jnp.int32(path.exists())):
       with ocp.Checkpointer(ocp.StandardCheckpointHandler()) as files:
-        metrics.say(f"{what}: from --cache={folder}")
+        console.say(f"{what}: from --cache={folder}")
         wanted = ocp.args.StandardRestore(_abstract(shape, mesh))
         return features.Bank(**files.restore(path, args=wanted))
-  metrics.say(f"{what}: computing, to be kept in --cache={folder}")
+  console.say(f"{what}: computing, to be kept in --cache={folder}")
   bank = compute()
   with _telling(folder, path):
     tree = {"features": bank.features, "labels": bank.labels}

@@ -3,7 +3,8 @@
 import einops
 import jax
 
-from dinojax import attention_cpu, attention_tpu, sharding
+from dinojax import sharding
+from dinojax.networks import attention_cpu, attention_tpu
 
 KINDS = ("auto", "xla", "cpu", "cudnn", "pallas")
 

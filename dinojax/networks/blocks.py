@@ -1,11 +1,10 @@
-"""Transformer blocks: linear layers, LayerScale, attention, FFN, drop path on subsets.
+"""Transformer blocks: attention, FFN, drop path on subsets of the crops.
 
 Each is written for what it costs: what the backward pass needs is small, named for
 `REMAT`, and in `dtype`; skipped crops are not computed.
 """
 
 import functools
-from collections.abc import Sequence
 
 import einops
 import flax.linen as nn
@@ -13,7 +12,8 @@ import jax
 import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 
-from dinojax import attention, sharding
+from dinojax import sharding
+from dinojax.networks import attention, layers
 
 LN_EPS = 1e-6
 
@@ -25,8 +25,6 @@ REMAT = {
   "attention": ("qkv", "attention", "proj"),  # the first layer of the FFN does
   "full": (),
 }
-
-_dense_init = nn.initializers.normal(0.02)
 
 
 def draw(key: jax.Array, groups: jax.Array, crops: int, *, rate: float) -> jax.Array:
@@ -99,101 +97,6 @@ def add_on_chosen(x: jax.Array, delta: jax.Array, chosen: jax.Array) -> jax.Arra
   return _add_at(x, scaled.astype(delta.dtype), chosen)
 
 
-@jax.custom_vjp
-def add_bias(x: jax.Array, bias: jax.Array) -> jax.Array:
-  """[..., D] of any type + [D] float32, in the type of `x`."""
-  return x + bias.astype(x.dtype)
-
-
-def _add_bias_backward(_, grad):
-  rows = einops.rearrange(grad, "... d -> (...) d")
-  # A product with ones, eight for a full tile: TPUs sum columns several times slower.
-  # Its rows are equal; taking the first one of them trips a bug of XLA's partitioner.
-  ones = jnp.ones((8, len(rows)), grad.dtype)
-  sums = jnp.dot(ones, rows, precision="highest", preferred_element_type=jnp.float32)
-  return grad, sums.max(0)
-
-
-add_bias.defvjp(lambda x, bias: (add_bias(x, bias), None), _add_bias_backward)
-
-
-@jax.custom_vjp
-def gelu(x: jax.Array) -> jax.Array:
-  """Exact GELU, in float32; erf takes a third of the time of erfc on CPU."""
-  return (x * _normal_cdf(x)).astype(x.dtype)
-
-
-def _normal_cdf(x):
-  return 0.5 + 0.5 * jax.lax.erf(x.astype(jnp.float32) * 0.5**0.5)
-
-
-def _gelu_backward(x, grad):
-  density = jnp.exp(-0.5 * jnp.square(x.astype(jnp.float32))) * (2 * jnp.pi) ** -0.5
-  return ((grad * (_normal_cdf(x) + x * density)).astype(x.dtype),)
-
-
-gelu.defvjp(lambda x: (gelu(x), x), _gelu_backward)
-
-
-class Dense(nn.Module):
-  """A linear layer of crops of several resolutions: float32 weights, `dtype` products.
-
-  Its weights are cast and gathered once for all resolutions, and their gradients added
-  up before they are scattered. `parts` splits the output into equal pieces.
-  """
-
-  features: int
-  dtype: str
-  parts: int = 1
-
-  @nn.compact
-  def __call__(self, xs: Sequence[jax.Array], gamma: jax.Array | float = 1.0):
-    """Applies the layer.
-
-    With LayerScale's gamma: (x W + b) gamma = x (W gamma) + b gamma. So the gradient of
-    gamma comes from that of the weights, and the unscaled output is neither kept nor
-    computed again.
-
-    Args:
-      xs: each [B_i, T_i, H].
-      gamma: [features], or 1.
-
-    Returns:
-      For each of `xs`, a list of `parts` arrays [B_i, T_i, features / parts].
-    """
-    kernel = self.param("kernel", _dense_init, (xs[0].shape[-1], self.features))
-    bias = self.param("bias", nn.initializers.zeros, (self.features,))
-    kernel = sharding.gather((kernel * gamma).astype(self.dtype))
-    kernels = jnp.split(kernel, self.parts, axis=1)
-    biases = jnp.split(bias * gamma, self.parts)
-    return [
-      [add_bias(_product(x, k), b) for k, b in zip(kernels, biases, strict=True)]
-      for x in xs
-    ]
-
-
-def _product(x, kernel):
-  """[B, T, H], [H, F] -> [B, T, F], in the kernel's type."""
-  x = x.astype(kernel.dtype)
-  if sharding.platform() != "cpu":
-    return x @ kernel
-  # On CPU the gradient of a product of three axes copies its operands. TPUs would copy
-  # here: rows of a crop are padded to whole tiles.
-  return (x.reshape(-1, x.shape[-1]) @ kernel).reshape(*x.shape[:-1], -1)
-
-
-class LayerScale(nn.Module):
-  """gamma, a factor per channel of a branch (arXiv:2103.17239)."""
-
-  width: int
-  init: float
-
-  @nn.compact
-  def __call__(self):
-    """Returns gamma, [D] float32."""
-    return self.param("gamma", nn.initializers.constant(self.init), (self.width,))
-
-
 class Attention(nn.Module):
   """Multi-head self-attention over all tokens of a crop; softmax in float32."""
 
@@ -206,11 +109,11 @@ class Attention(nn.Module):
     """[B_i, T_i, D] each, [D] -> [B_i, T_i, D] each, scaled by gamma."""
     width = len(gamma)
     outputs = []
-    for (qkv,) in Dense(3 * width, self.dtype, name="qkv")(xs):
+    for (qkv,) in layers.Dense(3 * width, self.dtype, name="qkv")(xs):
       qkv = checkpoint_name(qkv, "qkv")
       out = attention.attention(qkv, heads=self.heads, kind=self.kernel)
       outputs.append(checkpoint_name(out, "attention"))
-    projected = Dense(width, self.dtype, name="proj")(outputs, gamma)
+    projected = layers.Dense(width, self.dtype, name="proj")(outputs, gamma)
     return [checkpoint_name(x, "proj") for (x,) in projected]
 
 
@@ -224,10 +127,10 @@ class Mlp(nn.Module):
     """[B_i, T_i, D] each, [D] -> [B_i, T_i, D] each, scaled by gamma."""
     width = len(gamma)
     hidden = [
-      gelu(checkpoint_name(x, "ffn"))
-      for (x,) in Dense(4 * width, self.dtype, name="fc1")(xs)
+      layers.gelu(checkpoint_name(x, "ffn"))
+      for (x,) in layers.Dense(4 * width, self.dtype, name="fc1")(xs)
     ]
-    return [x for (x,) in Dense(width, self.dtype, name="fc2")(hidden, gamma)]
+    return [x for (x,) in layers.Dense(width, self.dtype, name="fc2")(hidden, gamma)]
 
 
 class SwiGLU(nn.Module):
@@ -244,11 +147,11 @@ class SwiGLU(nn.Module):
     width = len(gamma)
     hidden = (int(4 * width * 2 / 3) + 7) // 8 * 8
     # Split in the weights: split in the output, its gradient would be joined again.
-    packed = Dense(2 * hidden, self.dtype, parts=2, name="w12")(xs)
+    packed = layers.Dense(2 * hidden, self.dtype, parts=2, name="w12")(xs)
     # Held back: XLA would compute half of this product inside the next one, in pieces.
     packed = jax.lax.optimization_barrier(checkpoint_name(packed, "ffn"))
     gated = [jax.nn.silu(gate) * value for gate, value in packed]
-    return [x for (x,) in Dense(width, self.dtype, name="w3")(gated, gamma)]
+    return [x for (x,) in layers.Dense(width, self.dtype, name="w3")(gated, gamma)]
 
 
 class Block(nn.Module):
@@ -269,11 +172,15 @@ class Block(nn.Module):
     ffn = {"mlp": Mlp, "swiglu": SwiGLU}[self.ffn]
     attend = Attention(self.heads, self.dtype, self.attention, name="attn")
     branches = (
-      (norm(name="norm1"), attend, LayerScale(width, self.layerscale_init, name="ls1")),
+      (
+        norm(name="norm1"),
+        attend,
+        layers.LayerScale(width, self.layerscale_init, name="ls1"),
+      ),
       (
         norm(name="norm2"),
         ffn(self.dtype, name="mlp"),
-        LayerScale(width, self.layerscale_init, name="ls2"),
+        layers.LayerScale(width, self.layerscale_init, name="ls2"),
       ),
     )
     for normalize, branch, scale in branches:

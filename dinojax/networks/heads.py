@@ -6,7 +6,8 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from dinojax import blocks, sharding, vit
+from dinojax import sharding
+from dinojax.networks import layers, vit
 
 
 class DINOHead(nn.Module):
@@ -27,7 +28,7 @@ class DINOHead(nn.Module):
       nn.Dense, dtype=self.dtype, kernel_init=nn.initializers.normal(0.02)
     )
     for name in ("fc1", "fc2"):
-      x = blocks.gelu(dense(self.hidden, name=name)(x))
+      x = layers.gelu(dense(self.hidden, name=name)(x))
     x = dense(self.bottleneck, name="fc3")(x).astype(jnp.float32)
     x = x / jnp.sqrt(jnp.maximum(jnp.square(x).sum(-1, keepdims=True), 1e-24))
     weights = Prototypes(self.prototypes, name="prototypes")(self.bottleneck)

@@ -4,8 +4,8 @@ import collections
 import re
 from typing import NamedTuple
 
-from dinojax import hlo
 from dinojax.data import masking
+from dinojax.planning import hlo
 
 
 class Chip(NamedTuple):

@@ -10,7 +10,7 @@ import re
 from collections.abc import Iterator
 from typing import NamedTuple
 
-from dinojax import hlo_ops
+from dinojax.planning import hlo_ops
 
 COLLECTIVES = (
   *("all-gather", "all-reduce", "reduce-scatter", "all-to-all", "collective-permute"),

@@ -8,48 +8,14 @@ import json
 import math
 import os
 import pathlib
-import sys
 import time
-from collections.abc import Callable
 
 import jax
-import tqdm
 
-from dinojax import errors, throughput
+from dinojax import errors
+from dinojax.reporting import console, throughput
 
-SECONDS_BETWEEN_LINES = 10  # of progress, where the output is no terminal
 SECONDS_BETWEEN_SYNCS = 60  # of files of metrics
-
-
-def say(line: str) -> None:
-  """Prints one line without tearing the progress bar."""
-  if jax.process_index() == 0:
-    tqdm.tqdm.write(line, file=sys.stderr)
-
-
-def say_at_once(line: str) -> None:
-  """The same, safe in a signal handler and on every process."""
-  os.write(sys.stderr.fileno(), f"\n{line}\n".encode())
-
-
-def advancer(bar: tqdm.tqdm) -> Callable[[int], None]:
-  """Returns what moves a bar on, with its clock started by the first move.
-
-  What the compiler takes, or workers that start, tells nothing of what is to come.
-  """
-  started = False
-
-  def advance(count: int) -> None:
-    nonlocal started
-    if started:
-      bar.update(count)
-      return
-    started = True
-    bar.n += count
-    bar.initial = bar.last_print_n = bar.n
-    bar.unpause()
-
-  return advance
 
 
 def first_non_finite(scalars: dict[str, float]) -> str | None:
@@ -73,7 +39,7 @@ class Writer:
     self._synced = time.monotonic()
     if jax.process_index() != 0:
       return
-    from dinojax import events  # here, since it costs a second
+    from dinojax.reporting import events  # here, since it costs a second
 
     self._workdir = pathlib.Path(workdir)
     with self._failing_in_one_line():
@@ -165,43 +131,6 @@ class Alarm:
     return None
 
 
-class Progress:
-  """A bar with step, loss, images/s, data wait and ETA; lines where no terminal is."""
-
-  def __init__(self, *, total: int, start: int):
-    """Shows `start` of `total` steps."""
-    self._lines = not sys.stderr.isatty()
-    self._last_line = time.perf_counter()
-    self._bar = tqdm.tqdm(
-      total=total,
-      initial=start,
-      unit="step",
-      dynamic_ncols=True,
-      disable=jax.process_index() != 0,
-      file=open(os.devnull, "w") if self._lines else sys.stderr,  # noqa: SIM115
-    )
-    self._advance = advancer(self._bar)
-
-  def update(self, steps: int) -> None:
-    """Advances by so many steps."""
-    self._advance(steps)
-    now = time.perf_counter()
-    if self._lines and now - self._last_line > SECONDS_BETWEEN_LINES:
-      self._last_line = now
-      say(str(self._bar))
-
-  def show(self, scalars: dict[str, float]) -> None:
-    """Changes the figures beside the bar."""
-    self._bar.set_postfix_str(
-      f"loss {scalars['loss']:.3f}, {scalars['images_per_second']:.0f} images/s,"
-      f" {scalars['data_wait_share']:.0%} waiting for data"
-    )
-
-  def close(self) -> None:
-    """Leaves the bar as it stands."""
-    self._bar.close()
-
-
 class Log:
   """Steps in, everything a person sees out: checks, files, alarms and the bar."""
 
@@ -222,7 +151,7 @@ class Log:
     Arguments as of the classes above and fields of the config.
     """
     self._writer = Writer(workdir, start_step=start_step)
-    self._progress = Progress(total=total_steps, start=start_step)
+    self._progress = console.Progress(total=total_steps, start=start_step)
     self._alarm = Alarm(window=alarm_window, nothing_learnt=nothing_learnt)
     self._timer = throughput.Timer()
     self._judge = throughput.Judge(workers=workers)
@@ -270,12 +199,12 @@ class Log:
       if warning := self._alarm.update(
         step, scalars["loss_dino"] + scalars["loss_ibot"]
       ):
-        say(warning)
+        console.say(warning)
       if step % self._every == 0:
         rates = self._timer.lap(self._lap_steps * self._batch_size)
         rates["input_images_per_second"] = self._input_rate
         if self._lap_steps and (verdict := self._judge.update(rates)):
-          say(verdict)
+          console.say(verdict)
         self._lap_steps = 0
         self._writer.write(step, {**scalars, **rates})
         self._progress.show({**scalars, **rates})

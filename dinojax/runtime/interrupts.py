@@ -6,7 +6,7 @@ import signal
 import jax
 from jax.experimental import multihost_utils
 
-from dinojax import metrics
+from dinojax.reporting import console
 
 
 class Interrupts:
@@ -40,10 +40,10 @@ class Interrupts:
   def _catch(self, number, _):
     if self._number is not None:
       # An exception would be lost where Python happens to be in a callback.
-      metrics.say_at_once(self._second)
+      console.say_at_once(self._second)
       os._exit(128 + number)
     self._number = number
-    metrics.say_at_once(self._first)
+    console.say_at_once(self._first)
     if not self._alone:
       os.kill(os.getpid(), signal.SIGTERM)
 

@@ -16,7 +16,8 @@ import jax
 from absl import flags
 from orbax.checkpoint import multihost
 
-from dinojax import allocator, errors, peers
+from dinojax import errors
+from dinojax.runtime import allocator, peers
 
 COORDINATOR = flags.DEFINE_string(
   "coordinator", None, "HOST:PORT of process 0, the same on every process of a run."

@@ -11,7 +11,8 @@ import sys
 import threading
 import time
 
-from dinojax import errors, processes
+from dinojax import errors
+from dinojax.runtime import processes
 
 FIRST_STEP = 30 * 60  # seconds that the first step may take besides, for the compiler
 LAST_RESORT = 30  # seconds until the kernel ends what has not ended itself

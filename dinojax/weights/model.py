@@ -11,7 +11,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from dinojax import errors, heads, positions, vit
+from dinojax import errors
+from dinojax.networks import heads, positions, vit
 
 # Fields of VisionTransformer that make an architecture; the others say how it is run.
 ARCHITECTURE = (

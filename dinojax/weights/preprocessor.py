@@ -8,7 +8,8 @@ import logging
 
 import numpy as np
 
-from dinojax import errors, vit
+from dinojax import errors
+from dinojax.networks import vit
 
 LOGGER = logging.getLogger(__name__)
 NAME = "preprocessor_config.json"

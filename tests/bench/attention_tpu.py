@@ -37,7 +37,9 @@ def main():
     os.environ["LIBTPU_INIT_ARGS"] = FLAGS.format(folder)  # before libtpu starts
     import jax
 
-    from dinojax import attention, attention_tpu, hlo, sharding, topology
+    from dinojax import sharding
+    from dinojax.networks import attention, attention_tpu
+    from dinojax.planning import hlo, topology
 
     devices = topology.devices("v5e:2x2")[:1]
     mesh = sharding.make_mesh(data=1, fsdp=1, devices=devices)

@@ -34,8 +34,8 @@ from PIL import Image, ImageEnhance, ImageFilter, ImageOps
 
 sys.path.insert(0, str(pathlib.Path(__file__).parents[2]))
 
-from dinojax import allocator
 from dinojax.data import augment, geometry, images, photometric, resample
+from dinojax.runtime import allocator
 from experiments import vitg14
 
 BATCH = 16

@@ -24,8 +24,9 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 sys.path.insert(0, str(pathlib.Path(__file__).parents[2]))
 
-from dinojax import allocator, sharding
+from dinojax import sharding
 from dinojax.evals import features, knn, search
+from dinojax.runtime import allocator
 
 TOLERANCE = 1e-5  # within which two similarities may have rounded apart
 

@@ -40,7 +40,9 @@ sys.path.insert(0, str(pathlib.Path(__file__).parents[2]))
 import torch_peer
 import workload
 
-from dinojax import allocator, assembly, costs, errors, preflight, sharding
+from dinojax import assembly, errors, preflight, sharding
+from dinojax.planning import costs
+from dinojax.runtime import allocator
 
 
 class Ours:

@@ -43,7 +43,7 @@ def random_batch(config, rng) -> dict:
 
   return {
     "global_crops": crops(2, config.augment.global1.size),
-    "local_crops": crops(config.augment.num_local, config.augment["local"].size),
+    "local_crops": crops(config.augment.num_local, config.augment.local.size),
     "mask": np.concatenate([m["mask"] for m in masks]),
     "masked_indices": np.stack([m["masked_indices"] for m in masks]),
     "masked_weights": np.stack([m["masked_weights"] for m in masks]),

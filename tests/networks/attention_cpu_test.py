@@ -5,7 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from dinojax import attention_cpu, sharding
+from dinojax import sharding
+from dinojax.networks import attention_cpu
 
 TOLERANCE = {"float32": 1e-5, "bfloat16": 1e-2}
 

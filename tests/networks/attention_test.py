@@ -7,7 +7,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from dinojax import attention, blocks, preflight, sharding, topology
+from dinojax import preflight, sharding
+from dinojax.networks import attention, blocks
+from dinojax.planning import topology
 
 
 def run(kind, dtype, tokens=50):

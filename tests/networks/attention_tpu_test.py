@@ -7,7 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from dinojax import attention_tpu, sharding
+from dinojax import sharding
+from dinojax.networks import attention_tpu
 
 HEADS = 2  # of 64 channels: one program of the kernel
 

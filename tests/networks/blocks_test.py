@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from dinojax import blocks
+from dinojax.networks import blocks, layers
 
 
 def add_on_subset(x, branch, *, rate, groups, key):
@@ -85,7 +85,7 @@ def test_layerscale_in_the_weights_scales_a_linear_layer_with_all_its_gradients(
   rng = np.random.default_rng(0)
   x, grad = rng.normal(size=(3, 5, 24)), rng.normal(size=(3, 5, 16))
   kernel, bias, gamma = (rng.normal(size=s) for s in ((24, 16), (16,), (16,)))
-  layer = blocks.Dense(16, dtype)
+  layer = layers.Dense(16, dtype)
 
   def apply(kernel, bias, gamma, x):
     ((out,),) = layer.apply({"params": {"kernel": kernel, "bias": bias}}, [x], gamma)
@@ -107,7 +107,7 @@ def test_layerscale_in_the_weights_scales_a_linear_layer_with_all_its_gradients(
 
 def test_the_gradient_of_a_bias_is_summed_in_float32():
   x, bias = jnp.zeros((4096, 3), jnp.bfloat16), jnp.zeros(3)
-  _, vjp = jax.vjp(blocks.add_bias, x, bias)
+  _, vjp = jax.vjp(layers.add_bias, x, bias)
   grad = jnp.broadcast_to(1 + jnp.arange(3) / 128, (4096, 3)).astype(jnp.bfloat16)
   _, found = vjp(grad)
   assert found.dtype == jnp.float32  # where bfloat16 would stop at 256

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from dinojax import heads
+from dinojax.networks import heads
 
 WIDTH, HIDDEN, BOTTLENECK, PROTOTYPES = 12, 32, 8, 20
 

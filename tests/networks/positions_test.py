@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from dinojax import positions
+from dinojax.networks import positions
 
 TARGETS = [(16, 16), (37, 37), (7, 7), (1, 1), (16, 17), (5, 23), (40, 9), (73, 36)]
 SOURCES = pytest.mark.parametrize("m", [16, 37])

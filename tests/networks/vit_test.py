@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from dinojax import vit
+from dinojax.networks import vit
 
 TINY = dict(
   patch_size=14,

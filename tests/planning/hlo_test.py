@@ -5,7 +5,8 @@ import jax.numpy as jnp
 import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
-from dinojax import hlo, sharding
+from dinojax import sharding
+from dinojax.planning import hlo
 
 # As the TPU compiler writes them: a batch of products as a dilated convolution, an
 # estimate, a collective in two fusions of one channel.

@@ -2,7 +2,7 @@
 
 import pytest
 
-from dinojax import input_plan
+from dinojax.planning import input_plan
 from experiments import quickstart, vitg14
 
 

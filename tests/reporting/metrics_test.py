@@ -16,9 +16,10 @@ import pytest
 import tqdm
 from tensorboardX.proto import event_pb2
 
-from dinojax import errors, metrics
+from dinojax import errors
+from dinojax.reporting import console, metrics
 
-ROOT = str(pathlib.Path(__file__).parent.parent)
+ROOT = str(pathlib.Path(__file__).parents[2])
 
 
 def lines(workdir):
@@ -97,7 +98,7 @@ def test_both_files_reach_the_disk_now_and_then_and_when_asked(tmp_path, monkeyp
 def test_a_killed_process_has_left_every_line(tmp_path):
   script = (
     f"import os, signal, sys; sys.path.insert(0, {ROOT!r})\n"
-    "from dinojax import metrics\n"
+    "from dinojax.reporting import console, metrics\n"
     "writer = metrics.Writer(sys.argv[1], start_step=0)\n"
     "for step in (1, 2, 3): writer.write(step, {'loss': 0.5})\n"
     "os.kill(os.getpid(), signal.SIGKILL)"
@@ -110,7 +111,7 @@ def test_a_killed_process_has_left_every_line(tmp_path):
 def test_a_full_disk_ends_the_run_in_one_line_and_does_not_hang_it(tmp_path):
   script = (
     f"import resource, sys; sys.path.insert(0, {ROOT!r})\n"
-    "from dinojax import errors, metrics\n"
+    "from dinojax import errors; from dinojax.reporting import console, metrics\n"
     "writer = metrics.Writer(sys.argv[1], start_step=0)\n"
     "limit = (4_000, resource.RLIM_INFINITY)\n"
     "resource.setrlimit(resource.RLIMIT_FSIZE, limit)\n"
@@ -184,7 +185,7 @@ def test_progress_off_a_terminal_is_a_few_plain_lines(monkeypatch):
   stderr = io.StringIO()
   monkeypatch.setattr(sys, "stderr", stderr)
   monkeypatch.setattr(metrics, "SECONDS_BETWEEN_LINES", -1)
-  progress = metrics.Progress(total=7, start=4)
+  progress = console.Progress(total=7, start=4)
   progress.show(dict(loss=1.25, images_per_second=80, data_wait_share=0.125))
   progress.update(1)
   monkeypatch.setattr(metrics, "SECONDS_BETWEEN_LINES", 1000)
@@ -198,7 +199,7 @@ def test_progress_off_a_terminal_is_a_few_plain_lines(monkeypatch):
 
 def test_a_bars_rate_is_of_what_comes_after_its_first_move():
   bar = tqdm.tqdm(total=100, initial=20, file=io.StringIO(), mininterval=0)
-  advance = metrics.advancer(bar)
+  advance = console.advancer(bar)
   time.sleep(0.5)  # the compiler's time, which tells nothing
   advance(10)
   assert bar.n == 30 and bar.format_dict["elapsed"] < 0.25
@@ -260,5 +261,5 @@ def test_a_value_that_is_not_finite_ends_the_run_with_its_name_and_step(tmp_path
 def test_other_processes_than_the_first_write_nothing(tmp_path, monkeypatch):
   monkeypatch.setattr(metrics.jax, "process_index", lambda: 1)
   write_steps(tmp_path, 0, [1])
-  metrics.say("unheard")
+  console.say("unheard")
   assert os.listdir(tmp_path) == []

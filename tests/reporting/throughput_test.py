@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from dinojax import throughput
+from dinojax.reporting import throughput
 
 
 def test_waiting_counts_from_the_start_while_no_step_has_begun():

@@ -7,7 +7,7 @@ import pytest
 
 SCRIPT = """
 import ctypes, glob, resource, sys
-from dinojax import allocator
+from dinojax.runtime import allocator
 if sys.argv[1] == "kept":
   allocator.ACCELERATORS = ()  # also where this machine has one
   allocator.keep_pages()

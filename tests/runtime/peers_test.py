@@ -10,10 +10,11 @@ import time
 
 import pytest
 
-ROOT = pathlib.Path(__file__).parent.parent
+ROOT = pathlib.Path(__file__).parents[2]
 PROCESS = """
 import sys, time
-from dinojax import errors, peers
+from dinojax import errors
+from dinojax.runtime import peers
 
 address, number, count, seconds, then = sys.argv[1:]
 number, count = int(number), int(count)

@@ -10,7 +10,8 @@ import pytest
 from absl import flags
 from absl.testing import flagsaver
 
-from dinojax import errors, processes
+from dinojax import errors
+from dinojax.runtime import processes
 
 # Two slices of two hosts; GKE sets the first two in every pod with TPUs.
 TPU = {
@@ -151,7 +152,7 @@ def test_flags_go_before_what_the_environment_says(monkeypatch):
 JOIN = """
 import sys
 from absl import flags
-from dinojax import processes
+from dinojax.runtime import processes
 
 flags.FLAGS(sys.argv)
 print(processes.join())
@@ -167,7 +168,7 @@ def test_processes_join_where_a_proxy_is_set_and_tell_what_they_are():
   environ = {
     **os.environ,
     "JAX_PLATFORMS": "cpu",
-    "PYTHONPATH": str(pathlib.Path(__file__).parent.parent),
+    "PYTHONPATH": str(pathlib.Path(__file__).parents[2]),
     "http_proxy": "http://localhost:9",  # JAX's own start fails with it
   }
   pair = [

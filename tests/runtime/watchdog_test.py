@@ -5,10 +5,10 @@ import pathlib
 import subprocess
 import sys
 
-ROOT = pathlib.Path(__file__).parent.parent
+ROOT = pathlib.Path(__file__).parents[2]
 PROCESS = """
 import ctypes, sys, time
-from dinojax import watchdog
+from dinojax.runtime import watchdog
 
 watchdog.FIRST_STEP, watchdog.LAST_RESORT = 1.5, 1
 

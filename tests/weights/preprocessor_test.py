@@ -6,7 +6,8 @@ import re
 import pytest
 import transformers
 
-from dinojax import backbone, errors, vit
+from dinojax import backbone, errors
+from dinojax.networks import vit
 from dinojax.weights import formats
 from tests.weights import samples
 

@@ -22,7 +22,7 @@ def run(tmp_path_factory):
   config = tiny.config()
   with config.unlocked():
     config.backbone.update(width=64, depth=3)
-  nets, tx = dino.make_nets(config), optax.adamw(1e-3)
+  nets, tx = assembly.make_nets(config), optax.adamw(1e-3)
   init = jax.jit(lambda key: dino.init_state(key, nets=nets, tx=tx, cfg=config))
   saver = checkpoint.Checkpoints(workdir, every=1, keep_last=9, keep_best=0)
   with contextlib.closing(saver):
@@ -197,7 +197,7 @@ def test_a_run_starts_from_weights_student_and_teacher_alike(run, tmp_path, fsdp
 def test_weights_of_another_grid_are_resized_and_of_another_depth_refused(run):
   workdir, _, config = run
   state = dino.init_state(
-    jax.random.key(0), nets=dino.make_nets(config), tx=optax.sgd(1.0), cfg=config
+    jax.random.key(0), nets=assembly.make_nets(config), tx=optax.sgd(1.0), cfg=config
   )
   changed = config.copy_and_resolve_references()
   with changed.unlocked():

@@ -1,0 +1,82 @@
+"""Console of a run: log lines, and the progress bar with throughput and ETA.
+
+Process 0 alone prints; stderr takes both.
+"""
+
+import os
+import sys
+import time
+from collections.abc import Callable
+
+import jax
+import tqdm
+
+SECONDS_BETWEEN_LINES = 10  # of progress, where stderr is no terminal
+
+
+def say(line: str) -> None:
+  """Prints one line without tearing the progress bar."""
+  if jax.process_index() == 0:
+    tqdm.tqdm.write(line, file=sys.stderr)
+
+
+def say_at_once(line: str) -> None:
+  """The same, safe in a signal handler and on every process."""
+  os.write(sys.stderr.fileno(), f"\n{line}\n".encode())
+
+
+def advancer(bar: tqdm.tqdm) -> Callable[[int], None]:
+  """Returns what moves a bar on, with its clock started by the first move.
+
+  What the compiler takes, or workers that start, tells nothing of what is to come.
+  """
+  started = False
+
+  def advance(count: int) -> None:
+    nonlocal started
+    if started:
+      bar.update(count)
+      return
+    started = True
+    bar.n += count
+    bar.initial = bar.last_print_n = bar.n
+    bar.unpause()
+
+  return advance
+
+
+class Progress:
+  """A bar with step, loss, images/s, data wait and ETA; lines where no terminal is."""
+
+  def __init__(self, *, total: int, start: int):
+    """Shows `start` of `total` steps."""
+    self._lines = not sys.stderr.isatty()
+    self._last_line = time.perf_counter()
+    self._bar = tqdm.tqdm(
+      total=total,
+      initial=start,
+      unit="step",
+      dynamic_ncols=True,
+      disable=jax.process_index() != 0,
+      file=open(os.devnull, "w") if self._lines else sys.stderr,  # noqa: SIM115
+    )
+    self._advance = advancer(self._bar)
+
+  def update(self, steps: int) -> None:
+    """Advances by so many steps."""
+    self._advance(steps)
+    now = time.perf_counter()
+    if self._lines and now - self._last_line > SECONDS_BETWEEN_LINES:
+      self._last_line = now
+      say(str(self._bar))
+
+  def show(self, scalars: dict[str, float]) -> None:
+    """Changes the figures beside the bar."""
+    self._bar.set_postfix_str(
+      f"loss {scalars['loss']:.3f}, {scalars['images_per_second']:.0f} images/s,"
+      f" {scalars['data_wait_share']:.0%} waiting for data"
+    )
+
+  def close(self) -> None:
+    """Leaves the bar as it stands."""
+    self._bar.close()
