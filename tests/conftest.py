@@ -18,3 +18,10 @@ if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
   atexit.register(shutil.rmtree, cache, ignore_errors=True)
   os.environ["JAX_COMPILATION_CACHE_DIR"] = cache
   os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.3"
+
+
+def pytest_configure(config):
+  """Declares the marks that select tests."""
+  config.addinivalue_line(
+    "markers", "process: starts processes that import jax, which takes seconds each"
+  )
