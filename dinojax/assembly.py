@@ -8,7 +8,7 @@ import jax
 from jax.sharding import Mesh
 
 from dinojax import dino, errors, optimizer, schedules, sharding
-from dinojax.data import pipeline
+from dinojax.data import train_batches
 from dinojax.networks import heads, vit
 from dinojax.weights import formats, model
 
@@ -76,7 +76,7 @@ def compile_step(run: Assembly, config, mesh: Mesh) -> jax.stages.Compiled:
   """The compiled `run.train_step`, without a state or a batch."""
   batch = {
     name: jax.ShapeDtypeStruct(shape, kind, sharding=sharding.batch_sharding(mesh))
-    for name, (shape, kind) in pipeline.batch_shapes(config).items()
+    for name, (shape, kind) in train_batches.batch_shapes(config).items()
   }
   key = jax.eval_shape(lambda: jax.random.key(0))
   key = jax.ShapeDtypeStruct(key.shape, key.dtype, sharding=sharding.replicated(mesh))

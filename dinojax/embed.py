@@ -30,7 +30,7 @@ from absl import flags
 import dinojax
 from dinojax import backbone, durable, errors, feature_files, sharding
 from dinojax.commands import backbone_flags, cli
-from dinojax.data import pipeline, sources
+from dinojax.data import bad_records, eval_batches, sources
 from dinojax.reporting import console
 from dinojax.runtime import interrupts, processes
 
@@ -126,7 +126,7 @@ def main(_) -> None:
       if not files.finished():  # perhaps no more: somebody has removed a part
         durable.declare(out, complete=False)
     if missing := [k for k in mine if k not in done]:
-      batches = pipeline.eval_batches(
+      batches = eval_batches.open_batches(
         source,
         batch_size=batch_size,
         rows=range(batch_size),
@@ -214,10 +214,11 @@ def collect(
     for name, column in columns.items():
       column[filled : filled + size] = np.asarray(batch[name])[:size]
     filled += size
+    for _, message in bad_records.messages(source, batch["bad_records"]):
+      logging.warning("corrupt image, its features are NaN: %s", message)
     advance(size)
   names = [source.name(i) for i in columns["index"].tolist()]
   for row in np.flatnonzero(~columns["valid"]):
-    logging.warning("unreadable image %s: its features are NaN", names[row])
     for name in shape.sizes:
       columns[name][row] = np.nan
   return feature_files.Part(name=names, **columns)

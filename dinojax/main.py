@@ -18,7 +18,7 @@ from absl import flags
 
 from dinojax import assembly, checkpoint, preflight, sharding
 from dinojax.commands import cli
-from dinojax.data import augment, mixture, pipeline
+from dinojax.data import augment, bad_records, mixture, train_batches
 from dinojax.evals import knn
 from dinojax.reporting import console, metrics
 from dinojax.runtime import interrupts, processes, watchdog
@@ -76,9 +76,11 @@ def train(config) -> None:
     stack.callback(log.close)
     groups = config.data.batch_size // config.group_size
     positions = sharding.local_positions(mesh, groups)
-    batches = pipeline.open_batches(config, data, groups=positions, start_step=start)
+    batches = train_batches.open_batches(
+      config, data, groups=positions, start_step=start
+    )
     stack.callback(batches.close)
-    bad_records = pipeline.BadRecords(data, max_bad_share=config.data.max_bad_share)
+    monitor = bad_records.Monitor(data, max_bad_share=config.data.max_bad_share)
 
     train_step = assembly.compile_step(run, config, mesh)
     processes.meet("compiled")  # CPUs wait 30 seconds for each other in a step, no more
@@ -86,7 +88,7 @@ def train(config) -> None:
     for step in range(start + 1, config.total_steps + 1):
       with log.waiting():
         batch = next(batches)
-      bad_records.update(batch.pop("bad_records"))
+      monitor.update(batch.pop("bad_records"))
       batch = sharding.put_batch(mesh, batch, positions, groups)
       state, scalars = train_step(state, batch, step_key)
       log.step(step, scalars, batches.rate() * config.data.batch_size)

@@ -16,7 +16,7 @@ from PIL import Image
 
 from dinojax import errors
 from dinojax.commands import cli
-from dinojax.data import augment, images, pipeline, sources
+from dinojax.data import augment, bad_records, images, sources
 from dinojax.reporting import console
 
 flags.declare_key_flag("config")  # so that --help shows it
@@ -89,10 +89,9 @@ def main(_) -> None:
   rows, count = [], min(COUNT.value, len(source))
   for index in np.linspace(0, len(source) - 1, count, dtype=int):
     rng = np.random.default_rng((config.seed, index))
-    crops, _, _ = sources.read(
+    crops, _, _ = bad_records.read_or_substitute(
       source,
       int(index),
-      attempts=pipeline.ATTEMPTS,
       make=functools.partial(_with_original, multi_crop, rng),
     )
     rows.append(crops)

@@ -22,7 +22,7 @@ import tensorflow_datasets as tfds
 from absl import flags
 from PIL import Image
 
-from dinojax.data import images, mixture, pipeline, sources
+from dinojax.data import images, mixture, sources, train_batches
 from dinojax.weights import formats, model
 
 ROOT = pathlib.Path(__file__).parent.parent
@@ -151,7 +151,7 @@ def read(source, workers):
   share = GROUPS // len(workers)
   with contextlib.ExitStack() as stack:
     hosts = [
-      pipeline.train_batches(
+      train_batches.stream(
         mixture.Mixture([source], [1.0]),
         seed=0,
         batch_size=2 * GROUPS,

@@ -16,7 +16,7 @@ import numpy as np
 
 from dinojax import backbone, errors
 from dinojax.curation import collisions, engine, inputs, jobs
-from dinojax.data import pipeline
+from dinojax.data import eval_batches
 
 CELLS_OF = 2  # each image; near neighbours mostly share one of two
 TRAIN_ROWS = 64  # images of a centroid, at most, that k-means sees
@@ -40,7 +40,7 @@ class Network:
 
 
 class _Images:
-  """Some images of a part, as a source of pipeline.eval_batches."""
+  """Some images of a part, as a source of eval_batches.open_batches."""
 
   class_names = ()
   fingerprint = ""
@@ -84,7 +84,7 @@ def compute(part: jobs.Part, *, job: jobs.Job, network: Network) -> None:
   apply = _load(network)
   features = None
   records = list(inputs.read(part, job.settings, rows.tolist()))
-  batches = pipeline.eval_batches(
+  batches = eval_batches.open_batches(
     _Images(records),
     batch_size=network.batch_size,
     rows=range(network.batch_size),

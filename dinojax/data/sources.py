@@ -13,13 +13,12 @@ import glob
 import hashlib
 import os
 import re
-from collections.abc import Callable
-from typing import Any, Protocol
+from typing import Protocol
 
 import numpy as np
 
 from dinojax import errors
-from dinojax.data import images, shards
+from dinojax.data import shards
 
 ENDINGS = (".jpg", ".jpeg", ".png", ".webp", ".bmp")
 DIGITS_TEST = 450  # of 1,797; the last ones
@@ -78,53 +77,6 @@ def _guess(spec: str) -> str:
   if any(".array_record" in os.path.basename(found) for found in glob.glob(path)):
     return f"; did you mean arrayrecord:{spec}?"
   return f"; did you mean folder:{spec}?" if os.path.isdir(path) else ""
-
-
-def load(source: Source, index: int) -> tuple[np.ndarray, int]:
-  """Returns a record's image, uint8 [H, W, 3], and label; raises one of UNREADABLE."""
-  record = source[index]
-  return images.decode(record["image"]), record["label"]
-
-
-def read(
-  source: Source,
-  index: int,
-  *,
-  attempts: int,
-  make: Callable[[bytes | np.ndarray], Any] = images.decode,
-) -> tuple[Any, int, int]:
-  """Returns what is made of a record, or of a substitute if it is unreadable.
-
-  The substitute of attempt a is a pure function of (len(source), index, a), so that
-  the stream neither shifts nor depends on who reads.
-
-  Args:
-    source: where to read.
-    index: the wanted record.
-    attempts: records to try, the wanted one included.
-    make: from the image as stored; raises one of UNREADABLE if it is damaged.
-
-  Returns:
-    what was made, label, and `index` if the record was replaced, otherwise -1.
-
-  Raises:
-    errors.UserError: none of the records tried is readable.
-  """
-  candidate, reason = index, None
-  for attempt in range(attempts):
-    try:
-      record = source[candidate]
-      made, label = make(record["image"]), record["label"]
-    except UNREADABLE as error:
-      reason = reason or str(error)
-      draw = np.random.SeedSequence((index, attempt)).generate_state(1, np.uint64)[0]
-      candidate = int(draw % np.uint64(len(source)))
-    else:
-      return made, label, -1 if reason is None else index
-  raise errors.UserError(
-    f"{source.where}: {source.name(index)} is unreadable ({reason}), and so are "
-    f"{attempts - 1} records tried in its place; check that these are images"
-  )
 
 
 class FolderSource:

@@ -11,11 +11,12 @@ from typing import Any
 import flax
 import jax
 import jax.numpy as jnp
+import numpy as np
 import tqdm
 from jax.sharding import Mesh
 
 from dinojax import sharding
-from dinojax.data import pipeline, sources
+from dinojax.data import bad_records, eval_batches, sources
 
 
 @flax.struct.dataclass
@@ -78,7 +79,7 @@ def extract(
     progress: called after every batch.
   """
   rows = sharding.local_positions(mesh, batch_size)
-  batches = pipeline.eval_batches(
+  batches = eval_batches.open_batches(
     source,
     batch_size=batch_size,
     rows=rows,
@@ -95,9 +96,10 @@ def extract(
       leave=False,
       disable=None if jax.process_index() == 0 else True,  # None: unless no terminal
     ):
-      for index in batch["bad_records"][batch["bad_records"] >= 0]:
-        logging.warning("unreadable image %s left out", source.name(int(index)))
-      local = {"image": batch["image"], "label": batch["label"]}
+      for _, message in bad_records.messages(source, batch["bad_records"]):
+        logging.warning("corrupt image skipped: %s", message)
+      known = np.where(batch["valid"], batch["label"], -1)
+      local = {"image": batch["image"], "label": known}
       batch = sharding.put_batch(mesh, local, rows, batch_size)
       features.append(apply_fn(params, batch["image"]).astype(jnp.float32))
       labels.append(batch["label"])

@@ -10,7 +10,7 @@ import time
 
 import numpy as np
 
-from dinojax.data import mixture, pipeline, sources
+from dinojax.data import mixture, sources, train_batches
 
 SECONDS = 10  # that a measurement takes, and at least three batches
 SAMPLES = 256  # records whose size is looked at
@@ -32,7 +32,7 @@ def measure(config, sample: str) -> dict[str, float]:
   alone = config.copy_and_resolve_references()
   with alone.unlocked():
     alone.workers = 0
-  batches = pipeline.open_batches(alone, data, groups=[0], start_step=0)
+  batches = train_batches.open_batches(alone, data, groups=[0], start_step=0)
   with contextlib.closing(batches):
     next(batches)  # first of all, libraries are loaded
     start, made = time.perf_counter(), 0
@@ -60,7 +60,7 @@ def needs(config, plan: dict, *, hosts: int, measured: dict | None) -> dict[str,
   """
   batch = sum(
     math.prod(shape) * kind.itemsize
-    for shape, kind in pipeline.batch_shapes(config).values()
+    for shape, kind in train_batches.batch_shapes(config).values()
   )
   # Each worker makes one batch while another waits, and one is on its way.
   ahead = 2 * max(config.workers, 1) + 1

@@ -1,0 +1,118 @@
+"""Corrupt records: substituted in training, skipped in evaluation, named and counted.
+
+A batch carries a report of each of its records, so that worker processes stay silent
+and the training process logs each corrupt record once, with its name and the reason.
+"""
+
+import logging
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import numpy as np
+
+from dinojax import errors
+from dinojax.data import images, mixture, sources
+
+ATTEMPTS = 16  # records read before giving up, the wanted one included
+MIN_RECORDS = 1_000  # a share of fewer records says nothing
+NAMED = 20  # corrupt records, of a process: a lost shard would fill the log
+# The entry "bad_records" of a batch. record: index of a corrupt record, or -1.
+REPORT = np.dtype([("record", np.int64), ("reason", "S240")])
+
+
+def report(record: int = -1, reason: str = "") -> np.ndarray:
+  """Returns a REPORT [], by default that the record is sound."""
+  text = " ".join(reason.split()).encode(errors="backslashreplace")
+  return np.array((record, text), REPORT)
+
+
+def messages(
+  source: sources.Source | mixture.Mixture, reports: np.ndarray
+) -> Iterator[tuple[int, str]]:
+  """Yields (index, "NAME: REASON") of each corrupt record among REPORTs [b]."""
+  for record, reason in reports[reports["record"] >= 0].tolist():
+    yield record, f"{source.name(record)}: {reason.decode(errors='replace')}"
+
+
+def read_or_substitute(
+  source: sources.Source,
+  index: int,
+  *,
+  attempts: int = ATTEMPTS,
+  make: Callable[[bytes | np.ndarray], Any] = images.decode,
+) -> tuple[Any, int, str | None]:
+  """Returns what is made of a record or, if it is corrupt, of a substitute.
+
+  The substitute of attempt a is a pure function of (len(source), index, a), so that
+  the stream neither shifts nor depends on who reads.
+
+  Args:
+    source: where to read.
+    index: the wanted record.
+    attempts: records to try, the wanted one included.
+    make: function of the image as stored; raises one of UNREADABLE if it is damaged.
+
+  Returns:
+    what was made, its label, and why the wanted record is corrupt; None if it is sound.
+
+  Raises:
+    errors.UserError: none of the records tried is readable.
+  """
+  candidate, reason = index, None
+  for attempt in range(attempts):
+    try:
+      record = source[candidate]
+      return make(record["image"]), record["label"], reason
+    except sources.UNREADABLE as error:
+      reason = reason or str(error) or type(error).__name__
+      draw = np.random.SeedSequence((index, attempt)).generate_state(1, np.uint64)[0]
+      candidate = int(draw % np.uint64(len(source)))
+  raise errors.UserError(
+    f"{source.where}: {source.name(index)} is corrupt ({reason}), and so are"
+    f" {attempts - 1} records tried in its place; check that these are images"
+  )
+
+
+class Monitor:
+  """Logs the corrupt records of this process, and ends the run if they are many."""
+
+  def __init__(self, source: mixture.Mixture, *, max_bad_share: float):
+    """max_bad_share: of the records read; a larger share ends the run."""
+    self._source = source
+    self._max_bad_share = max_bad_share
+    self._known = set()
+    self.reads = 0
+    self.bad_reads = 0
+
+  def update(self, reports: np.ndarray) -> None:
+    """Counts the reads of one batch, and logs each corrupt record the first time.
+
+    The first NAMED are warnings; the others are of level INFO, and a warning counts
+    them whenever they have doubled. A single corrupt record never ends a run, and the
+    share is taken of at least MIN_RECORDS reads.
+
+    Args:
+      reports: REPORT [b], a batch's entry "bad_records".
+
+    Raises:
+      errors.UserError: too large a share of the reads met a corrupt record.
+    """
+    self.reads += len(reports)
+    self.bad_reads += int((reports["record"] >= 0).sum())
+    for index, message in sorted(messages(self._source, reports)):
+      if index in self._known:
+        continue
+      self._known.add(index)
+      count = len(self._known)
+      level = logging.WARNING if count <= NAMED else logging.INFO
+      logging.log(level, "corrupt record substituted: %s", message)
+      if count % NAMED == 0 and (count // NAMED).bit_count() == 1:
+        line = "%d corrupt records so far; --verbosity=0 names all, not the first %d"
+        logging.warning(line, count, NAMED)
+    limit = self._max_bad_share * max(self.reads, MIN_RECORDS)
+    if self.bad_reads > max(limit, 1):
+      raise errors.UserError(
+        f"{self.bad_reads} of {self.reads} reads met a corrupt record, more than"
+        f" config.data.max_bad_share={self._max_bad_share}; repair the data (the log"
+        f" names the first {NAMED}, and all with --verbosity=0) or raise the share"
+      )

@@ -1,0 +1,111 @@
+"""Evaluation batches: one pass over a source, in order, resized and centre-cropped."""
+
+import dataclasses
+from collections.abc import Sequence
+
+import grain
+import numpy as np
+from PIL import Image
+
+from dinojax import errors
+from dinojax.data import bad_records, images, prefetch, sources
+
+
+def open_batches(
+  source: sources.Source,
+  *,
+  batch_size: int,
+  rows: Sequence[int],
+  resize: int,
+  crop: int,
+  workers: int,
+  spans: Sequence[tuple[int, int]] | None = None,
+) -> prefetch.Batches:
+  """Starts one pass, in order, over this process's slice of a source.
+
+  Images are resized to `resize` along the shorter side, by antialiased bicubic, and
+  cropped at the centre. Corrupt ones are skipped.
+
+  Args:
+    source: records.
+    batch_size: images of the global batch.
+    rows: positions in the global batch, each in range(batch_size), that this process
+      holds.
+    resize: pixels of the shorter side.
+    crop: pixels of the crop's side, at most `resize`.
+    workers: processes; 0 reads in a thread of this one.
+    spans: (start, stop) of the records to read, span by span; each begins a batch, and
+      its last one is padded. None: all of the source.
+
+  Returns:
+    Batches, to be closed, of b = len(rows), in the order of `rows`:
+    image uint8 [b, crop, crop, 3], label int32 [b], -1 if there is none, index int32
+    [b], the record, valid bool [b], False beyond the end of the span and for corrupt
+    records, bad_records [b], a `bad_records.REPORT` of each record.
+
+  Raises:
+    errors.UserError: crop > resize.
+  """
+  if crop > resize:
+    raise errors.UserError(f"crop={crop} must be at most resize={resize}; lower it")
+  if spans is None:
+    spans = [(0, len(source))]
+  bounds = np.array(
+    [(first, stop) for start, stop in spans for first in range(start, stop, batch_size)]
+  )
+  read_rows = _EvalRows(source, bounds, tuple(rows), resize, crop)
+  batches = grain.MapDataset.range(len(bounds)).map(read_rows)
+  return prefetch.Batches(batches, min(workers, len(bounds)))
+
+
+@dataclasses.dataclass(frozen=True)
+class _EvalRows:
+  """Step -> this process's rows of its evaluation batch.
+
+  bounds: [S, 2] first record of each batch, and where the records of its span end.
+  """
+
+  source: sources.Source
+  bounds: np.ndarray
+  rows: tuple[int, ...]
+  resize: int
+  crop: int
+
+  def __call__(self, step: int) -> dict[str, np.ndarray]:
+    size = len(self.rows)
+    batch = {
+      "image": np.zeros((size, self.crop, self.crop, 3), np.uint8),
+      "label": np.full(size, -1, np.int32),
+      "index": np.full(size, -1, np.int32),
+      "valid": np.zeros(size, bool),
+      "bad_records": np.full(size, bad_records.report()),
+    }
+    first, stop = self.bounds[int(step)].tolist()
+    for i, row in enumerate(self.rows):
+      index = first + row
+      if index >= stop:
+        continue
+      batch["index"][i] = index
+      try:
+        record = self.source[index]
+        batch["label"][i] = record["label"]
+        image = images.decode(record["image"])
+      except sources.UNREADABLE as error:
+        batch["bad_records"][i] = bad_records.report(index, str(error))
+      else:
+        batch["image"][i] = _centre_crop(image, self.resize, self.crop)
+        batch["valid"][i] = True
+    return batch
+
+
+def _centre_crop(image: np.ndarray, resize: int, crop: int) -> np.ndarray:
+  """Resizes [H, W, 3] to `resize` along the shorter side and crops the centre.
+
+  Only the crop is computed: resized whole, one thin panorama would fill the memory.
+  """
+  height, width, _ = image.shape
+  side = crop * min(height, width) / resize  # in pixels of the image
+  left, top = (width - side) / 2, (height - side) / 2
+  box = (left, top, left + side, top + side)
+  resized = Image.fromarray(image).resize((crop, crop), Image.Resampling.BICUBIC, box)
+  return np.asarray(resized)

@@ -1,0 +1,85 @@
+"""Evaluation reads each record once and in order, on any hosts and workers."""
+
+import numbered
+import numpy as np
+import pytest
+from absl import flags
+from PIL import Image
+
+from dinojax import errors
+from dinojax.data import eval_batches
+
+
+@pytest.fixture(autouse=True)
+def parsed_flags():
+  flags.FLAGS.mark_as_parsed()  # As every entry point does; Grain reads its own.
+
+
+def evaluate(source, **changes):
+  arguments = dict(batch_size=8, rows=range(8), resize=3, crop=2, workers=0)
+  return list(eval_batches.open_batches(source, **(arguments | changes)))
+
+
+def test_evaluation_reads_once_in_order_and_pads_the_last_batch():
+  batches = evaluate(numbered.Numbers(20))
+  rows = {name: np.concatenate([b[name] for b in batches]) for name in batches[0]}
+  assert rows["image"].shape == (24, 2, 2, 3)
+  assert rows["image"].dtype == np.uint8
+  assert rows["label"].dtype == rows["index"].dtype == np.int32
+  assert rows["valid"].tolist() == [True] * 20 + [False] * 4
+  assert rows["index"].tolist() == [*range(20)] + [-1] * 4
+  assert rows["label"].tolist() == [*np.arange(20) % 5] + [-1] * 4
+  assert rows["image"][:20, 0, 0, 0].tolist() == [*range(20)]
+
+
+def test_evaluation_does_not_depend_on_hosts_or_workers():
+  whole = evaluate(numbered.Numbers(20))
+  numbered.assert_same(evaluate(numbered.Numbers(20), workers=1), whole)
+  for rows in [(0, 1, 2, 3), (5, 4), (7, 0)]:
+    share = evaluate(numbered.Numbers(20), rows=rows)
+    picked = [{name: b[name][list(rows)] for name in b} for b in whole]
+    numbered.assert_same(share, picked)
+
+
+def test_evaluation_reads_the_spans_asked_for_and_pads_each():
+  batches = evaluate(numbered.Numbers(40), spans=[(3, 14), (30, 38), (38, 40)])
+  assert [b["index"].tolist() for b in batches] == [
+    [*range(3, 11)],
+    [11, 12, 13] + [-1] * 5,
+    [*range(30, 38)],
+    [38, 39] + [-1] * 6,
+  ]
+  for batch in batches:
+    assert batch["valid"].tolist() == (batch["index"] >= 0).tolist()
+    read = batch["image"][batch["valid"], 0, 0, 0]
+    assert read.tolist() == batch["index"][batch["valid"]].tolist()
+
+
+def test_evaluation_leaves_damaged_records_out():
+  (batch,) = evaluate(numbered.Numbers(6, bad=(1, 4)))
+  assert batch["valid"].tolist() == [True, False, True, True, False, True, False, False]
+  reports = batch["bad_records"]
+  assert reports["record"].tolist() == [-1, 1, -1, -1, 4, -1, -1, -1]
+  assert reports["reason"][[1, 4]].tolist() == [b"damaged"] * 2
+
+
+def test_the_evaluation_crop_is_the_centre_of_the_resized_image():
+  rng = np.random.default_rng(0)
+  image = rng.integers(0, 256, (64, 96, 3), np.uint8)
+  # Pillow in two steps: shorter side 64 -> 32, then the central 16 x 16.
+  resized = Image.fromarray(image).resize((48, 32), Image.Resampling.BICUBIC)
+  expected = np.asarray(resized)[8:24, 16:32]
+  np.testing.assert_array_equal(eval_batches._centre_crop(image, 32, 16), expected)
+
+
+@pytest.mark.parametrize("shape", [(1, 1), (1, 5_000), (2_000, 3), (300, 299)])
+def test_images_of_any_shape_can_be_evaluated(shape):
+  image = np.full((*shape, 3), 9, np.uint8)
+  crop = eval_batches._centre_crop(image, 256, 224)
+  assert crop.shape == (224, 224, 3)
+  assert (crop == 9).all()
+
+
+def test_a_crop_larger_than_the_resized_image_is_the_users_error():
+  with pytest.raises(errors.UserError, match="crop=4 must be at most resize=3"):
+    evaluate(numbered.Numbers(4), crop=4)
