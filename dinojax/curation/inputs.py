@@ -21,8 +21,8 @@ import numpy as np
 from PIL import Image
 
 from dinojax import errors
-from dinojax.curation import jobs, parquet, tar_shards
-from dinojax.data import sources
+from dinojax.curation import jobs
+from dinojax.data import parquet, sources, tar_shards
 
 RECORDS = 2048  # of a part, where records can be had in any order
 MOST = 5  # endings that are told of

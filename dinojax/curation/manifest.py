@@ -11,7 +11,8 @@ from typing import Any
 import numpy as np
 
 import dinojax
-from dinojax.curation import jobs, tar_shards
+from dinojax.curation import jobs
+from dinojax.data import tar_shards
 
 VERSIONS = ("apache-beam", "array_record", "faiss-cpu", "numpy", "pillow", "pyarrow")
 VERSIONS += ("opencv-python-headless", "tensorflow-datasets")

@@ -12,7 +12,8 @@ from PIL import Image
 from pyarrow import parquet
 
 from dinojax import errors
-from dinojax.curation import inputs, tar_shards
+from dinojax.curation import inputs
+from dinojax.data import tar_shards
 
 
 def png(pixels):
