@@ -1,11 +1,12 @@
-"""Files that are whole whenever they have a name, and whose origin is known.
+"""Atomic writes, and the manifest beside an output.
 
-A kill, a full disk or a power failure leaves a file as it was before, or as it should
-be. Beside an output OUT lies OUT.json, its manifest: all that makes it what it is, and
-whether it is complete.
+A kill, a full disk or a power failure leaves a file as it was before, or complete.
+Beside an output OUT lies OUT.json, its manifest: all settings that make OUT what it is,
+and whether it is complete.
 """
 
 import contextlib
+import errno
 import fcntl
 import glob
 import io
@@ -18,63 +19,89 @@ from collections.abc import Callable, Iterator
 
 from dinojax import errors
 
+# What the operating system reports, and the user's way out of it.
+WAYS_OUT = {
+  errno.ENOSPC: "make room there",
+  errno.EDQUOT: "make room there, or raise the quota",
+  errno.EFBIG: "raise the limit on the size of files (ulimit -f)",
+  errno.EACCES: "let this user write there",
+  errno.EPERM: "let this user write there",
+  errno.EROFS: "mount it writable",
+}
 
-def claim(
+
+def open_manifest(
   out: pathlib.Path, manifest: dict, *, differences: Callable[[dict, dict], list[str]]
 ) -> dict:
   """Writes the manifest of `out`, or checks the one that is there; returns that.
 
-  A new one says `"complete": false`, until `declare` says otherwise.
+  A new one has `"complete": false`, until `set_complete` changes it.
 
   Args:
     out: the file or folder to be written.
     manifest: all that makes it what it is; JSON.
-    differences: (manifest there, this one) to what keeps them from being of one output,
-      in the user's words.
+    differences: (manifest there, this one) -> settings in which they are not of the
+      same output, in the user's words.
 
   Raises:
     UserError: `out` is something else, of this command or not, or cannot be written.
   """
   path = manifest_path(out)
   manifest = {**json.loads(json.dumps(manifest)), "complete": False}
-  strange = out.exists()  # asked first: another process may be making both
+  unknown = out.exists()  # asked first: another process may be making both
   if not path.exists():
-    if strange:
+    if unknown:
       raise errors.UserError(
-        f"--out={out} exists without {path.name}, which would tell what it holds;"
+        f"--out={out} exists without {path.name}, which would say what it holds;"
         " remove it, or choose another name"
       )
-    with failing_in_one_line(out):
+    with os_errors_as_user_errors(out):
       out.parent.mkdir(parents=True, exist_ok=True)
-      new = temporary(path)
+      new = temporary_path(path)
       new.write_bytes(_text(manifest))
-      sync(new)
+      fsync(new)
       try:
-        os.link(new, path)  # unlike a renaming, it spares one that is there by now
+        os.link(new, path)  # unlike a rename, it keeps a manifest that is there by now
       except FileExistsError:
         pass
       except OSError:  # a file system without links
         os.replace(new, path)
       new.unlink(missing_ok=True)
-      sync(path.parent)
-  found = json.loads(path.read_text())
+      fsync(path.parent)
+  found = read_manifest(out)
   if differing := differences(found, manifest):
+    made = "made" if found.get("complete") else "begun"
     raise errors.UserError(
-      f"--out={out} was begun otherwise ({'; '.join(differing)}); choose another --out,"
-      f" or remove {out} and {path}"
+      f"--out={out} was {made} with other settings ({'; '.join(differing)}); choose"
+      f" another --out, or remove {out} and {path}"
     )
   return found
 
 
-def declare(out: pathlib.Path, *, complete: bool) -> None:
-  """Has the manifest say whether `out` is complete; UserError if it cannot.
+def read_manifest(out: pathlib.Path) -> dict:
+  """Returns the manifest of `out`; UserError if it is damaged."""
+  path = manifest_path(out)
+  try:
+    found = json.loads(path.read_bytes())
+  except (ValueError, RecursionError):
+    found = None
+  if not isinstance(found, dict):
+    raise errors.UserError(
+      f"{path}, the manifest of --out={out}, is damaged; remove both, or choose another"
+      " --out"
+    )
+  return found
 
-  Nothing is written where it says so already. Call it while `out` is `locked`.
+
+def set_complete(out: pathlib.Path, *, complete: bool) -> None:
+  """Marks `out` as complete, or not, in its manifest; UserError if it cannot.
+
+  Nothing is written where the mark is right already. Call it while `out` is `locked`.
   """
   path = manifest_path(out)
-  manifest = json.loads(path.read_text())
+  manifest = read_manifest(out)
   if manifest.get("complete") != complete:
-    with writing(path, out=out) as file:
+    with atomic_write(path, out=out) as file:
       file.write(_text({**manifest, "complete": complete}))
 
 
@@ -89,7 +116,7 @@ def manifest_path(out: pathlib.Path) -> pathlib.Path:
 
 @contextlib.contextmanager
 def locked(out: pathlib.Path) -> Iterator[None]:
-  """Keeps other processes waiting until this one is done with a claimed `out`."""
+  """Keeps other processes waiting, for a moment, by a lock on the manifest of `out`."""
   path = manifest_path(out)
   with contextlib.ExitStack() as stack:
     while True:
@@ -97,47 +124,49 @@ def locked(out: pathlib.Path) -> Iterator[None]:
       with contextlib.suppress(OSError):  # a file system without locks
         fcntl.flock(file, fcntl.LOCK_EX)
       if os.path.samestat(os.fstat(file.fileno()), path.stat()):
-        break  # otherwise `declare` has put another file there while this one waited
+        break  # otherwise `set_complete` has replaced the file while this one waited
       file.close()
     yield
 
 
 @contextlib.contextmanager
-def writing(path: pathlib.Path, *, out: pathlib.Path) -> Iterator[io.BufferedWriter]:
+def atomic_write(
+  path: pathlib.Path, *, out: pathlib.Path
+) -> Iterator[io.BufferedWriter]:
   """A binary file that gets its name, `path`, when all is written and synced.
 
-  Until then it lies beside `out`, which it belongs to: some readers of a folder take
+  Until then it lies beside `out`, to which it belongs: some readers of a folder take
   each file in it for theirs.
 
   Raises:
     UserError: it cannot be written.
   """
-  new = temporary(out.with_name(f"{out.name}.{path.name}"))
-  with failing_in_one_line(out):
+  new = temporary_path(out.with_name(f"{out.name}.{path.name}"))
+  with os_errors_as_user_errors(out):
     try:
       with open(new, "wb") as file:
         yield file
         file.flush()
         os.fsync(file.fileno())
       os.replace(new, path)
-      sync(path.parent)
+      fsync(path.parent)
     finally:
       new.unlink(missing_ok=True)
 
 
-def temporary(path: pathlib.Path) -> pathlib.Path:
+def temporary_path(path: pathlib.Path) -> pathlib.Path:
   """Returns a new name beside `path`, another one each time."""
   return path.with_name(f".{path.name}.{uuid.uuid4().hex}.new")
 
 
-def sweep(out: pathlib.Path) -> None:
+def remove_leftovers(out: pathlib.Path) -> None:
   """Removes what killed processes left of `out` under temporary names."""
   for path in out.parent.glob(f".{glob.escape(out.name)}.*.new"):
     shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
 
 
-def sync(path: pathlib.Path) -> None:
-  """Has the disk keep a file, or the names in a folder."""
+def fsync(path: pathlib.Path) -> None:
+  """Flushes a file, or the names in a folder, to the disk."""
   descriptor = os.open(path, os.O_RDONLY)
   try:
     os.fsync(descriptor)
@@ -146,12 +175,13 @@ def sync(path: pathlib.Path) -> None:
 
 
 @contextlib.contextmanager
-def failing_in_one_line(out: pathlib.Path) -> Iterator[None]:
-  """Turns what a file system raises into a UserError."""
+def os_errors_as_user_errors(out: pathlib.Path) -> Iterator[None]:
+  """Turns an OSError of writing into a UserError with the way out."""
   try:
     yield
   except OSError as error:
+    way_out = WAYS_OUT.get(error.errno, "see to that")
     raise errors.UserError(
-      f"--out={out} cannot be written ({error.strerror or error}); make room there, or"
-      " let it be written to; the same command goes on"
+      f"--out={out} cannot be written ({error.strerror or error}); {way_out}, then"
+      " restart the same command: it resumes"
     ) from error

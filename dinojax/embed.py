@@ -105,7 +105,7 @@ def main(_) -> None:
       "dinojax": dinojax.__version__,
     }
     # A run that goes on may have another batch size, but its parts stay as they are.
-    manifest = durable.claim(out, manifest, differences=differences)
+    manifest = durable.open_manifest(out, manifest, differences=differences)
     shape = feature_files.Shape(
       rows=len(source), rows_per_part=manifest["rows_per_part"], sizes=sizes
     )
@@ -124,7 +124,7 @@ def main(_) -> None:
     done, mine = files.done(), range(number, shape.parts, count)
     with durable.locked(out):
       if not files.finished():  # perhaps no more: somebody has removed a part
-        durable.declare(out, complete=False)
+        durable.set_complete(out, complete=False)
     if missing := [k for k in mine if k not in done]:
       batches = eval_batches.open_batches(
         source,
@@ -241,7 +241,7 @@ def complete(files, number: int, check: Callable[[], None]) -> None:
   if not joined or number == 0:
     with durable.locked(files.out):
       files.finish()
-      durable.declare(files.out, complete=True)
+      durable.set_complete(files.out, complete=True)
   while not files.finished():
     check()
     time.sleep(POLL)

@@ -78,7 +78,7 @@ class Parquet:
     """Makes the folder, if it is not there; UserError if it cannot."""
     self._arrow, self._parquet = _import(out, "pyarrow", "pyarrow.parquet")
     self.out, self.shape = out, shape
-    with durable.failing_in_one_line(out):
+    with durable.os_errors_as_user_errors(out):
       out.mkdir(exist_ok=True)
 
   def done(self) -> set[int]:
@@ -106,13 +106,13 @@ class Parquet:
       fields.append(arrow.field("patches", columns["patches"].type, metadata=said))
     table = arrow.table(list(columns.values()), schema=arrow.schema(fields))
     path = self.out / f"part-{k:06}.parquet"
-    with durable.writing(path, out=self.out) as file:
+    with durable.atomic_write(path, out=self.out) as file:
       # No two features are alike: a dictionary of them would be longer than they are.
       self._parquet.write_table(table, file, row_group_size=rows, use_dictionary=False)
 
   def finish(self) -> None:
     """Removes what killed processes left."""
-    durable.sweep(self.out)
+    durable.remove_leftovers(self.out)
 
   def _vectors(self, x: np.ndarray):
     flat = self._arrow.array(x.reshape(-1))
@@ -126,7 +126,7 @@ class Npy:
     """Makes the folder of parts; UserError if it cannot."""
     self.out, self.shape = out, shape
     self._parts = out.with_name(f"{out.name}.parts")
-    with durable.failing_in_one_line(out):
+    with durable.os_errors_as_user_errors(out):
       self._parts.mkdir(exist_ok=True)
 
   def done(self) -> set[int]:
@@ -142,12 +142,12 @@ class Npy:
   def write(self, k: int, part: Part) -> None:
     """Writes one part; UserError if it cannot."""
     arrays = {name: x for name, x in vars(part).items() if x is not None}
-    with durable.writing(self._parts / f"{k:06}.npz", out=self.out) as file:
+    with durable.atomic_write(self._parts / f"{k:06}.npz", out=self.out) as file:
       np.savez(file, **arrays)
 
   def finish(self) -> None:
     """Joins the parts, one in memory at a time, and removes them."""
-    durable.sweep(self.out)
+    durable.remove_leftovers(self.out)
     if not self.finished():
       self._join()
     shutil.rmtree(self._parts, ignore_errors=True)  # gone if another has joined them
@@ -161,7 +161,7 @@ class Npy:
     }
     with contextlib.ExitStack() as stack:
       files = {
-        name: stack.enter_context(durable.writing(path, out=self.out))
+        name: stack.enter_context(durable.atomic_write(path, out=self.out))
         for name, path in paths.items()
         if name in (*shape.sizes, "table")
       }
@@ -190,7 +190,7 @@ class Zarr:
     """Makes the group, if it is not there; UserError if it cannot."""
     (self._zarr,) = _import(out, "zarr")
     self.out, self.shape = out, shape
-    with durable.failing_in_one_line(out):
+    with durable.os_errors_as_user_errors(out):
       if not out.exists():
         self._create()
 
@@ -210,18 +210,18 @@ class Zarr:
     start, stop = self.shape.span(k)
     # Also what equals the fill value: a chunk tells that its part is there.
     all_chunks = self._zarr.config.set({"array.write_empty_chunks": True})
-    with durable.failing_in_one_line(self.out), all_chunks:
+    with durable.os_errors_as_user_errors(self.out), all_chunks:
       group = self._zarr.open_group(self.out, mode="r+")
       for name in sorted(arrays, key="valid".__eq__):
         group[name][start:stop] = arrays[name]  # elsewhere, and then renamed, by Zarr
         inner = ["0"] * (group[name].ndim - 1)
-        durable.sync(self.out.joinpath(name, "c", str(k), *inner))
+        durable.fsync(self.out.joinpath(name, "c", str(k), *inner))
 
   def finish(self) -> None:
     """Removes what killed processes left."""
     for half_written in self.out.glob("*/c/**/*.partial"):
       half_written.unlink(missing_ok=True)
-    durable.sweep(self.out)
+    durable.remove_leftovers(self.out)
 
   def _create(self) -> None:
     """Builds the group elsewhere: half of one would be taken for a whole."""
@@ -233,7 +233,7 @@ class Zarr:
       "valid": ("bool", ()),
       **{name: ("float32", size) for name, size in shape.sizes.items()},
     }
-    new = durable.temporary(self.out)
+    new = durable.temporary_path(self.out)
     group = self._zarr.create_group(new)
     for name, (kind, rest) in kinds.items():
       group.create_array(

@@ -147,7 +147,7 @@ def main(arguments: list[str]) -> None:
           f" {out / 'report.html'}",
         ]
       )
-    durable.declare(out, complete=True)
+    durable.set_complete(out, complete=True)
     claims.remove_work(job)
   engine.say(told)
 
@@ -279,13 +279,13 @@ def finish(job: jobs.Job, parts: list[jobs.Part], given: dict, options) -> dict:
   shards = [output.described(job, parts, plan, shard) for shard in range(len(plan))]
   of_classes = manifest.told_classes(given, found, class_names, len(names))
   told = manifest.make(given, found, shards, of_classes)
-  with durable.failing_in_one_line(job.out):
+  with durable.os_errors_as_user_errors(job.out):
     output.write_metadata(job, folder, shards, names)
   report.write(job, parts, told, folder)
   job.save(folder / "manifest.json", told)
-  with durable.failing_in_one_line(job.out):
+  with durable.os_errors_as_user_errors(job.out):
     folder.replace(job.out)
-    durable.sync(job.out.parent)
+    durable.fsync(job.out.parent)
   return told
 
 

@@ -1,7 +1,9 @@
-"""A file is as it was, or as it should be; and nobody writes into another's."""
+"""Files are written atomically, and nobody writes into another's output."""
 
 import contextlib
+import errno
 import json
+import os
 import pathlib
 import subprocess
 import sys
@@ -20,8 +22,8 @@ def differences(there, now):
   ]
 
 
-def claim(out, **manifest):
-  return durable.claim(out, manifest, differences=differences)
+def open_manifest(out, **manifest):
+  return durable.open_manifest(out, manifest, differences=differences)
 
 
 def names(folder):
@@ -30,7 +32,7 @@ def names(folder):
 
 def test_a_file_has_its_name_only_when_it_is_written(tmp_path):
   out = tmp_path / "out"
-  with durable.writing(out, out=out) as file:
+  with durable.atomic_write(out, out=out) as file:
     file.write(b"new")
     assert not out.exists()
   assert out.read_bytes() == b"new"
@@ -42,7 +44,7 @@ def test_a_write_that_fails_leaves_what_was_there_and_nothing_else(tmp_path):
   out.write_bytes(b"old")
   with (
     pytest.raises(errors.UserError, match=r"--out=.*/out cannot be written \(No space"),
-    durable.writing(out, out=out) as file,
+    durable.atomic_write(out, out=out) as file,
   ):
     file.write(b"half of the n")
     raise OSError(28, "No space left on device")
@@ -50,12 +52,12 @@ def test_a_write_that_fails_leaves_what_was_there_and_nothing_else(tmp_path):
   assert names(tmp_path) == {"out"}
 
 
-def test_what_a_killed_process_left_is_swept_and_no_more(tmp_path):
+def test_leftovers_of_a_killed_process_are_removed_and_no_more(tmp_path):
   program = """
 import os, pathlib, signal, sys
 from dinojax import durable
 out = pathlib.Path(sys.argv[1])
-with durable.writing(out / "part", out=out) as file:
+with durable.atomic_write(out / "part", out=out) as file:
   file.write(b"half")
   os.kill(os.getpid(), signal.SIGKILL)
 """
@@ -65,45 +67,47 @@ with durable.writing(out / "part", out=out) as file:
   subprocess.run([sys.executable, "-c", program, str(out)], check=False)
   assert names(out) == set()
   assert len(names(tmp_path)) == 3
-  durable.sweep(out)
+  durable.remove_leftovers(out)
   assert names(tmp_path) == {"features[1].x", ".features2.x.json.host-1.new"}
 
 
-def test_the_first_claim_counts_and_others_have_to_agree(tmp_path):
+def test_the_first_manifest_counts_and_others_have_to_agree(tmp_path):
   out = tmp_path / "new" / "out"
   first = {"weights": "a", "size": (1, 2), "batch": 8}
-  assert claim(out, **first)["size"] == [1, 2]
-  assert claim(out, **first | {"batch": 16})["batch"] == 8
-  with pytest.raises(errors.UserError, match=r"otherwise \(weights: a to b\); choose"):
-    claim(out, **first | {"weights": "b"})
+  assert open_manifest(out, **first)["size"] == [1, 2]
+  assert open_manifest(out, **first | {"batch": 16})["batch"] == 8
+  with pytest.raises(
+    errors.UserError, match=r"begun with other settings \(weights: a to b\); choose"
+  ):
+    open_manifest(out, **first | {"weights": "b"})
   assert names(out.parent) == {"out.json"}
 
 
 def test_a_manifest_tells_whether_its_output_is_complete(tmp_path):
   out, path = tmp_path / "out", tmp_path / "out.json"
-  claim(out, i=1)
+  open_manifest(out, i=1)
   assert json.loads(path.read_text()) == {"i": 1, "complete": False}
-  durable.declare(out, complete=True)
+  durable.set_complete(out, complete=True)
   assert json.loads(path.read_text()) == {"i": 1, "complete": True}
   before = path.stat()
-  durable.declare(out, complete=True)
+  durable.set_complete(out, complete=True)
   assert path.stat().st_ino == before.st_ino, "written again"
-  durable.declare(out, complete=False)
+  durable.set_complete(out, complete=False)
   assert not json.loads(path.read_text())["complete"]
   assert names(tmp_path) == {"out.json"}
 
 
-def test_of_two_claims_at_once_the_first_one_counts(tmp_path, monkeypatch):
-  out, temporary = tmp_path / "out", durable.temporary
+def test_of_two_manifests_at_once_the_first_one_counts(tmp_path, monkeypatch):
+  out, temporary = tmp_path / "out", durable.temporary_path
 
   def overtaken(path):
     monkeypatch.undo()
-    claim(out, i=1)
+    open_manifest(out, i=1)
     return temporary(path)
 
-  monkeypatch.setattr(durable, "temporary", overtaken)
+  monkeypatch.setattr(durable, "temporary_path", overtaken)
   with pytest.raises(errors.UserError, match="i: 1 to 2"):
-    claim(out, i=2)
+    open_manifest(out, i=2)
   assert json.loads((tmp_path / "out.json").read_text())["i"] == 1
   assert names(tmp_path) == {"out.json"}
 
@@ -112,12 +116,12 @@ def test_what_this_command_has_not_made_is_not_written_to(tmp_path):
   out = tmp_path / "out"
   out.mkdir()
   with pytest.raises(errors.UserError, match=r"exists without out.json"):
-    claim(out)
+    open_manifest(out)
 
 
 def test_a_lock_keeps_another_process_waiting(tmp_path):
   out = tmp_path / "out"
-  claim(out)
+  open_manifest(out)
   program = f"""
 import pathlib
 from dinojax import durable
@@ -140,7 +144,7 @@ with durable.locked(pathlib.Path({str(out)!r})):
 
 def test_a_lock_holds_whatever_becomes_of_the_manifest_meanwhile(tmp_path):
   out = tmp_path / "out"
-  claim(out)
+  open_manifest(out)
   inside = threading.Event()
 
   def wait():
@@ -152,7 +156,7 @@ def test_a_lock_holds_whatever_becomes_of_the_manifest_meanwhile(tmp_path):
     with durable.locked(out):
       waiting.start()
       time.sleep(0.1)
-      durable.declare(out, complete=True)  # another file, which a third one locks
+      durable.set_complete(out, complete=True)  # another file, which a third one locks
       second.enter_context(durable.locked(out))
     assert not inside.wait(0.2)
   assert inside.wait(10)
@@ -161,4 +165,32 @@ def test_a_lock_holds_whatever_becomes_of_the_manifest_meanwhile(tmp_path):
 
 def test_a_place_that_cannot_be_written_to_is_the_users_error():
   with pytest.raises(errors.UserError, match="--out=/proc/no/out cannot be written"):
-    claim(pathlib.Path("/proc/no/out"))
+    open_manifest(pathlib.Path("/proc/no/out"))
+
+
+@pytest.mark.parametrize(
+  ("number", "way_out"),
+  [
+    (errno.ENOSPC, "make room there"),
+    (errno.EDQUOT, "raise the quota"),
+    (errno.EFBIG, "ulimit -f"),
+    (errno.EACCES, "let this user write there"),
+    (errno.EROFS, "mount it writable"),
+    (errno.EIO, "see to that"),
+  ],
+)
+def test_only_a_full_disk_asks_for_room(number, way_out):
+  out = pathlib.Path("out")
+  with pytest.raises(errors.UserError) as raised, durable.os_errors_as_user_errors(out):
+    raise OSError(number, os.strerror(number))
+  message = str(raised.value)
+  assert f"({os.strerror(number)});" in message and way_out in message
+  assert ("make room" in message) == (number in (errno.ENOSPC, errno.EDQUOT))
+
+
+@pytest.mark.parametrize("content", [b"", b"{", b"[]", b"\xff", b"[" * 100_000])
+def test_a_damaged_manifest_is_the_users_to_remove(tmp_path, content):
+  out = tmp_path / "out"
+  durable.manifest_path(out).write_bytes(content)
+  with pytest.raises(errors.UserError, match=r"out.json, .* is damaged; remove both"):
+    open_manifest(out)

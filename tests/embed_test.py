@@ -388,11 +388,12 @@ def test_what_has_changed_under_the_same_name_is_told(weights, images, tmp_path)
 
 
 def refusal(weights, out, **changes):
-  """Why an output that was begun otherwise is refused."""
+  """Why an output that was begun with other settings is refused."""
   with pytest.raises(errors.UserError) as raised:
     run(weights, out, **changes)
   said = re.fullmatch(
-    rf"--out={out} was begun otherwise \((.*)\); choose .*", str(raised.value)
+    rf"--out={out} was (?:made|begun) with other settings \((.*)\); choose .*",
+    str(raised.value),
   )
   return said[1]
 

@@ -45,14 +45,14 @@ def begun(job: jobs.Job, given: dict[str, Any]) -> Iterator[None]:
     )
   with contextlib.ExitStack() as stack:
     while True:
-      durable.claim(job.out, given, differences=refuse)
+      durable.open_manifest(job.out, given, differences=refuse)
       try:
         stack.enter_context(durable.locked(job.out))
         break
       except FileNotFoundError:  # the one that was waited for has taken its claim back
         continue
     if not job.out.exists():
-      durable.sweep(job.out)
+      durable.remove_leftovers(job.out)
       described = json.loads(json.dumps(given))
       if path.exists() and json.loads(path.read_text()) != described:
         remove_work(job)
@@ -70,9 +70,9 @@ def begun(job: jobs.Job, given: dict[str, Any]) -> Iterator[None]:
 def remove_work(job: jobs.Job) -> None:
   """Removes the folder of work, at once as others see it."""
   if job.work.exists():
-    # Half of it would look like an ingest's that goes on; `durable.sweep` finds this.
-    gone = durable.temporary(job.work)
-    with durable.failing_in_one_line(job.out):
+    # Half of the folder would look like an unfinished ingest.
+    gone = durable.temporary_path(job.work)
+    with durable.os_errors_as_user_errors(job.out):
       job.work.replace(gone)
       shutil.rmtree(gone)
 

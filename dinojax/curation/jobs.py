@@ -96,9 +96,9 @@ class Job:
 
   def save(self, path: pathlib.Path, content: Any) -> None:
     """Writes an array as .npy, or anything else as JSON; whole or not at all."""
-    with durable.failing_in_one_line(self.out):
+    with durable.os_errors_as_user_errors(self.out):
       path.parent.mkdir(parents=True, exist_ok=True)
-    with durable.writing(path, out=self.out) as file:
+    with durable.atomic_write(path, out=self.out) as file:
       if isinstance(content, np.ndarray):
         buffer = io.BytesIO()  # NumPy itself would not say why a disk refuses
         np.save(buffer, content)

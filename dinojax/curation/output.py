@@ -71,10 +71,10 @@ def write(
   done = job.path("shards", shard, "json")
   if done.exists():
     return
-  new = durable.temporary(job.out.with_name(f"{job.out.name}.{path.name}"))
+  new = durable.temporary_path(job.out.with_name(f"{job.out.name}.{path.name}"))
   size = count = 0
   try:
-    with durable.failing_in_one_line(job.out):
+    with durable.os_errors_as_user_errors(job.out):
       path.parent.mkdir(parents=True, exist_ok=True)
       try:
         writer = array_record_module.ArrayRecordWriter(str(new), GROUP)
@@ -85,9 +85,9 @@ def write(
       except (RuntimeError, ValueError) as error:  # what it makes of a full disk
         raise OSError(str(error).partition(";")[0]) from error
       check(new, count)
-      durable.sync(new)
+      durable.fsync(new)
       new.replace(path)
-      durable.sync(path.parent)
+      durable.fsync(path.parent)
   finally:
     new.unlink(missing_ok=True)
   job.save(done, {"records": count, "bytes": size})

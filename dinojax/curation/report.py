@@ -80,7 +80,7 @@ def write(
 ) -> None:
   """Writes report.html and dropped.csv."""
   chosen = {}
-  with durable.failing_in_one_line(job.out):
+  with durable.os_errors_as_user_errors(job.out):
     with open(folder / "dropped.csv", "w", newline="") as file:
       table = csv.writer(file)
       table.writerow(["name", "reason", "detail", "kept in its place"])
