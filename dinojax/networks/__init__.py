@@ -1,1 +1,1 @@
-"""What the student and the teacher compute: backbone, heads, attention."""
+"""Networks of student and teacher: vision transformer, projection heads, attention."""

@@ -1,10 +1,10 @@
-"""Self-attention for CPUs, in steps whose probabilities stay in the cache.
+"""Self-attention for CPUs, in slices of the batch whose probabilities fit the cache.
 
-The [B, H, T, T] probabilities are never in memory: it walks over the batch in steps
-that fit the second-level cache, keeps the logarithm of the softmax's sum, and computes
-the rest again going backward (arXiv:2205.14135). On one core of an AMD EPYC (Zen 4),
-float32, B = 16, T = 257, H = 6, d = 64, forward and backward take 86 ms, where XLA's
-own take 135 and PyTorch's kernel 84.
+Memory-efficient attention (arXiv:2205.14135): the [B, H, T, T] probabilities are never
+all in memory. A loop over the batch takes slices that fit the second-level cache and
+keeps the logarithm of the softmax's sum; the backward pass recomputes the rest. On one
+core of an AMD EPYC (Zen 4), float32, B = 16, T = 257, H = 6, d = 64, forward and
+backward take 86 ms; XLA's own attention takes 135 and PyTorch's kernel 84.
 """
 
 import functools
@@ -15,17 +15,17 @@ from jax.ad_checkpoint import checkpoint_name
 
 from dinojax import sharding
 
-# Bytes of probabilities in one step. Of 0.5, 1, 2, 4 MiB, 0.5 to 1 were fastest at
-# T = 50 and one image, the least there is, at T = 257.
+# Bytes of probabilities in one slice. Of 0.5, 1, 2, 4 MiB, 0.5 to 1 were fastest at
+# T = 50; at T = 257 a single image, the smallest slice, was.
 STEP_BYTES = 2**20
 
 
 def attention(qkv: jax.Array, *, heads: int) -> jax.Array:
-  """Attention of every head of every crop; each device walks over its own crops.
+  """Attention of every head of every crop; each device loops over its own crops.
 
   Args:
-    qkv: [B, T, 3 * D] queries, keys, values, each with its heads side by side. Cutting
-      them apart inside the steps, in cache, takes 2% off a block's time.
+    qkv: [B, T, 3 * D] queries, keys, values, each with its heads side by side. They are
+      split inside the loop, in cache, which takes 2% off a block's time.
     heads: H = D / d.
 
   Returns:
@@ -46,7 +46,7 @@ def _forward(heads, qkv):
 
   in_steps = functools.partial(_in_steps, step, heads)
   out, lse = sharding.per_device(in_steps)(qkv)
-  # Named for recomputation policies: with them saved, nothing runs again.
+  # Named for activation checkpointing (remat): if saved, nothing is recomputed.
   out, lse = (checkpoint_name(x, "attention") for x in (out, lse))
   return out, (qkv, out, lse)
 
@@ -69,7 +69,7 @@ def _cut(x, heads, parts=3):
 
 
 def _in_steps(step, heads, *arrays):
-  """Applies step to equal parts of the leading axis, in turn."""
+  """Applies `step` to equal slices of the leading axis, one after the other."""
   crops, tokens, _ = arrays[0].shape
   size = max(min(crops, STEP_BYTES // (4 * heads * tokens**2)), 1)
   while crops % size:
@@ -82,7 +82,7 @@ def _in_steps(step, heads, *arrays):
 
 
 def _forward_step(q, k, v):
-  """[b, T, H, d] each -> output, and [b, H, T] the log of the softmax's sum."""
+  """[b, T, H, d] each -> output, and the log of the softmax's sum [b, H, T]."""
   q_rows, k_rows, v_rows = _rows(q) * q.shape[-1] ** -0.5, _rows(k), _rows(v)
   scores = jnp.einsum("nqd,nkd->nqk", q_rows, k_rows)
   peak = scores.max(-1, keepdims=True)
@@ -96,9 +96,9 @@ def _forward_step(q, k, v):
 def _backward_step(q, k, v, out, lse, grad):
   """Gradients of q, k, v, [b, T, H, d] each.
 
-  Probabilities stand transposed, keys before queries: so four of five products have
-  their operands as XLA's fast kernels want them. With queries first, two of them have
-  not: 81 ms for 79.
+  Probabilities are transposed, keys before queries: so four of the five products have
+  operands in the layout that XLA's fast kernels want. Queries first gives three, and
+  81 ms instead of 79.
   """
   scale = q.shape[-1] ** -0.5
   q_rows, k_rows, v_rows = _rows(q) * scale, _rows(k), _rows(v)

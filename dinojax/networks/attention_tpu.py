@@ -1,15 +1,16 @@
 """Self-attention for TPU: a Pallas kernel that keeps a head's scores on the chip.
 
-Crops are short (257 and 50 tokens), so all the scores of a head fit the chip's vector
-memory and nothing is gained by the tiling of long-sequence kernels, which pad to 384.
-One program takes two heads of one crop: side by side, their 64 channels fill the 128
-lanes of a register, and the kernel reads them straight from the packed output of the
-qkv projection and writes them where the next projection wants them. No transposes, and
-no [T, T] array in main memory, which is where XLA's own attention spends its time.
+Crops are short (257 and 50 tokens), so all scores of a head fit the chip's vector
+memory. The tiling of flash-attention kernels for long sequences gains nothing here, and
+pads to 384. One program takes two heads of one crop: side by side, their 64 channels
+fill the 128 lanes of a register. The kernel reads them from the packed output of the
+qkv projection and writes them in the layout of the next projection. There are no
+transposes, and no [T, T] array in main memory, where XLA's own attention spends its
+time.
 
-Scores are kept as [keys, queries]: sums over keys then run along sublanes, and the
-gradients of keys and values need no transposed operand. The backward kernel recomputes
-the probabilities from queries, keys and the logarithm of their sums.
+Scores are kept as [keys, queries]: sums over keys run along sublanes, and the gradients
+of keys and values need no transposed operand. The backward kernel recomputes the
+probabilities from queries, keys and the logarithm of their sums.
 
 By the compiler's schedule for v5e, in million cycles for 32 crops x 24 heads of 257
 tokens (tests/bench/attention_tpu.py): forward 0.57, backward 0.93; XLA's attention with
@@ -31,18 +32,18 @@ MAX_TOKENS = 512  # whose scores fit the vector memory, several times over
 HEAD_WIDTH = 64  # two heads to a register; also makes the scale exact in bfloat16
 SCALE = HEAD_WIDTH**-0.5
 
-# What is contracted: rows with rows, or columns with columns, as BLAS has it.
+# Contracted axes of two operands, named as in BLAS: N for plain, T for transposed.
 NN, NT, TN = ((1,), (0,)), ((1,), (1,)), ((0,), (0,))
 
 
 def fits(qkv: jax.Array, heads: int) -> bool:
-  """Whether the kernel can do it: heads of 64 channels, in pairs, and short crops."""
+  """Whether the kernel can run: heads of 64 channels, in pairs, and short crops."""
   _, tokens, width = qkv.shape
   return width == 3 * heads * HEAD_WIDTH and heads % 2 == 0 and tokens <= MAX_TOKENS
 
 
 def block(crops: int, tokens: int) -> int:
-  """Crops that one program takes: several short ones, or one."""
+  """Crops per program of the kernel: several if they are short, else one."""
   size = max(1, 256 // tokens)
   while crops % size:
     size -= 1
@@ -50,7 +51,7 @@ def block(crops: int, tokens: int) -> int:
 
 
 def attention(qkv: jax.Array, *, interpret: bool = False) -> jax.Array:
-  """Attention of every head of every crop; each device takes its share of the crops.
+  """Attention of every head of every crop; each device computes its own crops.
 
   Args:
     qkv: [B, T, 3 * D], queries, keys and values, heads of 64 channels side by side; D a
@@ -71,7 +72,7 @@ def _attention(interpret, qkv):
 def _forward(interpret, qkv):
   forward = functools.partial(_call, _forward_kernel, "forward", interpret)
   out, logsumexp = sharding.per_device(forward)(qkv)
-  # Named for recomputation policies: with it saved, the kernel need not run again.
+  # Named for activation checkpointing (remat): if saved, the kernel runs only once.
   return out, (qkv, checkpoint_name(logsumexp, "attention"))
 
 
@@ -91,7 +92,7 @@ def _call(kernel, name, interpret, qkv, *gradients):
   pairs = width // 3 // LANES
   size = block(crops, tokens)
 
-  def at(part):  # two heads of the queries (0), keys (1) or values (2)
+  def spec(part):  # two heads of the queries (0), keys (1) or values (2)
     return pl.BlockSpec(
       (size, tokens, LANES), lambda crop, pair: (crop, 0, part * pairs + pair)
     )
@@ -103,8 +104,8 @@ def _call(kernel, name, interpret, qkv, *gradients):
   return pl.pallas_call(
     kernel,
     grid=(crops // size, pairs),
-    in_specs=[at(0), at(1), at(2)] + ([at(0), sums] if gradients else []),
-    out_specs=[at(0)] * 3 if gradients else [at(0), sums],
+    in_specs=[spec(0), spec(1), spec(2)] + ([spec(0), sums] if gradients else []),
+    out_specs=[spec(0)] * 3 if gradients else [spec(0), sums],
     out_shape=[tokens_shape] * 3 if gradients else [tokens_shape, sums_shape],
     cost_estimate=pl.CostEstimate(
       flops=products * 2 * crops * tokens**2 * (width // 3),
@@ -130,7 +131,7 @@ def _heads():
 
 
 def _only(mine, x):
-  """`x` with the other head's channels zero: products with it see one head alone."""
+  """`x` with the other head's channels set to zero: its products are of one head."""
   return jnp.where(mine, x, jnp.zeros((), x.dtype))
 
 

@@ -1,7 +1,7 @@
-"""Transformer blocks: attention, FFN, drop path on subsets of the crops.
+"""Transformer blocks: attention, FFN, drop path (stochastic depth) on subsets of crops.
 
-Each is written for what it costs: what the backward pass needs is small, named for
-`REMAT`, and in `dtype`; skipped crops are not computed.
+Written for memory and speed: what the backward pass needs is small, in `dtype`, and
+named for activation checkpointing (`REMAT`); dropped crops are not computed.
 """
 
 import functools
@@ -17,33 +17,43 @@ from dinojax.networks import attention, layers
 
 LN_EPS = 1e-6
 
-# What the backward pass finds in memory of each block besides its input; the rest it
-# computes again. None keeps everything; from top to bottom, less memory and more work.
+# Activation checkpointing (remat): the activations of a block that are kept for the
+# backward pass, besides the block's input. It recomputes the others. None keeps all;
+# from top to bottom, less memory and more work.
 REMAT = {
   "none": None,
-  "matmuls": ("qkv", "attention", "proj", "ffn"),  # no matrix product runs again
-  "attention": ("qkv", "attention", "proj"),  # the first layer of the FFN does
+  "matmuls": ("qkv", "attention", "proj", "ffn"),  # recomputes no matrix product
+  "attention": ("qkv", "attention", "proj"),  # recomputes the first layer of the FFN
   "full": (),
 }
 
 
-def draw(key: jax.Array, groups: jax.Array, crops: int, *, rate: float) -> jax.Array:
-  """Which crops of each group drop path lets through a branch.
+def swiglu_width(width: int) -> int:
+  """Hidden channels of a SwiGLU: two thirds of 4D, rounded up to a multiple of 8."""
+  return (int(4 * width * 2 / 3) + 7) // 8 * 8
 
-  Of a group's crops they are max(int(crops * (1 - rate)), 1) random ones. The others
-  skip the branch, and its cost.
+
+def kept_crops(crops: int, rate: float) -> int:
+  """How many of a group's crops drop path keeps: 1 - rate of them, and at least one."""
+  return max(int(crops * (1 - rate)), 1)
+
+
+def draw(key: jax.Array, groups: jax.Array, crops: int, *, rate: float) -> jax.Array:
+  """Draws the crops of each group that drop path keeps for a branch.
+
+  They are `kept_crops` random ones. The others skip the branch, and its cost.
 
   Args:
     key: random key.
-    groups: [G] int32, their ids: what a group draws depends on its id and the key
+    groups: [G] int32, ids of the groups. A group's draw depends on its id and the key
       alone, not on the groups beside it.
-    crops: of each group.
+    crops: number of crops in each group.
     rate: drop path rate.
 
   Returns:
-    Positions [G, kept] within the groups.
+    Indices [G, kept] within the groups.
   """
-  kept = max(int(crops * (1 - rate)), 1)
+  kept = kept_crops(crops, rate)
   keys = jax.vmap(jax.random.fold_in, (None, 0))(key, groups)
   order = jax.vmap(lambda k: jax.random.uniform(k, (crops,)).argsort())(keys)
   return order[:, :kept]
@@ -51,10 +61,10 @@ def draw(key: jax.Array, groups: jax.Array, crops: int, *, rate: float) -> jax.A
 
 @jax.custom_vjp
 def choose(x: jax.Array, chosen: jax.Array) -> tuple[jax.Array, jax.Array]:
-  """The chosen crops, beside all of them.
+  """Returns all crops and the chosen ones.
 
-  Whoever goes on with the `x` that is returned spares the backward pass an array: the
-  gradient of the chosen crops is added into that of all.
+  Callers use the returned `x` from here on: the backward pass then adds the gradient of
+  the chosen crops in place, and needs one array less.
 
   Args:
     x: [G*c, T, D] tokens, groups along the leading axis.
@@ -84,15 +94,15 @@ def _add_at(x, delta, chosen):
 
 
 def add_on_chosen(x: jax.Array, delta: jax.Array, chosen: jax.Array) -> jax.Array:
-  """Adds a branch of the chosen crops, scaled up to keep its expectation over draws.
+  """Adds a branch of the chosen crops, scaled so that its expectation stays the same.
 
   Args:
     x: [G*c, T, D] tokens.
-    delta: [G*kept, T, D], the branch of these crops.
+    delta: [G*kept, T, D], output of the branch for the chosen crops.
     chosen: [G, kept], of `draw`.
   """
   groups, kept = chosen.shape
-  # By a factor in float32: bfloat16 would round it, and so shift all alike.
+  # The factor is float32: bfloat16 would round it, a bias that is the same everywhere.
   scaled = delta * jnp.float32(len(x) // groups / kept)
   return _add_at(x, scaled.astype(delta.dtype), chosen)
 
@@ -140,15 +150,12 @@ class SwiGLU(nn.Module):
 
   @nn.compact
   def __call__(self, xs, gamma):
-    """[B_i, T_i, D] each, [D] -> [B_i, T_i, D] each, scaled by gamma.
-
-    Width: two thirds of 4D, rounded up to a multiple of 8.
-    """
+    """[B_i, T_i, D] each, [D] -> [B_i, T_i, D] each, scaled by gamma."""
     width = len(gamma)
-    hidden = (int(4 * width * 2 / 3) + 7) // 8 * 8
+    hidden = 2 * swiglu_width(width)
     # Split in the weights: split in the output, its gradient would be joined again.
-    packed = layers.Dense(2 * hidden, self.dtype, parts=2, name="w12")(xs)
-    # Held back: XLA would compute half of this product inside the next one, in pieces.
+    packed = layers.Dense(hidden, self.dtype, parts=2, name="w12")(xs)
+    # A barrier, or XLA fuses half of this product into the next one and recomputes it.
     packed = jax.lax.optimization_barrier(checkpoint_name(packed, "ffn"))
     gated = [jax.nn.silu(gate) * value for gate, value in packed]
     return [x for (x,) in layers.Dense(width, self.dtype, name="w3")(gated, gamma)]
@@ -166,7 +173,7 @@ class Block(nn.Module):
 
   @nn.compact
   def __call__(self, tokens, groups):
-    """Tuple of [B_i, T_i, D] float32 -> the same, and nothing for scan to stack."""
+    """Tuple of [B_i, T_i, D] float32 -> the same, and None: scan stacks nothing."""
     width = tokens[0].shape[-1]
     norm = functools.partial(nn.LayerNorm, epsilon=LN_EPS, dtype=self.dtype)
     ffn = {"mlp": Mlp, "swiglu": SwiGLU}[self.ffn]

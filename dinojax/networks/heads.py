@@ -1,4 +1,4 @@
-"""DINOHead: an MLP to a small unit vector, then weight-normalised prototypes."""
+"""DINOHead, the projection head: an MLP to a unit vector, then prototypes."""
 
 import functools
 
@@ -40,12 +40,12 @@ class DINOHead(nn.Module):
       (((x.ndim - 1,), (0,)), ((), ())),
       preferred_element_type=jnp.float32,
     )
-    # Prototypes are sharded over K; their logits must follow the batch all the same.
+    # Prototypes are sharded over K, but their logits must be sharded over the batch.
     return sharding.constrain_batch(logits)
 
 
 class Prototypes(nn.Module):
-  """Weight norm per prototype: gain_k * v_k / |v_k|."""
+  """Prototypes with weight norm: gain_k * v_k / |v_k|."""
 
   count: int
 

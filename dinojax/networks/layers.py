@@ -1,6 +1,6 @@
 """Layers of a block: Dense for several resolutions, its bias, GELU and LayerScale.
 
-Each is written for what it costs: the backward pass needs little memory, in `dtype`.
+Written for memory and speed: what the backward pass needs is small, and in `dtype`.
 """
 
 from collections.abc import Sequence
@@ -17,14 +17,15 @@ _dense_init = nn.initializers.normal(0.02)
 
 @jax.custom_vjp
 def add_bias(x: jax.Array, bias: jax.Array) -> jax.Array:
-  """[..., D] of any type + [D] float32, in the type of `x`."""
+  """Adds a float32 bias [D] to [..., D] of any dtype; returns the dtype of `x`."""
   return x + bias.astype(x.dtype)
 
 
 def _add_bias_backward(_, grad):
   rows = einops.rearrange(grad, "... d -> (...) d")
-  # A product with ones, eight for a full tile: TPUs sum columns several times slower.
-  # Its rows are equal; taking the first one of them trips a bug of XLA's partitioner.
+  # A product with eight rows of ones, a full tile: TPUs sum columns several times
+  # slower. All rows of the result are equal; indexing one of them meets a bug in XLA's
+  # partitioner, so `max` takes it.
   ones = jnp.ones((8, len(rows)), grad.dtype)
   sums = jnp.dot(ones, rows, precision="highest", preferred_element_type=jnp.float32)
   return grad, sums.max(0)
@@ -54,8 +55,8 @@ gelu.defvjp(lambda x: (gelu(x), x), _gelu_backward)
 class Dense(nn.Module):
   """A linear layer of crops of several resolutions: float32 weights, `dtype` products.
 
-  Its weights are cast and gathered once for all resolutions, and their gradients added
-  up before they are scattered. `parts` splits the output into equal pieces.
+  Weights are cast and gathered once for all resolutions, and their gradients are added
+  before they are scattered. `parts` splits the output into equal arrays.
   """
 
   features: int
@@ -66,9 +67,9 @@ class Dense(nn.Module):
   def __call__(self, xs: Sequence[jax.Array], gamma: jax.Array | float = 1.0):
     """Applies the layer.
 
-    With LayerScale's gamma: (x W + b) gamma = x (W gamma) + b gamma. So the gradient of
-    gamma comes from that of the weights, and the unscaled output is neither kept nor
-    computed again.
+    With LayerScale's gamma: (x W + b) gamma = x (W gamma) + b gamma. The gradient of
+    gamma then follows from that of the weights, and the unscaled output is neither kept
+    nor recomputed.
 
     Args:
       xs: each [B_i, T_i, H].
@@ -93,13 +94,13 @@ def _product(x, kernel):
   x = x.astype(kernel.dtype)
   if sharding.platform() != "cpu":
     return x @ kernel
-  # On CPU the gradient of a product of three axes copies its operands. TPUs would copy
-  # here: rows of a crop are padded to whole tiles.
+  # On CPU the gradient of a product over three axes copies its operands. On TPU the
+  # reshape would copy: rows of a crop are padded to whole tiles.
   return (x.reshape(-1, x.shape[-1]) @ kernel).reshape(*x.shape[:-1], -1)
 
 
 class LayerScale(nn.Module):
-  """gamma, a factor per channel of a branch (arXiv:2103.17239)."""
+  """LayerScale (arXiv:2103.17239): gamma, a learned factor per channel of a branch."""
 
   width: int
   init: float

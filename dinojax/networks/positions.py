@@ -1,4 +1,7 @@
-"""Position embeddings on another grid: PyTorch's two bicubic resizes as matrices."""
+"""Position embeddings (positional encoding) of a grid of patches, resized.
+
+PyTorch's two kinds of bicubic interpolation, written as matrices.
+"""
 
 import einops
 import jax
@@ -7,11 +10,11 @@ import numpy as np
 
 
 def bicubic_matrix(source: int, target: int, *, antialias: bool) -> np.ndarray:
-  """Weights [target, source] that resize one axis of a position embedding.
+  """Weights [target, source] that resize one axis of the position embeddings.
 
-  Like PyTorch's interpolate, which released weights were trained with: a = -0.75 and a
-  scale of (target + 0.1) / source without antialiasing; a = -0.5 and the target size
-  with it. Borders are clamped without antialiasing, cut and renormalised with it.
+  Like PyTorch's interpolate, with which released weights were trained. Without
+  antialiasing: a = -0.75, a scale of (target + 0.1) / source, clamped borders. With it:
+  a = -0.5, the target size, weights outside the border dropped and the rest normalised.
   """
   a = -0.5 if antialias else -0.75
   step = source / (target if antialias else target + 0.1)
@@ -37,7 +40,7 @@ def bicubic_matrix(source: int, target: int, *, antialias: bool) -> np.ndarray:
 def resize(
   pos_embed: jax.Array, height: int, width: int, *, antialias: bool
 ) -> jax.Array:
-  """Resizes the patches' position embedding [M*M, D] to [height*width, D]."""
+  """Resizes the patches' position embeddings [M*M, D] to [height*width, D]."""
   m = round(len(pos_embed) ** 0.5)
   if (height, width) == (m, m):
     return pos_embed

@@ -1,9 +1,9 @@
 """VisionTransformer: crops to patches, tokens, blocks (blocks.py) and features.
 
-One call takes crops of several resolutions at once, each as its own batch: a single
-scan over the blocks carries all, so a layer's weights are gathered once per pass
-and attention needs no mask. The residual stream is float32: LayerScale starts at 1e-5,
-and bfloat16 would round a branch that small away. Matmuls run in `dtype`.
+One call takes crops of several resolutions, each as its own batch. A single scan over
+the blocks carries all of them: a layer's weights are gathered once per pass, and
+attention needs no mask. The residual stream is float32: LayerScale starts at 1e-5, and
+bfloat16 would round away a branch that small. Matrix products run in `dtype`.
 """
 
 from collections.abc import Callable, Sequence
@@ -34,11 +34,11 @@ def uniform(bound: float) -> Callable:
 
 @flax.struct.dataclass
 class Features:
-  """What the backbone says of a batch of crops, after the final LayerNorm, float32.
+  """Features of a batch of crops, after the final LayerNorm, float32.
 
-  image: [B, D], the image feature of `pool`. cls: [B, D]. patches: [B, N, D].
-  cls_by_block, gap_by_block: [depth, B, D], CLS token and mean patch token of every
-  block, the final LayerNorm applied, if they were asked for.
+  image: [B, D], the image feature, as `pool` says. cls: [B, D], the CLS token. patches:
+  [B, N, D], the patch tokens. cls_by_block, gap_by_block: [depth, B, D], CLS token and
+  mean patch token of every block, after the final LayerNorm; only with `by_block`.
   """
 
   image: jax.Array
@@ -56,16 +56,16 @@ def normalize(images: jax.Array) -> jax.Array:
 
 
 class TappedBlock(blocks.Block):
-  """A block, with the same parameters, that also hands out what evaluations read."""
+  """A block, with the same parameters, that also returns features for evaluation."""
 
   first_patch: int
 
   @nn.compact
   def __call__(self, tokens, groups):
-    """Returns the tokens, and of each resolution two vectors per crop, [2, B_i, D].
+    """Returns the tokens, and for each resolution two vectors per crop, [2, B_i, D].
 
-    They are the CLS token and the mean patch token after a LayerNorm without scale and
-    bias, which commute with the mean.
+    These are the CLS token and the mean patch token after a LayerNorm without scale and
+    bias, which are applied later: they commute with the mean.
     """
     tokens, _ = super().__call__(tokens, groups)
     norm = nn.LayerNorm(epsilon=blocks.LN_EPS, use_bias=False, use_scale=False)
@@ -78,11 +78,12 @@ class TappedBlock(blocks.Block):
 class VisionTransformer(nn.Module):
   """ViT of DINOv2 (arXiv:2304.07193). Fields are those of `config.backbone`.
 
-  patch_size: pixels. pos_grid: M, patches along a side of the position embedding.
-  width: D. ffn: "mlp" or "swiglu". registers: extra tokens after CLS
+  patch_size: pixels. pos_grid: M, patches along a side of the position embeddings.
+  width: D. ffn: "mlp" or "swiglu". registers: number of register tokens, after CLS
   (arXiv:2309.16588). pool: image feature, "gap" (mean of the patch tokens) or "cls".
-  drop_path: rate in every block, while training. remat: a key of `blocks.REMAT`.
-  unroll: blocks per turn of the scan. attention: a kind of attention.py.
+  drop_path: rate in every block, in training. layerscale_init: LayerScale's first
+  gamma. remat: activation checkpointing, a key of `blocks.REMAT`. unroll: blocks per
+  iteration of the scan. attention: one of `attention.KINDS`.
   """
 
   patch_size: int
@@ -110,15 +111,15 @@ class VisionTransformer(nn.Module):
     train: bool = False,
     by_block: bool = False,
   ) -> list[Features]:
-    """Runs crops of one or more resolutions through the same blocks.
+    """Features of crops of one or more resolutions, each as its own batch.
 
     Args:
       crops: each [B_i, H_i, W_i, 3] float32, normalised.
       masks: each [B_i, N_i] bool, True where the mask token hides the patch, or None.
-      groups: [G] int32, ids of the equal parts of each batch that drop path draws its
-        subsets in.
-      train: draws drop path from the "drop_path" rng.
-      by_block: also gives the image features of every block.
+      groups: [G] int32, ids of the groups, equal slices of each batch in which drop
+        path draws its subsets.
+      train: applies drop path, drawn from the "drop_path" rng.
+      by_block: also returns the features of every block.
     """
     tokens = self._embed(crops, masks)
     first_patch = 1 + self.registers
@@ -161,7 +162,7 @@ class VisionTransformer(nn.Module):
     return outputs
 
   def _embed(self, crops, masks):
-    """Crops to tokens: patches, masking, CLS, positions, registers, in this order."""
+    """Crops to tokens: patches, mask, CLS, position embeddings, registers, in order."""
     normal = nn.initializers.normal
     mask_token = self.param("mask_token", nn.initializers.zeros, (1, self.width))
     cls_token = self.param("cls_token", normal(1e-6), (1, 1, self.width))

@@ -5,6 +5,7 @@ import re
 from typing import NamedTuple
 
 from dinojax.data import masking
+from dinojax.networks import blocks
 from dinojax.planning import hlo
 
 
@@ -41,8 +42,9 @@ def model_flops(config) -> float:
   What is computed again in the backward pass does not count.
   """
   b = config.backbone
-  hidden = (int(4 * b.width * 2 / 3) + 7) // 8 * 8
-  ffn = 3 * b.width * hidden if b.ffn == "swiglu" else 8 * b.width**2
+  ffn = 8 * b.width**2
+  if b.ffn == "swiglu":
+    ffn = 3 * b.width * blocks.swiglu_width(b.width)
 
   def crop(size):
     """(patch embedding, blocks) of one crop."""
@@ -58,19 +60,19 @@ def model_flops(config) -> float:
 
   def kept(crops):
     """Share of a group's crops that a branch runs on."""
-    return max(int(crops * (1 - b.drop_path)), 1) / crops
+    return blocks.kept_crops(crops, b.drop_path) / crops
 
   size, views, locals_ = config.group_size, 2, config.augment.num_local
   grid = config.augment.global1.size // b.patch_size
   masks = dict(group_size=size, views=views, grid=grid, **config.masking)
-  (embed, blocks), (local_embed, local_blocks) = (
+  (embed, layers), (local_embed, local_layers) = (
     crop(config.augment[kind].size) for kind in ("global1", "local")
   )
   shared = views * (embed + head("dino")) + masking.slots(**masks) / size * head("ibot")
-  teacher = shared + views * blocks
-  student = shared + views * kept(size * views) * blocks
+  teacher = shared + views * layers
+  student = shared + views * kept(size * views) * layers
   student += locals_ * (local_embed + head("dino"))
-  student += locals_ * kept(size * locals_) * local_blocks
+  student += locals_ * kept(size * locals_) * local_layers
   return teacher + 3 * student
 
 

@@ -1,0 +1,44 @@
+"""Layers of a block beside the formulas that they stand for."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from dinojax.networks import layers
+
+
+@pytest.mark.parametrize("dtype, tolerance", [("float32", 1e-5), ("bfloat16", 2e-2)])
+def test_layerscale_in_the_weights_scales_a_linear_layer_with_all_its_gradients(
+  dtype, tolerance
+):
+  rng = np.random.default_rng(0)
+  x, grad = rng.normal(size=(3, 5, 24)), rng.normal(size=(3, 5, 16))
+  kernel, bias, gamma = (rng.normal(size=s) for s in ((24, 16), (16,), (16,)))
+  layer = layers.Dense(16, dtype)
+
+  def apply(kernel, bias, gamma, x):
+    ((out,),) = layer.apply({"params": {"kernel": kernel, "bias": bias}}, [x], gamma)
+    return out
+
+  args = [np.float32(a) for a in (kernel, bias, gamma, x)]
+  found, vjp = jax.vjp(apply, *args)
+  scaled, rows, grads = grad * gamma, x.reshape(-1, 24), grad.reshape(-1, 16)
+  wanted = [
+    (x @ kernel + bias) * gamma,
+    rows.T @ scaled.reshape(-1, 16),
+    scaled.sum((0, 1)),
+    (grads * (rows @ kernel + bias)).sum(0),
+    scaled @ kernel.T,
+  ]
+  for a, b in zip([found, *vjp(jnp.asarray(grad, dtype))], wanted, strict=True):
+    np.testing.assert_allclose(np.float64(a), b, atol=tolerance * np.abs(b).max())
+
+
+def test_the_gradient_of_a_bias_is_summed_in_float32():
+  x, bias = jnp.zeros((4096, 3), jnp.bfloat16), jnp.zeros(3)
+  _, vjp = jax.vjp(layers.add_bias, x, bias)
+  grad = jnp.broadcast_to(1 + jnp.arange(3) / 128, (4096, 3)).astype(jnp.bfloat16)
+  _, found = vjp(grad)
+  assert found.dtype == jnp.float32  # where bfloat16 would stop at 256
+  np.testing.assert_array_equal(found, 4096 * (1 + np.arange(3) / 128))
