@@ -9,6 +9,7 @@ import dataclasses
 import functools
 import hashlib
 import json
+import pathlib
 from collections.abc import Sequence
 from typing import Any
 
@@ -20,9 +21,7 @@ from jax.sharding import Mesh
 
 from dinojax import checkpoint, errors, sharding
 from dinojax.networks import vit
-from dinojax.weights import formats, model
-
-FEATURES = ("cls", "gap", "cls+gap")
+from dinojax.weights import formats, model, runs
 
 
 @dataclasses.dataclass(frozen=True)
@@ -30,13 +29,15 @@ class Backbone:
   """A network with its weights, compiled once for each size of a batch.
 
   module: the network. params: its weights. fingerprint: 16 hex digits of the weights,
-  the same on any mesh and from any format. sizes: as of `weights.model.Weights`.
+  the same on any mesh and from any format. sizes: {"resize", "crop"}, pixels that its
+  images are meant to have. run: (workdir, step) of the run that trained it, if any.
   """
 
   module: vit.VisionTransformer
   params: Any
   fingerprint: str
   sizes: dict[str, int]
+  run: tuple[str, int] | None = None
 
   def __call__(self, images: jax.Array) -> vit.Features:
     """Features of uint8 RGB images [B, H, W, 3].
@@ -46,6 +47,28 @@ class Backbone:
     """
     check_images(images, self.module.patch_size)
     return _apply(self.module, self.params, images)
+
+  def image_sizes(self, *, resize: int | None, crop: int | None) -> dict[str, int]:
+    """{"resize", "crop"}: pixels of the shorter side, then of a side of the crop.
+
+    None: as the weights say; 8/7 of the crop for `resize` where they say another crop.
+
+    Raises:
+      UserError: the network cannot see such images.
+    """
+    patch = self.module.patch_size
+    crop = self.sizes["crop"] if crop is None else crop
+    if resize is None:
+      known = crop == self.sizes["crop"]
+      resize = self.sizes["resize"] if known else model.usual_resize(crop)
+    if crop < patch or crop % patch:
+      raise errors.UserError(
+        f"--crop={crop} must be a multiple of the patch size, {patch}; try"
+        f" {max(round(crop / patch), 1) * patch}"
+      )
+    if resize < crop:
+      raise errors.UserError(f"--resize={resize} must be at least --crop={crop}")
+    return {"resize": resize, "crop": crop}
 
 
 def check_images(images: jax.Array, patch_size: int) -> None:
@@ -81,12 +104,11 @@ def check_images(images: jax.Array, patch_size: int) -> None:
 def of_weights(weights: model.Weights, *, dtype: str = "float32") -> Backbone:
   """The backbone of weights in memory."""
   params = jax.tree.map(jnp.asarray, weights.params["backbone"])
-  return Backbone(
-    model.module(weights.backbone, dtype=dtype, attention="auto"),
-    params,
-    fingerprint(weights.backbone, params),
-    weights.sizes,
-  )
+  module = model.module(weights.backbone, dtype=dtype, attention="auto")
+  crop = model.usual_crop(patch_size=module.patch_size, pos_grid=module.pos_grid)
+  usual = {"resize": model.usual_resize(crop), "crop": crop}
+  weights_hash = fingerprint(weights.backbone, params)
+  return Backbone(module, params, weights_hash, weights.sizes or usual)
 
 
 def load(
@@ -109,12 +131,33 @@ def load(
     dtype: of matrix products, "float32" or "bfloat16".
 
   Raises:
-    UserError: it cannot be read, or does not fit.
+    UserError: it cannot be read, does not fit, or holds values that are not finite.
   """
   if mesh is None:
     mesh = sharding.make_mesh(data=1, fsdp=1, devices=jax.local_devices()[:1])
-  weights = formats.read(path, step=step, heads=heads, pool=pool, mesh=mesh)
-  return of_weights(weights, dtype=dtype)
+  # The newest step is looked up once: a live run may save another one meanwhile.
+  run = runs.locate(pathlib.Path(path).expanduser(), step)
+  weights = formats.read(
+    path, step=run[1] if run else step, heads=heads, pool=pool, mesh=mesh
+  )
+  check_finite(weights.params, path)
+  return dataclasses.replace(of_weights(weights, dtype=dtype), run=run)
+
+
+def check_finite(params: Any, path: str) -> None:
+  """Raises UserError if weights are not finite, naming some; path: where they lie."""
+  counts = jax.device_get(_count_not_finite(params))
+  for name, count in model.flatten(counts).items():
+    if count:
+      raise errors.UserError(
+        f"{path}: {count:,} values of {name} are not finite; the file is damaged, or"
+        " its training diverged: give other weights"
+      )
+
+
+@jax.jit
+def _count_not_finite(params: Any) -> Any:
+  return jax.tree.map(lambda x: (~jnp.isfinite(x)).sum(), params)
 
 
 def fingerprint(architecture: dict, params: Any) -> str:

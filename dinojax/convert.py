@@ -81,7 +81,7 @@ def write_program(weights: model.Weights, target: str) -> list[str]:
   path = formats.free_path(target)
   arrays = formats.free_path(f"{target}.data")  # where ONNX keeps those that are large
   loaded = backbone.of_weights(weights)
-  size = SIZE.value or backbone_flags.default_crop(loaded)
+  size = SIZE.value or loaded.sizes["crop"]
   export.write(loaded, size, path)
   console.say(f"for images [B, {size}, {size}, 3] uint8, of any B")
   if arrays.exists():

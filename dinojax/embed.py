@@ -74,7 +74,7 @@ def main(_) -> None:
   # A whole copy of the weights for each device, which then waits for no other.
   mesh = sharding.make_mesh(data=-1, fsdp=1, devices=jax.local_devices())
   model = backbone_flags.load(mesh)
-  transform = backbone_flags.transform(model)
+  transform = backbone_flags.image_sizes(model)
   choice = {
     "feature": backbone_flags.feature(model),
     "layers": backbone_flags.LAYERS.value,

@@ -184,7 +184,7 @@ def extract(
   mesh: Mesh,
 ) -> features.Bank:
   """The columns `present` of all images of a source."""
-  transform = backbone_flags.transform(loaded)
+  transform = backbone_flags.image_sizes(loaded)
   batch_size = backbone_flags.batch_size(mesh.size)
 
   @jax.jit
@@ -259,7 +259,7 @@ def main(_) -> None:
       **backbone_flags.origin(loaded),
       "weights": loaded.fingerprint,
       **{name: flags.FLAGS[name].value for name in opened},
-      **backbone_flags.transform(loaded),
+      **backbone_flags.image_sizes(loaded),
       "feature": backbone_flags.feature(loaded),
       "layers": backbone_flags.LAYERS.value,
       "dtype": loaded.module.dtype,

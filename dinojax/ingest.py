@@ -207,7 +207,7 @@ def open_network(settings: jobs.Settings) -> tuple[embedding.Network | None, str
     dtype=backbone_flags.DTYPE.value,
     feature=backbone_flags.feature(loaded),
     layers=backbone_flags.LAYERS.value,
-    **backbone_flags.transform(loaded),
+    **backbone_flags.image_sizes(loaded),
     batch_size=backbone_flags.batch_size(1),
   )
   return network, loaded.fingerprint

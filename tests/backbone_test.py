@@ -46,6 +46,22 @@ def test_three_lines_give_what_the_network_computes(tmp_path):
   np.testing.assert_allclose(seen.image, seen.patches.mean(1), atol=1e-6)
 
 
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+@pytest.mark.parametrize(
+  ("name", "kind"),
+  [("w", "dinojax"), ("w.pth", "released"), ("w.safetensors", "huggingface")],
+)
+def test_weights_that_are_not_finite_are_refused_by_name(tmp_path, name, kind, value):
+  weights = random_backbone()
+  weights.params["backbone"]["cls_token"][0, 0, :2] = value
+  formats.write(weights, str(tmp_path / name), kind)
+  with pytest.raises(errors.UserError) as raised:
+    backbone.load(str(tmp_path / name), heads=None if kind == "dinojax" else 2)
+  assert str(raised.value).startswith(
+    f"{tmp_path / name}: 2 values of backbone.cls_token are not finite; "
+  )
+
+
 def test_a_batch_is_compiled_once():
   loaded = backbone.of_weights(random_backbone())
   loaded(images_of(3))

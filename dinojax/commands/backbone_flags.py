@@ -1,12 +1,20 @@
-"""Flags of the commands that use a frozen backbone: its weights, and how images fit."""
+"""Flags of the commands that use a frozen backbone: its weights, and how images fit.
 
-import pathlib
+Importing it loads no JAX, as all of commands/.
+"""
+
+from __future__ import annotations
+
+import typing
 
 from absl import flags
-from jax.sharding import Mesh
 
-from dinojax import backbone, errors
-from dinojax.weights import model, runs
+from dinojax import errors
+
+if typing.TYPE_CHECKING:
+  from jax.sharding import Mesh
+
+  from dinojax import backbone
 
 CHECKPOINT = flags.DEFINE_string(
   "checkpoint",
@@ -14,7 +22,7 @@ CHECKPOINT = flags.DEFINE_string(
   "Weights: a run's workdir, one of its checkpoints, .pth, .safetensors, or a Hugging"
   " Face folder.",
 )
-STEP = flags.DEFINE_integer("step", None, "Of a run: which step; default the newest.")
+STEP = flags.DEFINE_integer("step", None, "Step of a run; default its newest.")
 HEADS = flags.DEFINE_integer(
   "heads", None, "Attention heads, if the file does not say; default D / 64."
 )
@@ -28,26 +36,31 @@ DTYPE = flags.DEFINE_enum(
   "dtype",
   "float32",
   ["float32", "bfloat16"],
-  "Of matrix products; bfloat16 is faster on accelerators.",
+  "Type of matrix products; bfloat16 is faster on accelerators.",
 )
 FEATURE = flags.DEFINE_enum(
-  "feature", None, list(backbone.FEATURES), "Image feature; default that of --pool."
+  "feature",
+  None,
+  ["cls", "gap", "cls+gap"],
+  "Image feature: CLS token, mean patch token, or both; default that of --pool.",
 )
 LAYERS = flags.DEFINE_integer(
-  "layers", 1, "Image features of so many of the last blocks, side by side."
+  "layers", 1, "Concatenates the image features of this many last blocks."
 )
 CROP = flags.DEFINE_integer(
   "crop",
   None,
-  "Pixels of a side that the network sees, at the centre; default what the weights"
-  " say (a run: that of its k-NN), and else their own size, at most 224.",
+  "Side of the centre crop in pixels; default what the weights say (a run: that of its"
+  " k-NN evaluation, or of its global crops if that is off), and else their own size,"
+  " at most 224.",
 )
 RESIZE = flags.DEFINE_integer(
   "resize",
   None,
-  "Pixels of the shorter side before; default what the weights say, or 8/7 of --crop.",
+  "Shorter side in pixels before the crop; default what the weights say, or 8/7 of"
+  " --crop.",
 )
-BATCH_SIZE = flags.DEFINE_integer("batch_size", 256, "Images at a time, of all hosts.")
+BATCH_SIZE = flags.DEFINE_integer("batch_size", 256, "Images per batch, on all hosts.")
 WORKERS = flags.DEFINE_integer(
   "workers", 2, "Processes per host that decode images; 0: threads of this one."
 )
@@ -58,9 +71,13 @@ NAMES = (
 
 
 def load(mesh: Mesh) -> backbone.Backbone:
-  """The backbone that the flags name, on a mesh; UserError if it cannot be had."""
+  """The backbone that the flags name, on a mesh; UserError if it cannot be loaded."""
+  from dinojax import backbone
+
   if not CHECKPOINT.value:
     raise errors.UserError("--checkpoint=WEIGHTS is missing; give a run's workdir")
+  if WORKERS.value < 0:
+    raise errors.UserError(f"--workers={WORKERS.value} must be at least 0")
   loaded = backbone.load(
     CHECKPOINT.value,
     step=STEP.value,
@@ -77,43 +94,22 @@ def load(mesh: Mesh) -> backbone.Backbone:
 
 def origin(loaded: backbone.Backbone) -> dict[str, str | int | None]:
   """What the weights are, by the flags that choose them; "step" is None of no run."""
-  place = runs.locate(pathlib.Path(CHECKPOINT.value), STEP.value)
   return {
     "checkpoint": CHECKPOINT.value,
-    "step": place and place[1],
+    "step": loaded.run and loaded.run[1],
     "heads": loaded.module.heads,
     "pool": loaded.module.pool,
   }
 
 
 def feature(loaded: backbone.Backbone) -> str:
-  """The image feature to take."""
+  """The name of the image feature."""
   return FEATURE.value or loaded.module.pool
 
 
-def transform(loaded: backbone.Backbone) -> dict[str, int]:
+def image_sizes(loaded: backbone.Backbone) -> dict[str, int]:
   """{"resize", "crop"} in pixels; UserError if the network cannot see such images."""
-  patch = loaded.module.patch_size
-  crop = CROP.value or default_crop(loaded)
-  own = loaded.sizes if loaded.sizes.get("crop") == crop else {}
-  resize = RESIZE.value or own.get("resize", model.usual_resize(crop))
-  if crop < patch or crop % patch:
-    raise errors.UserError(
-      f"--crop={crop} must be a multiple of the patch size, {patch}; try"
-      f" {max(round(crop / patch), 1) * patch}"
-    )
-  if resize < crop:
-    raise errors.UserError(f"--resize={resize} must be at least --crop={crop}")
-  return {"resize": resize, "crop": crop}
-
-
-def default_crop(loaded: backbone.Backbone) -> int:
-  """Pixels of a side of the images that these weights are for."""
-  if loaded.sizes:
-    return loaded.sizes["crop"]
-  return model.usual_crop(
-    patch_size=loaded.module.patch_size, pos_grid=loaded.module.pos_grid
-  )
+  return loaded.image_sizes(resize=RESIZE.value, crop=CROP.value)
 
 
 def batch_size(devices: int) -> int:

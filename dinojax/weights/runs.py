@@ -82,8 +82,7 @@ def read(
   try:
     fields, checksums = record["config"]["backbone"], record["checksums"]
     backbone = {name: fields[name] for name in model.ARCHITECTURE}
-    rated = record["config"].get("knn", {})
-    sizes = {name: rated[name] for name in ("resize", "crop") if name in rated}
+    sizes = image_sizes(record["config"])
     handler = ocp.PyTreeCheckpointHandler()
     saved = handler.metadata(folder / "state").tree["teacher"]
     teacher = {name: saved[name] for name in parts if name in saved}
@@ -108,6 +107,20 @@ def read(
       )
   weights = model.Weights(backbone, restored["teacher"], sizes)
   return model.check(weights, str(folder))
+
+
+def image_sizes(config: dict) -> dict[str, int]:
+  """{"resize", "crop"} of a run's k-NN evaluation, or of its global crops if it is off.
+
+  {} where a config has neither.
+  """
+  knn = config.get("knn", {})
+  if knn.get("every", True) and "crop" in knn:
+    return {name: knn[name] for name in ("resize", "crop")}
+  if "augment" in config:
+    crop = config["augment"]["global1"]["size"]
+    return {"resize": model.usual_resize(crop), "crop": crop}
+  return {}
 
 
 def write(folder: pathlib.Path, weights: model.Weights) -> None:

@@ -59,6 +59,25 @@ def bytes_read():
   return int(lines[0].removeprefix("rchar: "))
 
 
+def test_images_are_sized_as_for_k_nn_or_where_that_is_off_as_in_training(run):
+  config = run[2].copy_and_resolve_references().unlock()
+  config.knn.update(every=10, resize=70, crop=42)
+  assert runs.image_sizes(config.to_dict()) == {"resize": 70, "crop": 42}
+  config.knn.every, config.augment.global1.size = 0, 56
+  assert runs.image_sizes(config.to_dict()) == {"resize": 64, "crop": 56}
+  # What `convert` writes knows no more of a run than these sizes, or nothing.
+  assert runs.image_sizes({"knn": {"resize": 9, "crop": 8}}) == {"resize": 9, "crop": 8}
+  assert runs.image_sizes({"knn": {}}) == {}
+
+
+def test_a_run_is_read_at_the_step_that_was_newest_and_says_which(run):
+  workdir, *_ = run
+  assert backbone.load(str(workdir)).run == (str(workdir), 7)
+  assert backbone.load(str(workdir), step=3).run == (str(workdir), 3)
+  folder = workdir / "checkpoints" / "3"
+  assert backbone.load(str(folder)).run == (str(workdir), 3)
+
+
 def test_only_the_backbones_bytes_are_read_from_disk(run):
   workdir, states, _ = run
   folder = runs.find(workdir, 7)
