@@ -29,8 +29,6 @@ OUT at the same paths.
 import dataclasses
 import functools
 import pathlib
-import signal
-import sys
 
 import jax
 from absl import flags
@@ -101,7 +99,7 @@ flags.DEFINE_integer("records_per_shard", 32_000, "More make single reads slower
 flags.DEFINE_integer("seed", 0, "Of clusters and samples.")
 flags.DEFINE_string("image_column", "", "Of Parquet; default the one that plainly is.")
 flags.DEFINE_string("label_column", "", "Of Parquet; default `label`, if there is one.")
-ENDED = "ended; the same command goes on"
+ENDED = "ended; the same command resumes"
 SETTINGS = tuple(field.name for field in dataclasses.fields(jobs.Settings))
 EMBEDDING = tuple(name for name in backbone_flags.NAMES if name != "workers")
 for flag in EMBEDDING:
@@ -110,7 +108,6 @@ for flag in EMBEDDING:
 
 def main(arguments: list[str]) -> None:
   """Makes OUT, or what is missing of it."""
-  signal.signal(signal.SIGTERM, end)
   own = [*SETTINGS, *EMBEDDING, IMAGES.name, EXCLUDE.name, OUT.name]
   options = engine.parse(arguments[1:], own)
   settings = jobs.Settings(**{name: flags.FLAGS[name].value for name in SETTINGS})
@@ -150,12 +147,6 @@ def main(arguments: list[str]) -> None:
     durable.set_complete(out, complete=True)
     claims.remove_work(job)
   engine.say(told)
-
-
-def end(*_) -> None:
-  """Ends the process at a SIGTERM, with the processes it has started."""
-  engine.say(ENDED)
-  sys.exit(128 + signal.SIGTERM)
 
 
 def check(settings: jobs.Settings) -> None:
