@@ -37,9 +37,9 @@ import dinojax
 from dinojax import durable, errors, sharding
 from dinojax.commands import backbone_flags, cli
 from dinojax.curation import (
-  claims,
-  collisions,
-  components,
+  work_folder,
+  candidates,
+  near_duplicates,
   embedding,
   engine,
   examine,
@@ -126,7 +126,7 @@ def main(arguments: list[str]) -> None:
     "network": dataclasses.asdict(network) if network else None,
     "dinojax": dinojax.__version__,
   }
-  with claims.begun(job, given):
+  with work_folder.begun(job, given):
     if out.exists():
       told = f"{out} is complete; nothing to do"
     else:
@@ -145,7 +145,7 @@ def main(arguments: list[str]) -> None:
         ]
       )
     durable.set_complete(out, complete=True)
-    claims.remove_work(job)
+    work_folder.remove_work(job)
   engine.say(told)
 
 
@@ -217,12 +217,12 @@ def curate(
   )
   images = sum(len(job.rows(part.number)) for part in parts)
   if job.settings.exact != "off":
-    collisions.exact(job, parts, images, options)
+    candidates.exact(job, parts, images, options)
   if job.settings.near_bits >= 0:
-    pairs = collisions.near(job, parts, images, options)
-    components.settle(
+    pairs = candidates.near(job, parts, images, options)
+    near_duplicates.settle(
       *(job, parts, pairs, options),
-      **dict(step="near", reason="near duplicate", compare=components.thumbs_alike),
+      **dict(step="near", reason="near duplicate", compare=near_duplicates.thumbs_alike),
     )
   if network:
     engine.each(
@@ -235,7 +235,7 @@ def curate(
     )
   if job.settings.near_cosine:
     pairs = embedding.candidates(job, parts, images, options)
-    components.settle(
+    near_duplicates.settle(
       *(job, parts, pairs, options),
       **dict(step="embedding", reason="similar embedding", compare=embedding.alike),
     )
@@ -251,7 +251,7 @@ def finish(job: jobs.Job, parts: list[jobs.Part], given: dict, options) -> dict:
   plan = output.layout(job, counts)
   found = manifest.totals(job, parts)
   if not plan:
-    claims.remove_work(job)  # nothing in it is of use: the claim goes, too
+    work_folder.remove_work(job)  # nothing in it is of use: the claim goes, too
     reasons = manifest.listed(manifest.dropped(found))
     raise errors.UserError(
       f"no image is left of --images ({reasons or 'none was found'}); --help tells"

@@ -15,7 +15,7 @@ import jax
 import numpy as np
 
 from dinojax import backbone, errors
-from dinojax.curation import collisions, engine, inputs, jobs
+from dinojax.curation import candidates, engine, inputs, jobs
 from dinojax.data import eval_batches
 
 CELLS_OF = 2  # each image; near neighbours mostly share one of two
@@ -161,7 +161,7 @@ def assign(features: np.ndarray, centroids: np.ndarray, count: int) -> np.ndarra
 def candidates(
   job: jobs.Job, parts: list[jobs.Part], images: int, options
 ) -> np.ndarray:
-  """Pairs, collisions.PAIR in order, of embeddings that are alike and share a cell."""
+  """Pairs, candidates.PAIR in order, of embeddings that are alike and share a cell."""
   done = job.path("embedding", "pairs")
   if done.exists():
     return np.load(done)
@@ -175,7 +175,7 @@ def candidates(
     label="neighbours of embeddings",
     count=engine.files_in(job.work / "cells"),
   )
-  pairs = collisions.merge(job.work / "cells")
+  pairs = candidates.merge(job.work / "cells")
   job.save(done, pairs)
   return pairs
 
@@ -187,7 +187,7 @@ def _emit(part: jobs.Part, *, job: jobs.Job) -> Iterator[tuple[int, bytes]]:
   centroids = np.load(job.path("centroids", "cells"))
   cells = assign(features_of(job, ids), centroids, CELLS_OF)
   ids = np.repeat(ids, cells.shape[1])
-  yield from collisions.group(ids, cells.ravel())
+  yield from candidates.group(ids, cells.ravel())
 
 
 def _reduce(key: int, blobs, *, job: jobs.Job) -> None:
@@ -201,7 +201,7 @@ def _reduce(key: int, blobs, *, job: jobs.Job) -> None:
   first = np.repeat(np.arange(len(ids)), np.diff(limits.astype(np.int64)))
   ahead = first < other
   job.save(
-    job.path("cells", f"{key}"), collisions.pair(ids[first[ahead]], ids[other[ahead]])
+    job.path("cells", f"{key}"), candidates.pair(ids[first[ahead]], ids[other[ahead]])
   )
 
 

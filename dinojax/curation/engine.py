@@ -22,7 +22,7 @@ from typing import Any
 import tqdm
 
 from dinojax import errors
-from dinojax.curation import watch, worker
+from dinojax.curation import failures, worker
 
 LOCAL = (None, "DirectRunner", "FnApiRunner")
 
@@ -102,7 +102,7 @@ def each(
   import apache_beam as beam
 
   def build(pipeline, address):
-    call = beam.FlatMap(functools.partial(watch.telling, address, _Silent(function)))
+    call = beam.FlatMap(functools.partial(failures.telling, address, _Silent(function)))
     _ = pipeline | beam.Create(tasks) | beam.Reshuffle() | label >> call
 
   if tasks:
@@ -131,7 +131,7 @@ def grouped(
   import apache_beam as beam
 
   def build(pipeline, address):
-    telling = functools.partial(watch.telling, address)
+    telling = functools.partial(failures.telling, address)
     _ = (
       pipeline
       | beam.Create(tasks)
@@ -191,7 +191,7 @@ def _run(
       bar.n = count()
       bar.refresh()
 
-  runner, address, failures = None, None, watch.Failures()
+  runner, address, failures = None, None, failures.Failures()
   if _build(options).get_all_options()["runner"] in LOCAL:
     runner, options = _local_runner(options)
     address = failures.address
@@ -199,7 +199,7 @@ def _run(
   build(pipeline, address)
   try:
     with contextlib.closing(failures), contextlib.closing(bar):
-      watch.run(lambda: pipeline.run().wait_until_finish(), failures, show)
+      failures.run(lambda: pipeline.run().wait_until_finish(), failures, show)
   except errors.UserError:
     raise
   except Exception as error:

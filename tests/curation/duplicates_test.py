@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from dinojax.curation import collisions, components, embedding, fingerprints, jobs
+from dinojax.curation import candidates, near_duplicates, embedding, fingerprints, jobs
 
 
 def brute_pairs(rows, bits):
@@ -19,7 +19,7 @@ def brute_pairs(rows, bits):
 @pytest.mark.parametrize("bits", [0, 3, 6])
 def test_tables_find_every_pair_of_hashes_within_the_distance(bits, tmp_path):
   rng = np.random.default_rng(0)
-  rows = np.empty(600, collisions.NEAR)
+  rows = np.empty(600, candidates.NEAR)
   rows["id"] = np.arange(600)
   rows["hash"] = rng.integers(0, 2**64, 600, np.uint64)
   for i in range(300, 600):  # up to 8 flipped bits of one before
@@ -29,17 +29,17 @@ def test_tables_find_every_pair_of_hashes_within_the_distance(bits, tmp_path):
   found = set()
   for a in range(bits + 2):
     for b in range(a):
-      mask = collisions.band_mask((b, a), job)
+      mask = candidates.band_mask((b, a), job)
       shuffled = rng.permutation(rows)
-      found |= set(map(tuple, collisions.close_pairs(shuffled, mask, bits).tolist()))
+      found |= set(map(tuple, candidates.close_pairs(shuffled, mask, bits).tolist()))
   assert found == brute_pairs(rows, bits)
   assert len(found) > 25
 
 
 def test_a_hash_that_is_there_very_often_makes_few_pairs():
-  rows = np.zeros(5_000, collisions.NEAR)
+  rows = np.zeros(5_000, candidates.NEAR)
   rows["id"] = np.arange(5_000)
-  pairs = collisions.close_pairs(rows, np.uint64(0xFFFF), 6)
+  pairs = candidates.close_pairs(rows, np.uint64(0xFFFF), 6)
   assert len(pairs) < 10 * len(rows)
   assert set(pairs["b"].tolist()) == set(range(1, 5_000))
 
@@ -65,8 +65,8 @@ def test_of_a_chain_only_goes_what_is_close_to_what_stays(tmp_path):
   for i, x in size.items():
     rows["width"][i] = x
   job.save(job.path("scan", 0), rows)
-  pairs = np.array([(0, 1), (1, 2), (2, 3), (10, 11)], collisions.PAIR)
-  members, crowds = components.crowds_of(pairs)
+  pairs = np.array([(0, 1), (1, 2), (2, 3), (10, 11)], candidates.PAIR)
+  members, crowds = near_duplicates.crowds_of(pairs)
   job.save(job.path("near", "members"), members)
   job.save(job.path("near", "crowds"), crowds)
 
@@ -74,8 +74,8 @@ def test_of_a_chain_only_goes_what_is_close_to_what_stays(tmp_path):
     at = [np.array([value[int(i)] for i in ids]) for ids in (a, b)]
     return np.abs(at[0] - at[1]) <= 1
 
-  ((start, stop),) = components.spans_of(crowds)
-  components.choose(
+  ((start, stop),) = near_duplicates.spans_of(crowds)
+  near_duplicates.choose(
     (start, stop),
     **dict(job=job, step="near", reason="near duplicate"),
     **dict(compare=compare, excluded=frozenset()),

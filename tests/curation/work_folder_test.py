@@ -5,12 +5,12 @@ import pytest
 from duplicates_test import make_job
 
 from dinojax import errors
-from dinojax.curation import claims
+from dinojax.curation import work_folder
 
 
 def fail_after(job, given, *, scanned):
   """An attempt that ends by a mistake, after it has looked at a part or before."""
-  with pytest.raises(errors.UserError, match="a mistake"), claims.begun(job, given):
+  with pytest.raises(errors.UserError, match="a mistake"), work_folder.begun(job, given):
     if scanned:
       job.save(job.path("scan", 0), np.zeros(1))
     raise errors.UserError("a mistake")
@@ -18,7 +18,7 @@ def fail_after(job, given, *, scanned):
 
 def seen(job, given):
   """Whether an ingest finds the part that `fail_after` looked at."""
-  with claims.begun(job, given):
+  with work_folder.begun(job, given):
     return job.path("scan", 0).exists()
 
 

@@ -14,7 +14,7 @@ import numpy as np
 from scipy import sparse
 from scipy.sparse import csgraph
 
-from dinojax.curation import collisions, engine, fingerprints, jobs
+from dinojax.curation import candidates, engine, fingerprints, jobs
 
 PAIRS = 500_000  # of a task
 MEMBERS = 200_000  # images of a task, but for one crowd that is larger
@@ -35,7 +35,7 @@ def settle(
   Args:
     job: whose drops of `step` are written.
     parts: all of them.
-    pairs: collisions.PAIR in order.
+    pairs: candidates.PAIR in order.
     options: Beam's.
     step: of jobs.STEPS.
     reason: of jobs.REASONS.
@@ -59,7 +59,7 @@ def settle(
     functools.partial(_check, job=job, step=step, compare=compare),
     tasks,
     f"{step}-alike",
-    collisions.PAIR,
+    candidates.PAIR,
     f"comparing {len(pairs):,} pairs",
   )
   members, crowds = crowds_of(alike)
