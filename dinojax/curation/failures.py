@@ -1,8 +1,8 @@
-"""Watches a pipeline on this machine: the first failure ends all of it at once.
+"""Failures of a pipeline on this machine: the first one ends all of its processes.
 
-Beam's local runner lets every process finish its share before it tells of an error, and
-waits for ever for one that was killed. So a task that fails says so here by a socket
-(the disk may be full), and all processes are ended.
+Beam's local runner lets every process finish its share before it reports an error, and
+waits for ever for a process that was killed. So a task that fails reports it here, by a
+socket (the disk may be full), and all processes are killed.
 """
 
 import contextlib
@@ -18,12 +18,12 @@ import psutil
 
 from dinojax import errors
 
-POLL = 0.5  # seconds between looks
-LONGEST = 60_000  # bytes of a failure's text
+POLL = 0.5  # seconds between two looks
+MAX_BYTES = 60_000  # of a failure's text
 
 
-class Failures:
-  """Receives what tasks of any process of this machine say of their failure."""
+class Receiver:
+  """Receives the failures that tasks of any process of this machine report."""
 
   def __init__(self):
     """Opens a socket without a file; it closes with this process."""
@@ -32,10 +32,12 @@ class Failures:
     self._socket.bind(self.address)
     self._socket.settimeout(POLL)
 
-  def wait(self) -> Exception | None:
+  def next_failure(self) -> Exception | None:
     """Returns the next failure, or None when POLL seconds have passed without one."""
     try:
-      kind, _, text = self._socket.recv(LONGEST + 1).decode().partition(" ")
+      kind, _, text = (
+        self._socket.recv(MAX_BYTES + 1).decode(errors="replace").partition(" ")
+      )
     except TimeoutError:
       return None
     return errors.UserError(text) if kind == "user" else RuntimeError(text)
@@ -45,67 +47,70 @@ class Failures:
     self._socket.close()
 
 
-def telling(address: str | None, function: Callable[[Any], Any], task: Any) -> Any:
-  """Returns what a function makes of a task; tells of its failure, and raises it."""
+def reporting(address: str | None, function: Callable[[Any], Any], task: Any) -> Any:
+  """Returns what a function makes of a task; reports its failure, and raises it."""
   try:
     return function(task)
   except Exception as error:
     if address is not None:
       user = isinstance(error, errors.UserError)
       text = f"user {error}" if user else f"other {traceback.format_exc()[-20_000:]}"
+      content = text.encode(errors="backslashreplace")[:MAX_BYTES]
       with (
         contextlib.suppress(OSError),
         socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as out,
       ):
-        out.sendto(text.encode()[:LONGEST], address)
+        out.sendto(content, address)
     raise
 
 
-def run(start: Callable[[], Any], failures: Failures, show: Callable[[], None]) -> None:
+def run_until_failure(
+  run: Callable[[], Any], receiver: Receiver, show_progress: Callable[[], None]
+) -> None:
   """Runs a pipeline to its end, or to its first failure.
 
   Args:
-    start: runs it, and returns at its end.
-    failures: told by its tasks.
-    show: called now and then.
+    run: returns at the pipeline's end.
+    receiver: of its tasks' failures.
+    show_progress: called every POLL seconds.
 
   Raises:
-    UserError: that of a task, or a process was ended from outside.
+    UserError: that of a task, or a process was killed.
   """
-  ended, died = [], []
+  ended, killed = [], []
 
-  def wait_for_end():
+  def run_and_note_end():
     try:
-      start()
+      run()
       ended.append(None)
     except BaseException as error:
       ended.append(error)
 
-  def note(args):
+  def note_killed_worker(args):
     if "Worker subprocess exited" in str(args.exc_value):
-      died.append(str(args.exc_value))
+      killed.append(str(args.exc_value))
 
-  with _no_orphans(), _told_to(note):
-    threading.Thread(target=wait_for_end, daemon=True).start()
+  with _children_killed_on_error(), _thread_errors_to(note_killed_worker):
+    threading.Thread(target=run_and_note_end, daemon=True).start()
     while not ended:
-      failure = failures.wait()
-      show()
+      failure = receiver.next_failure()
+      show_progress()
       if failure:
         raise failure
-      if died:
+      if killed:
         raise errors.UserError(
-          f"a worker process was ended from outside ({died[0].rpartition(' ')[2]});"
-          " memory may have run out, of which fewer --direct_num_workers take less; the"
-          " same command goes on"
+          f"a worker process was killed ({killed[0].rpartition(' ')[2]}), perhaps since"
+          " memory ran out; restart the same command to resume, with a lower"
+          " --direct_num_workers to use less memory"
         )
     if ended[0] is not None:
-      raise failures.wait() or ended[0]
+      raise receiver.next_failure() or ended[0]
 
 
 @contextlib.contextmanager
-def _told_to(note: Callable) -> Iterator[None]:
-  """Hands what ends a thread to `note`, which Beam's threads would print."""
-  before, threading.excepthook = threading.excepthook, note
+def _thread_errors_to(handle: Callable) -> Iterator[None]:
+  """Passes exceptions that end a thread to `handle`; Beam's threads print them."""
+  before, threading.excepthook = threading.excepthook, handle
   try:
     yield
   except BaseException:
@@ -120,8 +125,8 @@ def _ignore(_) -> None:
 
 
 @contextlib.contextmanager
-def _no_orphans() -> Iterator[None]:
-  """Ends the processes that have been started, if anything is raised meanwhile."""
+def _children_killed_on_error() -> Iterator[None]:
+  """Kills the processes that were started meanwhile, if anything is raised."""
   before = set(psutil.Process().children(recursive=True))
   try:
     yield

@@ -1,7 +1,8 @@
-"""Who may work in OUT.work: the ingest that OUT.json describes, and no other.
+"""The work folder OUT.work: the same ingest resumes in it, any other is refused.
 
-The description lies in the folder of work as well: when OUT.json was removed or is of
-another ingest, what was seen for the one before is removed, not taken for this one's.
+Beside OUT lies OUT.json with the inputs and settings. The work folder holds a copy:
+when OUT.json was removed or is of another ingest, the folder's content is removed, not
+taken for this ingest's.
 """
 
 import contextlib
@@ -12,75 +13,113 @@ from typing import Any
 
 from dinojax import durable, errors
 from dinojax.curation import jobs
+from dinojax.runtime import ownership
 
-GIVEN = "given.json"
+SETTINGS_FILE = "given.json"
+# Of the settings: what tells of the inputs' content, and of the weights'.
+DERIVED = {
+  "parts": "files of --images or --exclude were added or removed since then",
+  "source": "files of --images or --exclude were added, removed or changed since then",
+  "weights": "--checkpoint has other weights now",
+}
+
+
+def is_complete(job: jobs.Job, given: dict[str, Any]) -> bool:
+  """Whether `job.out` is there, made with the same inputs and settings.
+
+  Raises:
+    UserError: it was made with others.
+  """
+  if not job.out.exists() or job.work.exists():
+    return False
+  found = durable.open_manifest(job.out, given, differences=_refuser(job))
+  return bool(found.get("complete"))
 
 
 @contextlib.contextmanager
-def begun(job: jobs.Job, given: dict[str, Any]) -> Iterator[None]:
-  """Has this process alone make `job.out`, of what is given.
+def opened(job: jobs.Job, given: dict[str, Any]) -> Iterator[ownership.Claim]:
+  """Has this process alone make `job.out`, with the inputs and settings of `given`.
 
-  An end before any part was looked at leaves nothing that a corrected command would
-  have to remove first.
+  An attempt that ends before it has scanned anything leaves nothing that a corrected
+  command would have to remove first.
 
   Raises:
-    UserError: something else is there.
+    UserError: another process makes it, or another output is there.
   """
-
-  def refuse(there: dict, now: dict) -> list[str]:
-    if differing := _differences(there, now):
-      places = job.out, durable.manifest_path(job.out), job.work
-      found = " and ".join(str(place) for place in places if place.exists())
-      raise errors.UserError(
-        f"--out={job.out} was begun otherwise ({'; '.join(differing)}); choose another"
-        f" --out, or remove {found}"
-      )
-    return []
-
-  path = job.work / GIVEN
+  path = job.work / SETTINGS_FILE
   if job.work.exists() and any(job.work.iterdir()) and not path.exists():
     raise errors.UserError(
-      f"--out={job.out} needs {job.work}, which does not say what ingest it is of;"
-      " remove it, or choose another --out"
+      f"--out={job.out} needs the folder {job.work}, which is no ingest's: it has no"
+      f" {SETTINGS_FILE}; remove it, or choose another --out"
     )
-  with contextlib.ExitStack() as stack:
-    while True:
-      durable.open_manifest(job.out, given, differences=refuse)
-      try:
-        stack.enter_context(durable.locked(job.out))
-        break
-      except FileNotFoundError:  # the one that was waited for has taken its claim back
-        continue
+  with ownership.owned(job.out.parent, job.out.name, label=f"--out={job.out}") as claim:
+    durable.open_manifest(job.out, given, differences=_refuser(job))
     if not job.out.exists():
       durable.remove_leftovers(job.out)
-      described = json.loads(json.dumps(given))
-      if path.exists() and json.loads(path.read_text()) != described:
-        remove_work(job)
+      if path.exists() and _read(path) != json.loads(json.dumps(given)):
+        remove(job)
       if not path.exists():
-        job.save(path, described)
+        job.save(path, given)
     try:
-      yield
+      yield claim
     except BaseException:
       if not job.out.exists() and not any(job.work.glob("scan/*.npy")):
-        remove_work(job)
+        remove(job)
         durable.manifest_path(job.out).unlink(missing_ok=True)
       raise
 
 
-def remove_work(job: jobs.Job) -> None:
-  """Removes the folder of work, at once as others see it."""
+def remove(job: jobs.Job) -> None:
+  """Removes the work folder, at once as others see it."""
   if job.work.exists():
     # Half of the folder would look like an unfinished ingest.
-    gone = durable.temporary_path(job.work)
+    renamed = durable.temporary_path(job.work)
     with durable.os_errors_as_user_errors(job.out):
-      job.work.replace(gone)
-      shutil.rmtree(gone)
+      job.work.replace(renamed)
+      shutil.rmtree(renamed)
 
 
-def _differences(there: dict, now: dict) -> list[str]:
-  """What of an output that was begun is not as asked for now, in the user's words."""
-  return [
-    f"{name}: {there.get(name)} there, {now.get(name)} now"
+def _read(path) -> Any:
+  """The settings in a work folder; None if they are damaged."""
+  try:
+    return json.loads(path.read_bytes())
+  except (ValueError, RecursionError):
+    return None
+
+
+def _refuser(job: jobs.Job):
+  """Returns a function that refuses other settings, and says what to remove."""
+
+  def refuse(there: dict, now: dict) -> list[str]:
+    if differing := differences(there, now):
+      places = job.out, durable.manifest_path(job.out), job.work
+      found = " and ".join(str(place) for place in places if place.exists())
+      state = "a finished" if there.get("complete") else "an unfinished"
+      raise errors.UserError(
+        f"--out={job.out} holds {state} ingest with other settings:"
+        f" {'; '.join(differing)}. Choose another --out, or remove {found}"
+      )
+    return []
+
+  return refuse
+
+
+def differences(there: dict, now: dict) -> list[str]:
+  """The settings in which an ingest differs from the one asked for now, in words."""
+  names = [
+    name
     for name in {**there, **now}
     if name != "complete" and there.get(name) != now.get(name)
   ]
+  shown = []
+  for name in names:
+    if name == "network":
+      shown += differences(there[name] or {}, now[name] or {})
+    elif name not in DERIVED:
+      shown.append(f"{name} {_text(there.get(name))}, now {_text(now.get(name))}")
+  # The number of parts and the fingerprints follow from the flags, if those differ.
+  return shown or [DERIVED[name] for name in names][-1:]
+
+
+def _text(value: Any) -> str:
+  return ", ".join(map(str, value)) or "none" if isinstance(value, list) else str(value)
