@@ -1,4 +1,4 @@
-"""From config and mesh to the compiled pieces of a run: initial state, train step."""
+"""Assembly of a run: from config and mesh to initial state and compiled train step."""
 
 import functools
 from collections.abc import Callable
@@ -14,21 +14,33 @@ from dinojax.weights import formats, model
 
 
 class Assembly(NamedTuple):
-  """What a run is made of.
+  """What a run is made of; call its functions under `jax.set_mesh`.
 
-  nets: the modules. init: key -> TrainState, born sharded. train_step: (state, batch,
-  key) -> (state, scalars), donating its state. abstract_state: the shapes, dtypes and
-  shardings of a TrainState.
+  nets: the modules.
+  init: key -> TrainState, born sharded, with the backbone of config.init if it names
+    one.
+  train_step: jitted (state, batch, key) -> (state, scalars); donates its state.
+  abstract_state, abstract_batch, abstract_key: shapes, dtypes and shardings of the
+    arguments of `train_step`.
+  image_feature: jitted (teacher, uint8 [B, S, S, 3]) -> frozen features [B, D].
   """
 
   nets: dino.Nets
   init: Callable
   train_step: Callable
   abstract_state: Any
+  abstract_batch: dict
+  abstract_key: Any
+  image_feature: Callable
+
+  def compile_step(self) -> jax.stages.Compiled:
+    """The compiled `train_step`, which needs neither a state nor a batch for it."""
+    arguments = self.abstract_state, self.abstract_batch, self.abstract_key
+    return self.train_step.lower(*arguments).compile()
 
 
 def assemble(config, mesh: Mesh) -> Assembly:
-  """Builds networks, optimiser and jitted functions; call them under `set_mesh`."""
+  """Builds networks, optimiser and jitted functions of a config that was checked."""
   nets = make_nets(config)
   plan = schedules.make_schedules(**config.schedules, total_steps=config.total_steps)
   tx = optimizer.adamw(
@@ -38,29 +50,46 @@ def assemble(config, mesh: Mesh) -> Assembly:
     **config.optimizer,
   )
   init = functools.partial(dino.init_state, nets=nets, tx=tx, cfg=config)
-  train_step = functools.partial(
+  step = functools.partial(
     dino.train_step, nets=nets, tx=tx, schedules=plan, cfg=config
   )
-  shapes = jax.eval_shape(init, jax.random.key(0))
-  state_sharding = sharding.state_sharding(mesh, shapes)
-  replicated = sharding.replicated(mesh)
+
+  key = jax.eval_shape(lambda: jax.random.key(0))
+  state = jax.eval_shape(init, key)
+  by_state = sharding.state_sharding(mesh, state)
+  by_batch, replicated = sharding.batch_sharding(mesh), sharding.replicated(mesh)
+  jitted_init = jax.jit(init, out_shardings=by_state)
+
+  def init_run(key):
+    started = jitted_init(key)
+    path = config.init.backbone
+    return start_from(path, started, config) if path else started
+
   platform = mesh.devices.flat[0].platform
   return Assembly(
     nets=nets,
-    init=jax.jit(init, out_shardings=state_sharding),
+    init=init_run,
     train_step=jax.jit(
-      train_step,
-      in_shardings=(state_sharding, sharding.batch_sharding(mesh), replicated),
-      out_shardings=(state_sharding, replicated),
+      step,
+      in_shardings=(by_state, by_batch, replicated),
+      out_shardings=(by_state, replicated),
       donate_argnums=0,
-      compiler_options=config.compiler_options[platform].to_dict(),
+      # A platform that the config does not name takes XLA's own options.
+      compiler_options=dict(config.compiler_options.get(platform, {})),
     ),
-    abstract_state=jax.tree.map(
-      lambda x, where: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=where),
-      shapes,
-      state_sharding,
-    ),
+    abstract_state=jax.tree.map(sharded, state, by_state),
+    abstract_batch={
+      name: jax.ShapeDtypeStruct(shape, kind, sharding=by_batch)
+      for name, (shape, kind) in train_batches.batch_shapes(config).items()
+    },
+    abstract_key=sharded(key, replicated),
+    image_feature=jax.jit(functools.partial(image_feature, nets)),
   )
+
+
+def sharded(x: jax.ShapeDtypeStruct, where: jax.sharding.Sharding):
+  """The same shape and dtype, with a sharding."""
+  return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=where)
 
 
 def make_nets(config) -> dino.Nets:
@@ -70,18 +99,6 @@ def make_nets(config) -> dino.Nets:
   dtype = config.backbone.dtype
   head = {k: heads.DINOHead(**v, dtype=dtype) for k, v in config.heads.items()}
   return dino.Nets(backbone, head["dino"], head.get("ibot", head["dino"]))
-
-
-def compile_step(run: Assembly, config, mesh: Mesh) -> jax.stages.Compiled:
-  """The compiled `run.train_step`, without a state or a batch."""
-  batch = {
-    name: jax.ShapeDtypeStruct(shape, kind, sharding=sharding.batch_sharding(mesh))
-    for name, (shape, kind) in train_batches.batch_shapes(config).items()
-  }
-  key = jax.eval_shape(lambda: jax.random.key(0))
-  key = jax.ShapeDtypeStruct(key.shape, key.dtype, sharding=sharding.replicated(mesh))
-  with jax.set_mesh(mesh):
-    return run.train_step.lower(run.abstract_state, batch, key).compile()
 
 
 def start_from(path: str, state: dino.TrainState, config) -> dino.TrainState:
@@ -96,11 +113,13 @@ def start_from(path: str, state: dino.TrainState, config) -> dino.TrainState:
   except errors.UserError as error:
     raise errors.UserError(f"config.init.backbone: {error}") from error
 
-  def begin(tree):
+  def replace_backbone(tree):
     where = jax.tree.map(lambda x: x.sharding, tree["backbone"])
     return {**tree, "backbone": jax.tree.map(formats.place, backbone, where)}
 
-  return state.replace(student=begin(state.student), teacher=begin(state.teacher))
+  return state.replace(
+    student=replace_backbone(state.student), teacher=replace_backbone(state.teacher)
+  )
 
 
 def image_feature(nets: dino.Nets, teacher: Any, images: jax.Array) -> jax.Array:
@@ -108,8 +127,3 @@ def image_feature(nets: dino.Nets, teacher: Any, images: jax.Array) -> jax.Array
   crops = [vit.normalize(images)]
   (seen,) = nets.backbone.apply({"params": teacher["backbone"]}, crops, [None])
   return seen.image
-
-
-def pixel_feature(_: None, images: jax.Array) -> jax.Array:
-  """The feature that needs no network: [B, S, S, 3] uint8 -> [B, S*S*3]."""
-  return vit.normalize(images).reshape(len(images), -1)

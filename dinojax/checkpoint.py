@@ -7,10 +7,9 @@ background, from its own copy; the folder gets its name when all is written.
 """
 
 import contextlib
+import dataclasses
 import logging
-import sys
-import traceback
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator
 from typing import Any
 
 import jax
@@ -21,10 +20,13 @@ from etils import epath
 from jax.experimental import multihost_utils
 
 from dinojax import errors
+from dinojax.runtime import orbax_errors, retention
 
 LOGGER = logging.getLogger(__name__)
-# What a full disk, a lost mount or a broken file raises; TensorStore's are ValueErrors.
-IO_ERRORS = (OSError, ValueError, RuntimeError)
+
+
+# What every record holds.
+RECORD = dict(step=int, config=dict, checksums=dict, data_fingerprint=(list, str))
 
 
 class Checkpoints:
@@ -39,11 +41,11 @@ class Checkpoints:
       keep_last: how many of the newest to keep, at least 1.
       keep_best: how many of the best by k-NN top-1 to keep besides.
     """
-    mute_orbax()
+    orbax_errors.mute_orbax()
     self.directory = epath.Path(workdir).resolve() / "checkpoints"
     self._every = every
     self._writing: int | None = None
-    self._policy = _KeepLastAndBest(keep_last, keep_best)
+    self._policy = retention.KeepLastAndBest(keep_last, keep_best)
     # What a kill during a save left. Orbax would clear it in a thread that outlives
     # its manager, and a second one at the same work makes both fail.
     if jax.process_index() == 0 and self.directory.exists():
@@ -52,8 +54,10 @@ class Checkpoints:
     options = ocp.CheckpointManagerOptions(preservation_policy=self._policy)
     self._manager = ocp.CheckpointManager(self.directory, options=options)
     for step in self._manager.all_steps():
-      with contextlib.suppress(*IO_ERRORS):  # damaged records are `restore`'s affair
-        self._policy.rate(step, self._read_record(step)["metrics"])
+      with contextlib.suppress(
+        *orbax_errors.IO_ERRORS
+      ):  # damaged records are `restore`'s affair
+        self._policy.note(step, self._read_record(step).get("metrics"))
 
   def save(
     self,
@@ -84,8 +88,9 @@ class Checkpoints:
     self.wait()
     if step in self._manager.all_steps():
       return False
-    self._policy.rate(step, metrics)
-    record = {**record, "metrics": metrics, "checksums": checksums(state)}
+    self._policy.note(step, metrics)
+    present, _ = _fields(state)
+    record = {**record, "metrics": metrics, "checksums": checksums(present)}
     self._writing = step
     with self._failing_in_one_line():
       # The CPU backend hands out its own memory here instead of a copy, yet leaves it
@@ -93,7 +98,7 @@ class Checkpoints:
       self._manager.save(
         step,
         args=ocp.args.Composite(
-          state=ocp.args.StandardSave(state), record=ocp.args.JsonSave(record)
+          state=ocp.args.StandardSave(present), record=ocp.args.JsonSave(record)
         ),
         force=True,
       )
@@ -110,6 +115,9 @@ class Checkpoints:
     Args:
       abstract_state: tree of `jax.ShapeDtypeStruct` with the shardings to restore to.
       check: sees the record before the state is read; raises if the run is another.
+
+    A field of the state that is None by default may be missing in the checkpoint of a
+    run that had no such field; it is None in the state that is returned.
 
     Returns:
       (state, record), or None if there is no checkpoint.
@@ -145,7 +153,17 @@ class Checkpoints:
       self._manager.close()
 
   def _read_record(self, step: int) -> dict:
-    return ocp.JsonCheckpointHandler().restore(self.directory / str(step) / "record")
+    """The record of a checkpoint; ValueError if it cannot be one."""
+    path = self.directory / str(step) / "record"
+    record = ocp.JsonCheckpointHandler().restore(path)
+    if not isinstance(record, dict):
+      raise ValueError("its record is no JSON object")
+    for name, kind in RECORD.items():
+      if not isinstance(record.get(name), kind):
+        raise ValueError(f"its record has no {name}")
+    if record["step"] != step:
+      raise ValueError(f"its record is of step {record['step']}: a copy")
+    return record
 
   def _read(self, step: int, abstract_state: Any, check: Callable) -> tuple[Any, dict]:
     """(state, record); raises _DamagedError on all processes if any cannot read it.
@@ -154,27 +172,30 @@ class Checkpoints:
     """
     record = _on_all_processes(lambda: self._read_record(step))
     check(record)
+    saved = {name.split(".")[0] for name in record["checksums"]}
+    present, absent = _fields(abstract_state, saved)
     state = _on_all_processes(
       lambda: ocp.StandardCheckpointHandler().restore(
-        self.directory / str(step) / "state",
-        args=ocp.args.StandardRestore(abstract_state),
+        self.directory / str(step) / "state", args=ocp.args.StandardRestore(present)
       )
     )
     # TensorStore notices missing and short files, not changed bytes in large ones.
     found = checksums(state)
     if changed := [k for k, v in found.items() if record["checksums"].get(k) != v]:
       raise _DamagedError(f"{changed[0]} is not what was saved")
+    if dataclasses.is_dataclass(abstract_state):
+      state = dataclasses.replace(abstract_state, **state, **absent)
     return state, record
 
   def _set_aside(self, damaged: dict[int, Exception], restored: int):
-    """Renames damaged checkpoints, on process 0, and says so."""
+    """Renames damaged checkpoints, on process 0, and logs it."""
     if jax.process_index() == 0:
       for step, reason in damaged.items():
         before = len(list(self.directory.glob(f"damaged-{step}-*")))
         target = self.directory / f"damaged-{step}-{before + 1}"
         (self.directory / str(step)).rename(target)
         LOGGER.warning(
-          "checkpoint %d cannot be read (%s); going on from checkpoint %d;"
+          "checkpoint %d cannot be read (%s); resuming from checkpoint %d;"
           " the damaged one is now %s",
           *(step, reason, restored, target),
         )
@@ -185,36 +206,37 @@ class Checkpoints:
   def _failing_in_one_line(self) -> Iterator[None]:
     try:
       yield
-    except IO_ERRORS as error:
+    except orbax_errors.IO_ERRORS as error:
       whole = ocp.utils.checkpoint_steps(self.directory)
       raise errors.UserError(
         f"cannot write checkpoint {self._writing} to {self.directory}"
-        f" ({explain(error)}); the last good one is {max(whole, default=None)};"
-        " make room there, or let it be written to, and run again"
+        f" ({orbax_errors.explain(error)}); the last good one is"
+        f" {max(whole, default=None)}; make room there, or permit writing, and restart"
       ) from error
 
 
-class _KeepLastAndBest:
-  """Orbax's preservation policy for the last checkpoints and the best by k-NN top-1.
+def _fields(
+  state: Any, saved: Collection[str] | None = None
+) -> tuple[dict[str, Any], dict[str, None]]:
+  """A state's fields by name, and those left out: None, or optional and not saved.
 
-  Orbax's own ranking reads a metrics file per checkpoint at start-up and gives up when
-  one is damaged; this one ranks by what the readable records say.
+  A field that is None by default is optional: another run may have no such thing.
+
+  Args:
+    state: a dataclass; other trees are returned as they are.
+    saved: names of the fields that a checkpoint has; None for all.
   """
-
-  def __init__(self, keep_last: int, keep_best: int):
-    self._keep_last, self._keep_best = keep_last, keep_best
-    self._top1: dict[int, float] = {}
-
-  def rate(self, step: int, metrics: dict[str, float] | None):
-    top1 = [v for k, v in (metrics or {}).items() if k.startswith("knn_top1")]
-    if top1:
-      self._top1[step] = max(top1)
-
-  def should_preserve(self, checkpoints: Sequence, *, context) -> list[bool]:
-    steps = [checkpoint.step for checkpoint in checkpoints]
-    rank = {step: (self._top1[step], step) for step in steps if step in self._top1}
-    best = sorted(rank, key=rank.get, reverse=True)[: self._keep_best]
-    return [step in best or step in steps[-self._keep_last :] for step in steps]
+  if not dataclasses.is_dataclass(state):
+    return state, {}
+  present, absent = {}, {}
+  for field in dataclasses.fields(state):
+    value = getattr(state, field.name)
+    lacks = field.default is None and saved is not None and field.name not in saved
+    if value is None or lacks:
+      absent[field.name] = None
+    else:
+      present[field.name] = value
+  return present, absent
 
 
 @jax.jit
@@ -248,33 +270,7 @@ def _on_all_processes(read: Callable[[], Any]) -> Any:
   try:
     value = read()
   except Exception as error:  # Damage shows as anything: KeyError, JSONDecodeError ...
-    reason = explain(error)
+    reason = orbax_errors.explain(error)
   if not np.all(multihost_utils.process_allgather(np.array(reason is None))):
     raise _DamagedError(reason or "another process cannot read it")
   return value
-
-
-def explain(error: BaseException) -> str:
-  """What went wrong at the bottom, in one line; TensorStore says it last."""
-  while error.__cause__ is not None:
-    error = error.__cause__
-  line = (str(error).splitlines() or [type(error).__name__])[0]
-  return line if len(line) <= 200 else f"...{line[-200:]}"
-
-
-def mute_orbax():
-  """Keeps Orbax from printing the tracebacks of failures that are one line here."""
-  logging.getLogger("absl").addFilter(_not_from_orbax)
-  logging.getLogger("asyncio").addFilter(_not_from_orbax)
-  sys.unraisablehook = _print_unraisable  # left-overs of a failed read or write
-
-
-def _not_from_orbax(entry: logging.LogRecord) -> bool:
-  return "/orbax/" not in entry.pathname and "never retrieved" not in entry.getMessage()
-
-
-def _print_unraisable(entry):
-  frames = traceback.extract_tb(entry.exc_traceback)
-  from_orbax = any("/orbax/" in frame.filename for frame in frames)
-  if not from_orbax and str(entry.exc_value) != "Event loop is closed":
-    sys.__unraisablehook__(entry)

@@ -5,6 +5,7 @@ sharded; sums over them are the compiler's to gather.
 """
 
 import functools
+import math
 
 import chex
 import jax
@@ -101,3 +102,11 @@ def koleo(features: jax.Array, *, eps: float = 1e-8) -> jax.Array:
   neighbours = jnp.take_along_axis(x, nearest[..., None], axis=1)  # [G, g, D]
   distance = jnp.sqrt(jnp.square(x - neighbours + eps).sum(-1))
   return -jnp.log(distance + eps).mean()
+
+
+def nothing_learnt(*, dino_prototypes: int, ibot_prototypes: int) -> float:
+  """DINO + iBOT loss of a student whose predictions are uniform.
+
+  ln K for DINO; half of it for iBOT, as half of the crops hide nothing and count 0.
+  """
+  return math.log(dino_prototypes) + math.log(ibot_prototypes) / 2

@@ -54,7 +54,8 @@ def make_plan(config, devices) -> dict:
   }
   try:
     run = assembly.assemble(config, mesh)
-    compiled = assembly.compile_step(run, config, mesh)
+    with jax.set_mesh(mesh):
+      compiled = run.compile_step()
   except jax.errors.JaxRuntimeError as error:
     if (found := exhausted(str(error))) is None:
       raise

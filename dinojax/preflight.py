@@ -1,16 +1,11 @@
-"""What is checked before any work starts, so that a mistake costs seconds.
+"""Checks of a config before any work starts, so that a mistake costs seconds.
 
 `FIELDS` is the whole config at a glance; experiments/vitg14.py explains each field.
 Every error names the field, its value, the limit and the way out.
 """
 
 import difflib
-import json
 import math
-import os
-import tempfile
-from collections.abc import Collection, Iterator
-from typing import Any
 
 from dinojax import errors
 
@@ -43,6 +38,15 @@ FIELDS = {
   "config.augment.global1": _CROP,
   "config.augment.global2": _CROP,
   "config.augment.local": _CROP,
+  **{
+    f"config.augment.{crop}.{part}": names
+    for crop in ("global1", "global2", "local")
+    for part, names in (
+      ("geometry", "rotate shear perspective dihedral"),
+      ("jitter", "prob brightness contrast saturation hue"),
+      ("blur", "prob sigma kernel"),
+    )
+  },
   "config.knn": "train test every ks temperature resize crop batch_size baselines",
 }
 OPTIONAL = {"config.heads.ibot"}
@@ -78,6 +82,28 @@ AT_LEAST = {
   "config.alarm_window": 1,
 }
 
+# Fields of a kind of crop, what must hold for their values, and the same in words.
+CROP_LIMITS = (
+  ("size", lambda v: v >= 1, "be at least 1 pixel"),
+  ("area", lambda v: _rises(v) and v[0] > 0 and v[1] <= 1, "rise within (0, 1]"),
+  ("aspect blur.sigma", lambda v: _rises(v) and v[0] > 0, "rise and be above 0"),
+  ("geometry.rotate", lambda v: 0 <= v <= 180, "be in [0, 180] degrees"),
+  ("geometry.shear", lambda v: 0 <= v <= 45, "be in [0, 45] degrees"),
+  ("geometry.perspective", lambda v: 0 <= v <= 0.4, "be in [0, 0.4]"),
+  ("geometry.dihedral", lambda v: v in (True, False), "be True or False"),
+  ("flip_prob grey_prob solarize_prob", lambda v: 0 <= v <= 1, "be in [0, 1]"),
+  ("jitter.prob blur.prob", lambda v: 0 <= v <= 1, "be in [0, 1]"),
+  ("jitter.brightness jitter.contrast", lambda v: v >= 0, "be 0 (off) or above"),
+  ("jitter.saturation", lambda v: v >= 0, "be 0 (off) or above"),
+  ("jitter.hue", lambda v: 0 <= v <= 0.5, "be in [0, 0.5]"),
+  ("blur.kernel", lambda v: v > 0 and v % 2 == 1, "be odd, as 9 is"),
+)
+
+
+def _rises(pair) -> bool:
+  low, high = pair
+  return low <= high < math.inf
+
 
 def field(config, path: str):
   """The value at a dotted path that starts with "config"."""
@@ -86,8 +112,11 @@ def field(config, path: str):
   return config
 
 
-def check(config, *, devices: int) -> None:
-  """Raises UserError for the first field that cannot work on so many devices."""
+def check(config, *, devices: int | None) -> None:
+  """Raises UserError for the first field that cannot work.
+
+  devices: how many the run has; None leaves out what depends on that.
+  """
   _check_names(config)
   for path, choices in CHOICES.items():
     if field(config, path) not in choices:
@@ -99,7 +128,21 @@ def check(config, *, devices: int) -> None:
       raise errors.UserError(f"{path}={field(config, path)} must be at least {least}")
   _check_ranges(config)
   _check_shapes(config)
-  _check_batches(config, devices)
+  _check_crops(config)
+  if devices is not None:
+    _check_batches(config, devices)
+
+
+def doubts(config) -> list[str]:
+  """What of a config works and is hardly meant, a line each."""
+  warmup, total = config.schedules.teacher_temp.warmup_steps, config.total_steps
+  if warmup <= total:
+    return []
+  return [
+    f"config.schedules.teacher_temp.warmup_steps={warmup} is longer than"
+    f" config.total_steps={total}: the teacher temperature never reaches"
+    f" {config.schedules.teacher_temp.final}"
+  ]
 
 
 def mesh_shape(*, data: int, fsdp: int, devices: int) -> dict[str, int]:
@@ -114,71 +157,6 @@ def mesh_shape(*, data: int, fsdp: int, devices: int) -> dict[str, int]:
       f" devices, {devices}; try data=1, fsdp=-1"
     )
   return shape
-
-
-def check_workdir(workdir: str) -> None:
-  """Creates the workdir and writes to it once; raises UserError where it cannot."""
-  if "://" in workdir:
-    raise errors.UserError(
-      f"config.workdir={workdir!r} is a bucket; give a folder, or where one is mounted"
-    )
-  try:
-    os.makedirs(workdir, exist_ok=True)
-    with tempfile.TemporaryFile(dir=workdir) as probe:
-      probe.write(b"\0" * 4096)
-      probe.flush()
-  except OSError as e:
-    raise errors.UserError(
-      f"config.workdir={workdir!r} is not writable ({e.strerror}); choose a folder with"
-      " space and permission: --config.workdir=FOLDER"
-    ) from e
-
-
-def check_same_run(
-  record: dict, config: dict, data_fingerprint: list[str], *, free: Collection[str]
-):
-  """Raises UserError, with each field that differs, if the record is of another run.
-
-  `free` are the fields or groups of the config that may differ, as "data.sources". Data
-  that have changed are refused, too, unless config.data.accept_changed.
-  """
-  before, now = _fields(record["config"], free), _fields(config, free)
-  differing = [
-    f"{name}: {before.get(name)} in the workdir, {now.get(name)} now"
-    for name in {**before, **now}
-    if before.get(name) != now.get(name)
-  ]
-  if differing:
-    raise errors.UserError(
-      f"config.workdir={config['workdir']} holds another run ({'; '.join(differing)});"
-      " choose another config.workdir, or remove this one"
-    )
-  changed = [
-    f"config.data.sources[{i}]={source!r}"
-    for i, source in enumerate(config["data"]["sources"])
-    if record["data_fingerprint"][i : i + 1] != data_fingerprint[i : i + 1]
-  ]
-  if changed and not config["data"]["accept_changed"]:
-    raise errors.UserError(
-      f"{', '.join(changed)} holds other data than at the checkpoint in config.workdir="
-      f"{config['workdir']}; bring them back, or go on with the new ones by"
-      " --config.data.accept_changed=True"
-    )
-
-
-def _fields(config: dict, free: Collection[str]) -> dict[str, Any]:
-  """{"config.backbone.depth": 24, ...}; tuples as the lists that JSON makes of them."""
-  fields = dict(_leaves(json.loads(json.dumps(config)), "config"))
-  free_paths = tuple(f"config.{name}." for name in free)
-  return {k: v for k, v in fields.items() if not f"{k}.".startswith(free_paths)}
-
-
-def _leaves(tree: dict, path: str) -> Iterator[tuple[str, Any]]:
-  for name, value in tree.items():
-    if isinstance(value, dict):
-      yield from _leaves(value, f"{path}.{name}")
-    else:
-      yield f"{path}.{name}", value
 
 
 def _check_names(config):
@@ -230,6 +208,20 @@ def _check_ranges(config):
       f" config.checkpoint.every={every}, so that the best checkpoint is a saved one;"
       f" try {-(-config.knn.every // every) * every}"
     )
+
+
+def _check_crops(config):
+  for crop in ("global1", "global2", "local"):
+    for names, holds, rule in CROP_LIMITS:
+      for name in names.split():
+        path = f"config.augment.{crop}.{name}"
+        value = field(config, path)
+        try:
+          fits = holds(value)
+        except (TypeError, ValueError):  # of another kind, or no pair
+          fits = False
+        if not fits:
+          raise errors.UserError(f"{path}={value} must {rule}")
 
 
 def _check_shapes(config):

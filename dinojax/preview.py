@@ -14,7 +14,7 @@ import numpy as np
 from absl import flags
 from PIL import Image
 
-from dinojax import errors
+from dinojax import errors, preflight
 from dinojax.commands import cli
 from dinojax.data import augment, bad_records, images, sources
 from dinojax.reporting import console
@@ -77,6 +77,7 @@ def _stack(parts, *, axis):
 def main(_) -> None:
   """Writes the sheet."""
   config = cli.CONFIG.value
+  preflight.check(config, devices=None)
   if not IMAGES.value or not OUT.value:
     raise errors.UserError("--images=SOURCE and --out=FILE.png are both needed")
   out = pathlib.Path(OUT.value)

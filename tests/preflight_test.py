@@ -1,6 +1,5 @@
 """Each mistake in a config ends in one line: field, value, limit, way out."""
 
-import os
 import re
 
 import pytest
@@ -207,49 +206,62 @@ def test_the_head_of_the_patches_may_be_missing_but_not_misspelt():
   assert "did you mean ibot?" in message(config)
 
 
-def test_every_message_is_one_line():
-  for changes, devices, _ in ERRORS:
-    assert "\n" not in message(make_config(changes), devices)
+CROP_ERRORS = [
+  ("area", (0.5, 0.1), "area=(0.5, 0.1) must rise within (0, 1]"),
+  ("area", (0.0, 0.5), "area=(0.0, 0.5) must rise"),
+  ("area", (0.5, 1.1), "area=(0.5, 1.1) must rise"),
+  ("area", (0.5,), "area=(0.5,) must rise"),
+  ("aspect", (2.0, 1.0), "aspect=(2.0, 1.0) must rise and be above 0"),
+  ("aspect", (1.0, 2.0, 3.0), "aspect=(1.0, 2.0, 3.0) must rise and be above 0"),
+  ("geometry.rotate", 190.0, "geometry.rotate=190.0 must be in [0, 180] degrees"),
+  ("geometry.shear", -1.0, "geometry.shear=-1.0 must be in [0, 45] degrees"),
+  ("geometry.perspective", 0.5, "geometry.perspective=0.5 must be in [0, 0.4]"),
+  ("flip_prob", 1.5, "flip_prob=1.5 must be in [0, 1]"),
+  ("grey_prob", -0.1, "grey_prob=-0.1 must be in [0, 1]"),
+  ("grey_prob", float("nan"), "grey_prob=nan must be in [0, 1]"),
+  ("solarize_prob", 2.0, "solarize_prob=2.0 must be in [0, 1]"),
+  ("jitter.prob", 9.0, "jitter.prob=9.0 must be in [0, 1]"),
+  ("jitter.hue", 0.6, "jitter.hue=0.6 must be in [0, 0.5]"),
+  ("jitter.contrast", -1.0, "jitter.contrast=-1.0 must be 0"),
+  ("blur.sigma", (0.0, 1.0), "blur.sigma=(0.0, 1.0) must rise"),
+  ("blur.kernel", 8, "blur.kernel=8 must be odd"),
+]
 
 
-def test_a_workdir_is_made_and_left_empty(tmp_path):
-  workdir = tmp_path / "a" / "b"
-  preflight.check_workdir(str(workdir))
-  assert list(workdir.iterdir()) == []
+@pytest.mark.parametrize("crop", ["global1", "global2", "local"])
+def test_a_range_of_crops_outside_its_limits_is_named_with_them(crop):
+  for name, value, text in CROP_ERRORS:
+    config = make_config({f"augment.{crop}.{name}": value})
+    assert message(config).startswith(f"config.augment.{crop}.{text}")
 
 
-def test_a_workdir_that_is_a_file_is_refused(tmp_path):
-  path = tmp_path / "file"
-  path.touch()
-  with pytest.raises(errors.UserError) as caught:
-    preflight.check_workdir(str(path))
-  assert str(caught.value) == (
-    f"config.workdir={str(path)!r} is not writable (File exists); choose a folder with"
-    " space and permission: --config.workdir=FOLDER"
+def test_a_misspelt_field_of_a_crop_is_named():
+  config = make_config({"augment.local.jitter.contrats": 0.1})
+  assert message(config) == (
+    "config.augment.local.jitter.contrats is not a field; did you mean contrast?"
   )
 
 
-@pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
-def test_a_workdir_without_permission_is_refused(tmp_path):
-  tmp_path.chmod(0o500)
-  with pytest.raises(errors.UserError, match=r"not writable \(Permission denied\)"):
-    preflight.check_workdir(str(tmp_path / "runs"))
+def test_without_devices_all_but_the_batch_is_checked():
+  preflight.check(make_config({"data.batch_size": 3000}), devices=None)
+  with pytest.raises(errors.UserError, match=r"blur\.kernel=8 must be odd"):
+    preflight.check(make_config({"augment.local.blur.kernel": 8}), devices=None)
 
 
-@pytest.mark.skipif(not os.path.exists("/proc/self"), reason="needs Linux")
-def test_a_workdir_in_an_impossible_place_is_refused():
-  with pytest.raises(errors.UserError, match=r"config.workdir='/proc/runs' is not"):
-    preflight.check_workdir("/proc/runs")
+def test_a_teacher_temperature_that_never_arrives_is_doubted():
+  assert preflight.doubts(vitg14.get_config()) == []
+  changes = {
+    "total_steps": 2_000,
+    "schedules.learning_rate.warmup_steps": 100,
+    "optimizer.freeze_prototypes_steps": 20,
+  }
+  (line,) = preflight.doubts(make_config(changes))
+  assert line == (
+    "config.schedules.teacher_temp.warmup_steps=37500 is longer than"
+    " config.total_steps=2000: the teacher temperature never reaches 0.07"
+  )
 
 
-def test_data_that_changed_are_named_and_can_be_accepted():
-  config = vitg14.get_config().to_dict()
-  config["data"].update(sources=("folder:/a", "folder:/b"), weights=(1.0, 1.0))
-  record = {"config": config, "data_fingerprint": ["1", "2"]}
-  free = ("data.sources", "data.accept_changed")
-  preflight.check_same_run(record, config, ["1", "2"], free=free)
-  with pytest.raises(errors.UserError) as caught:
-    preflight.check_same_run(record, config, ["1", "3"], free=free)
-  assert str(caught.value).startswith("config.data.sources[1]='folder:/b' holds other")
-  accepting = {**config, "data": {**config["data"], "accept_changed": True}}
-  preflight.check_same_run(record, accepting, ["1", "3"], free=free)
+def test_every_message_is_one_line():
+  for changes, devices, _ in ERRORS:
+    assert "\n" not in message(make_config(changes), devices)

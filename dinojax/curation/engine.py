@@ -1,8 +1,8 @@
-"""Apache Beam pipelines: a function over many tasks, on any runner.
+"""Apache Beam's part: a function over many tasks, on any runner, and its end in order.
 
-Without --runner, tasks run in processes of this machine (Beam's FnApiRunner), which end
-together with this one. Beam is imported where it is used: it is an extra, and its
-import takes seconds.
+Without --runner, tasks run in processes of this machine (Beam's FnApiRunner), and
+whatever ends this process ends those, too. Beam is imported where it is used: it is an
+extra, and takes seconds.
 """
 
 import contextlib
@@ -22,17 +22,17 @@ from typing import Any
 import tqdm
 
 from dinojax import errors
-from dinojax.curation import failures, worker
+from dinojax.curation import watch, worker
 
 LOCAL = (None, "DirectRunner", "FnApiRunner")
 
 
-def parse_options(arguments: list[str], own: list[str]) -> list[str]:
+def parse(arguments: list[str], own: list[str]) -> list[str]:
   """Beam's options, checked; by default several processes of this machine.
 
   Args:
     arguments: all that are no flags of the command.
-    own: names of the command's flags, one of which may be meant by an unknown option.
+    own: names of the command's flags, which a wrong option may be meant to be.
 
   Raises:
     UserError: one is unknown, or Beam is not installed.
@@ -43,9 +43,9 @@ def parse_options(arguments: list[str], own: list[str]) -> list[str]:
     "--direct_running_mode": "multi_processing",
   }
   defaults = [f"{name}={x}" for name, x in defaults.items() if name not in given]
-  logging.disable(logging.WARNING)  # Beam warns of packages that it does not find
+  logging.disable(logging.WARNING)  # Beam tells what it does not find
   try:
-    built = _pipeline_options([*arguments, *defaults])
+    built = _build([*arguments, *defaults])
     known = built.get_all_options()
   except ModuleNotFoundError as error:
     raise errors.UserError(
@@ -67,34 +67,34 @@ def parse_options(arguments: list[str], own: list[str]) -> list[str]:
   return [*arguments, *defaults]
 
 
-def in_this_process(options: list[str]) -> list[str]:
-  """The options, but without other processes if tasks run on this machine."""
+def within_this_process(options: list[str]) -> list[str]:
+  """The options, but for no other process if tasks run on this machine."""
   return [*options, "--direct_num_workers=1", "--direct_running_mode=in_memory"]
 
 
-def _pipeline_options(options: list[str]) -> Any:
+def _build(options: list[str]) -> Any:
   from apache_beam.options import pipeline_options
 
   return pipeline_options.PipelineOptions(options)
 
 
-def run_tasks(
+def each(
   function: Callable[[Any], None],
   tasks: list,
   *,
   options: list[str],
   label: str,
-  count_done: Callable[[], int],
+  count: Callable[[], int],
 ) -> None:
   """Calls a function once for each task.
 
   Args:
     function: of one task; a partial of a module's function. Beam may call it again for
-      the same task, even at the same time.
+      the same task, and at once.
     tasks: anything that can be pickled.
-    options: of `parse_options`.
+    options: of `parse`.
     label: shown before the progress.
-    count_done: returns the number of tasks done so far.
+    count: the number of tasks done so far.
 
   Raises:
     UserError: that of a task.
@@ -102,52 +102,52 @@ def run_tasks(
   import apache_beam as beam
 
   def build(pipeline, address):
-    report = functools.partial(failures.reporting, address, _NoElements(function))
-    _ = pipeline | beam.Create(tasks) | beam.Reshuffle() | label >> beam.FlatMap(report)
+    call = beam.FlatMap(functools.partial(watch.telling, address, _Silent(function)))
+    _ = pipeline | beam.Create(tasks) | beam.Reshuffle() | label >> call
 
   if tasks:
-    _run_pipeline(build, options, label, len(tasks), count_done)
+    _run(build, options, label, len(tasks), count)
 
 
-def run_grouped(
+def grouped(
   emit: Callable[[Any], Iterator[tuple[int, bytes]]],
   reduce: Callable[[int, Iterable[bytes]], None],
   tasks: list,
   *,
   options: list[str],
   label: str,
-  count_done: Callable[[], int],
+  count: Callable[[], int],
 ) -> None:
-  """Groups by key what tasks emit, and calls a function once for each key.
+  """Brings together what the tasks emit for the same key.
 
   Args:
     emit: a task -> pairs of a key and bytes.
-    reduce: takes a key and all of its bytes, in no particular order.
-    tasks: as in `run_tasks`, and so are the others.
-    options: of `parse_options`.
+    reduce: takes a key and all bytes of it, in no particular order.
+    tasks: as in `each`, and so are `options`, `label` and `count`.
+    options: of `parse`.
     label: shown before the progress.
-    count_done: returns the number of keys done so far.
+    count: the number of tasks done so far.
   """
   import apache_beam as beam
 
   def build(pipeline, address):
-    report = functools.partial(failures.reporting, address)
+    telling = functools.partial(watch.telling, address)
     _ = (
       pipeline
       | beam.Create(tasks)
       | beam.Reshuffle()
-      | f"{label}: keys" >> beam.FlatMap(functools.partial(report, _List(emit)))
+      | f"{label}: keys" >> beam.FlatMap(functools.partial(telling, _Listed(emit)))
       | beam.GroupByKey()
-      | f"{label}: groups" >> beam.FlatMap(functools.partial(report, _OfPair(reduce)))
+      | f"{label}: groups" >> beam.FlatMap(functools.partial(telling, _Spread(reduce)))
     )
 
   if tasks:
-    _run_pipeline(build, options, label, len(tasks), count_done)
+    _run(build, options, label, len(tasks), count)
 
 
 @dataclasses.dataclass(frozen=True)
-class _NoElements:
-  """A function as Beam wants it: the elements that it returns are none."""
+class _Silent:
+  """A function as Beam wants it, which takes what it returns for elements."""
 
   function: Callable
 
@@ -157,8 +157,8 @@ class _NoElements:
 
 
 @dataclasses.dataclass(frozen=True)
-class _List:
-  """A generator that runs within the call, so that its failures are raised there."""
+class _Listed:
+  """A generator that runs within the call, so that its failures show there."""
 
   function: Callable
 
@@ -167,8 +167,8 @@ class _List:
 
 
 @dataclasses.dataclass(frozen=True)
-class _OfPair:
-  """A function of a key and its values, which Beam passes as one pair."""
+class _Spread:
+  """A function of a key and its values, as Beam groups them."""
 
   function: Callable
 
@@ -177,44 +177,42 @@ class _OfPair:
     return ()
 
 
-def _run_pipeline(
-  build: Callable, options: list[str], label: str, total: int, count_done: Callable
+def _run(
+  build: Callable, options: list[str], label: str, total: int, count: Callable
 ) -> None:
-  """Builds and runs one pipeline, with a bar; raises a task's UserError."""
+  """Builds and runs one pipeline, with a bar; a task's UserError is raised here."""
   import apache_beam as beam
 
-  begun, done_before = time.monotonic(), count_done()
+  begun = time.monotonic()
   bar = tqdm.tqdm(desc=label, total=total, leave=False, disable=None, unit=" tasks")
 
-  def show_progress():
+  def show():
     if not bar.disable:
-      bar.n = count_done() - done_before
+      bar.n = count()
       bar.refresh()
 
-  runner, address, receiver = None, None, failures.Receiver()
-  if _pipeline_options(options).get_all_options()["runner"] in LOCAL:
+  runner, address, failures = None, None, watch.Failures()
+  if _build(options).get_all_options()["runner"] in LOCAL:
     runner, options = _local_runner(options)
-    address = receiver.address
-  pipeline = beam.Pipeline(runner=runner, options=_pipeline_options(options))
+    address = failures.address
+  pipeline = beam.Pipeline(runner=runner, options=_build(options))
   build(pipeline, address)
   try:
-    with contextlib.closing(receiver), contextlib.closing(bar):
-      failures.run_until_failure(
-        lambda: pipeline.run().wait_until_finish(), receiver, show_progress
-      )
+    with contextlib.closing(failures), contextlib.closing(bar):
+      watch.run(lambda: pipeline.run().wait_until_finish(), failures, show)
   except errors.UserError:
     raise
   except Exception as error:
     # From another machine the error comes as the text of its traceback.
     pattern = r"errors\.UserError: (.*?)(?: \[while running .*)?$"
-    if messages := re.findall(pattern, str(error), re.MULTILINE):
-      raise errors.UserError(messages[-1]) from error
+    if told := re.findall(pattern, str(error), re.MULTILINE):
+      raise errors.UserError(told[-1]) from error
     raise
-  log(f"{label}: {time.monotonic() - begun:.0f} s")
+  say(f"{label}: {time.monotonic() - begun:.0f} s")
 
 
 def _local_runner(options: list[str]) -> tuple[Any, list[str]]:
-  """Beam's local runner, with our worker processes, and the options for it.
+  """Beam's local runner, with processes of ours, and the options for it.
 
   DirectRunner itself would first look for another runner on the network.
   """
@@ -224,7 +222,7 @@ def _local_runner(options: list[str]) -> tuple[Any, list[str]]:
   from apache_beam.transforms import environments
 
   environment = None
-  known = _pipeline_options(options).get_all_options()
+  known = _build(options).get_all_options()
   if known["direct_running_mode"] == "multi_processing":
     command = [sys.executable, "-m", worker.__name__, str(os.getpid())]
     environment = environments.SubprocessSDKEnvironment.from_command_string(
@@ -241,11 +239,11 @@ def _local_runner(options: list[str]) -> tuple[Any, list[str]]:
   return runner, options
 
 
-def log(line: str) -> None:
+def say(line: str) -> None:
   """Prints one line without tearing the bar; unlike console.say, without JAX."""
   tqdm.tqdm.write(line, file=sys.stderr)
 
 
-def file_counter(folder: pathlib.Path) -> Callable[[], int]:
-  """Returns what counts the files of a folder, one for each task that is done."""
+def files_in(folder: pathlib.Path) -> Callable[[], int]:
+  """Counts the files of a folder, as the number of tasks done."""
   return lambda: sum(1 for _ in folder.iterdir()) if folder.exists() else 0

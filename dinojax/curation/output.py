@@ -1,19 +1,15 @@
-"""Shards of the kept images: ArrayRecord of tf.train.Example, as tfds writes them.
+"""Shards of what is kept: ArrayRecord of tf.train.Example, as tfds writes them.
 
-Shard k holds records k * n to (k + 1) * n of all kept images, in the order of the
-inputs, which are read a second time for it. So shards depend on inputs and settings
-alone, and each is written by itself, atomically.
+Shard k holds records k * n to (k + 1) * n of all that are kept, in the order of the
+inputs, which are read again for it. So shards depend on inputs and settings alone, and
+each is written by itself, whole or not at all.
 """
 
 import collections
-import contextlib
-import errno
 import itertools
 import json
-import os
 import pathlib
 import re
-from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
@@ -39,11 +35,11 @@ def shard_name(out: pathlib.Path, shard: int, shards: int) -> str:
 
 
 def layout(job: jobs.Job, counts: dict[int, int]) -> list[list[tuple[int, int, int]]]:
-  """Which kept images go into each shard, as (part, first, last + 1) of its kept ones.
+  """Which survivors go into each shard, as (part, first, last + 1) of its survivors.
 
   Args:
     job: says how many records a shard holds.
-    counts: kept images of each part, in order.
+    counts: survivors of each part, in order.
   """
   size = job.settings.records_per_shard
   shards, room = [], 0
@@ -60,7 +56,7 @@ def layout(job: jobs.Job, counts: dict[int, int]) -> list[list[tuple[int, int, i
   return shards
 
 
-def write_shard(
+def write(
   shard: int,
   *,
   job: jobs.Job,
@@ -69,6 +65,8 @@ def write_shard(
   labels: dict[int, list[int]],
 ) -> None:
   """Writes one shard; one task. plan: of `layout`. labels: of `manifest.classes`."""
+  from array_record.python import array_record_module
+
   path = job.work / "out" / shard_name(job.out, shard, len(plan))
   done = job.path("shards", shard, "json")
   if done.exists():
@@ -78,11 +76,15 @@ def write_shard(
   try:
     with durable.os_errors_as_user_errors(job.out):
       path.parent.mkdir(parents=True, exist_ok=True)
-      with _writer(new) as write:
-        for record in _examples(job, parts, plan[shard], labels):
-          write(record)
+      try:
+        writer = array_record_module.ArrayRecordWriter(str(new), GROUP)
+        for record in _records(job, parts, plan[shard], labels):
+          writer.write(record)
           size, count = size + len(record), count + 1
-      check_count(new, count)
+        writer.close()
+      except (RuntimeError, ValueError) as error:  # what it makes of a full disk
+        raise OSError(str(error).partition(";")[0]) from error
+      check(new, count)
       durable.fsync(new)
       new.replace(path)
       durable.fsync(path.parent)
@@ -91,51 +93,10 @@ def write_shard(
   job.save(done, {"records": count, "bytes": size})
 
 
-@contextlib.contextmanager
-def _writer(path: pathlib.Path) -> Iterator[Callable[[bytes], None]]:
-  """A function that appends a record to a new shard, which is closed in the end.
-
-  Raises:
-    OSError: what the file system reports, which array_record puts into a text.
-  """
-  from array_record.python import array_record_module
-
-  @contextlib.contextmanager
-  def os_errors():
-    try:
-      yield
-    except RuntimeError as error:
-      raise _os_error(error) from error
-
-  def write(record: bytes) -> None:
-    with os_errors():
-      writer.write(record)
-
-  with os_errors():
-    writer = array_record_module.ArrayRecordWriter(str(path), GROUP)
-  try:
-    yield write
-  except BaseException:
-    with contextlib.suppress(RuntimeError):  # the first error is the one to report
-      writer.close()
-    raise
-  with os_errors():
-    writer.close()
-
-
-def _os_error(error: RuntimeError) -> OSError:
-  """The OSError in a text such as "write() failed: No space left on device; ..."."""
-  text = str(error).partition(";")[0]
-  for number in errno.errorcode:
-    if text.endswith(f" failed: {os.strerror(number)}"):
-      return OSError(number, os.strerror(number))
-  return OSError(text)
-
-
-def shard_summary(
+def described(
   job: jobs.Job, parts: list[jobs.Part], plan: list, shard: int
 ) -> dict[str, Any]:
-  """The entry of a written shard in the manifest."""
+  """What the manifest says of a shard that is written."""
   spans = [(parts[number].spec, stop - start) for number, start, stop in plan[shard]]
   sources = collections.Counter()
   for spec, count in spans:
@@ -145,7 +106,7 @@ def shard_summary(
   return {"name": name, **done, "sources": dict(sources)}
 
 
-def check_count(path: pathlib.Path, count: int) -> None:
+def check(path: pathlib.Path, count: int) -> None:
   """Raises OSError unless a shard holds `count` records."""
   from array_record.python import array_record_module
 
@@ -154,19 +115,17 @@ def check_count(path: pathlib.Path, count: int) -> None:
     found = reader.num_records()
     reader.close()
   except RuntimeError as error:
-    raise _os_error(error) from error
+    raise OSError(str(error).partition(";")[0]) from error
   if found != count:
     raise OSError(f"{found} of {count} records arrived in {path.name}")
 
 
-def _examples(
-  job: jobs.Job, parts: list[jobs.Part], spans: list, labels: dict
-) -> Iterator[bytes]:
-  """Yields the serialised examples of some kept images of some parts."""
+def _records(job: jobs.Job, parts: list[jobs.Part], spans: list, labels: dict):
+  """Yields the serialised examples of some survivors of some parts."""
   from tensorflow_datasets.proto import tf_example_pb2
 
   for number, start, stop in spans:
-    rows = jobs.rows_of(job.kept_ids(number)[start:stop])
+    rows = jobs.rows_of(job.survivors(number)[start:stop])
     seen = job.rows(number)
     found = inputs.read(parts[number], job.settings, rows.tolist())
     for row, record in itertools.zip_longest(rows.tolist(), found):
@@ -176,7 +135,7 @@ def _examples(
         raise _changed(parts[number])
       example = tf_example_pb2.Example()
       feature = example.features.feature
-      image = examine.shrunk(record.image, job.settings)
+      image = examine.bounded(record.image, job.settings)
       feature["image"].bytes_list.value.append(image)
       label = max(record.label, -1)  # also where it is text
       if label >= 0 and (known := labels.get(parts[number].source)):
@@ -196,13 +155,13 @@ def _changed(part: jobs.Part) -> errors.UserError:
 def write_metadata(
   job: jobs.Job, folder: pathlib.Path, shards: list[dict], class_names: list[str]
 ) -> None:
-  """Writes the metadata by which tensorflow-datasets opens the shards.
+  """Writes what tensorflow-datasets opens shards by.
 
   Args:
     job: names the output.
     folder: of the shards.
     shards: {"records", "bytes"} of each.
-    class_names: by label; []: there are no labels, or they number no classes.
+    class_names: by label; []: there are no labels, or they number something else.
   """
   import tensorflow_datasets as tfds
   from tensorflow_datasets.core import naming
@@ -234,5 +193,5 @@ def write_metadata(
     split_infos=[split],
     version=version[0] if version else "1.0.0",
     check_data=False,  # would need TensorFlow
-    description="Images chosen by dinojax.ingest; see manifest.json.",
+    description="Images chosen by dinojax.ingest; manifest.json tells how.",
   )

@@ -1,7 +1,6 @@
-"""Reports: dropped.csv lists all dropped images, report.html shows some of them.
+"""report.html: counts, and pictures of what was dropped beside what stays for it.
 
-report.html is one file that needs nothing else. It shows counts, and dropped images
-beside the images that they match.
+One file that needs nothing else. dropped.csv lists every image that was dropped.
 """
 
 import base64
@@ -31,38 +30,38 @@ figcaption { font-size: 11px; max-width: 20em; overflow-wrap: anywhere }
 """
 
 
-def dropped_images(
+def dropped(
   job: jobs.Job, parts: list[jobs.Part]
 ) -> Iterator[tuple[str, str, str, str, int, int]]:
-  """Yields name, reason, detail, matching image, and both ids, of dropped images."""
+  """Yields name, reason, detail, what stays, and both ids of each dropped image."""
   drops = job.drops()
-  matches = [np.empty(0, np.uint64), *(table["match"] for table in drops)]
-  matches = np.unique(np.concatenate(matches))
-  names = dict(zip(matches.tolist(), _names(job, matches), strict=True))
+  kept = [np.empty(0, np.uint64), *(table["kept"] for table in drops)]
+  kept = np.unique(np.concatenate(kept))
+  names = dict(zip(kept.tolist(), _names(job, kept), strict=True))
   for part in parts:
     if part.excluded:
       continue
     reasons = job.reasons(part.number)
     own = job.names(part.number)
     ids = np.flatnonzero(reasons) + part.first_id
-    match_of = {}
+    for_it = {}
     for table in drops:
       start, stop = np.searchsorted(
         table["id"], np.array([part.first_id, part.first_id + (1 << 32)], np.uint64)
       )
       span = table[start:stop]
-      match_of |= dict(zip(span["id"].tolist(), span["match"].tolist(), strict=True))
-    details = job.details(part.number)
+      for_it |= dict(zip(span["id"].tolist(), span["kept"].tolist(), strict=True))
+    troubles = json.loads(job.path("troubles", part.number, "json").read_text())
     for image in ids.tolist():
       row = image - part.first_id
-      match = match_of.get(image, image)
+      stays = for_it.get(image, image)
       yield (
         own[row],
         jobs.REASONS[reasons[row]],
-        details.get(row, ""),
-        names[match] if match != image else "",
+        troubles.get(str(row), ""),
+        names[stays] if stays != image else "",
         image,
-        match,
+        stays,
       )
 
 
@@ -82,15 +81,15 @@ def write(
   """Writes report.html and dropped.csv."""
   chosen = {}
   with durable.os_errors_as_user_errors(job.out):
-    with open(folder / "dropped.csv", "w", encoding="utf-8", newline="") as file:
+    with open(folder / "dropped.csv", "w", newline="") as file:
       table = csv.writer(file)
-      table.writerow(["name", "reason", "detail", "matches"])
-      for *line, image, match in dropped_images(job, parts):
+      table.writerow(["name", "reason", "detail", "kept in its place"])
+      for *line, image, stays in dropped(job, parts):
         table.writerow(line)
-        # The same few each time, from all over: those of the lowest random keys.
-        key = int(jobs.splitmix64(np.uint64([image]), job.settings.seed)[0])
+        # The same few each time, from all over: those of the lowest lots.
+        lot = int(jobs.mix(np.uint64([image]), job.settings.seed)[0])
         samples = chosen.setdefault(line[1], [])
-        samples.append((key, image, match, line))
+        samples.append((lot, image, stays, line))
         samples.sort()
         del samples[SAMPLES:]
     wanted = {
@@ -98,7 +97,7 @@ def write(
     }
     pictures = dict(_pictures(job, parts, sorted(wanted)))
     text = _page(job, manifest, chosen, pictures)
-    (folder / "report.html").write_text(text, encoding="utf-8")
+    (folder / "report.html").write_text(text)
 
 
 def _pictures(
@@ -140,7 +139,6 @@ def _page(job, manifest: dict, chosen: dict, pictures: dict) -> str:
     ),
     "</table>",
     *(f"<p>{html.escape(line)}" for line in manifest["classes"]),
-    *(f"<p>{html.escape(line)}" for line in manifest["warnings"]),
     "<h2>Shorter side of kept images, pixels</h2><table>",
     *(
       f"<tr><td>{side}<td>{n:,}"
@@ -150,14 +148,13 @@ def _page(job, manifest: dict, chosen: dict, pictures: dict) -> str:
   ]
   for reason, samples in chosen.items():
     lines.append(f"<h2>{reason}: {manifest['dropped'][reason]:,}</h2>")
-    if any(match != image for _, image, match, _ in samples):
-      lines.append("<p>Left the dropped image, right the one that it matches.")
-    for _, image, match, (name, _, detail, match_name) in samples:
-      shown = [x for x in dict.fromkeys((image, match)) if x in pictures]
+    if any(stays != image for _, image, stays, _ in samples):
+      lines.append("<p>Left what was dropped, right what stays in its place.")
+    for _, image, stays, (name, _, detail, kept) in samples:
+      shown = [x for x in dict.fromkeys((image, stays)) if x in pictures]
+      told = "<br>".join(html.escape(text) for text in (name, detail, kept) if text)
       tags = "".join(f'<img src="{pictures[x]}">' for x in shown)
-      texts = [html.escape(text) for text in (name, detail, match_name) if text]
-      lines.append(f"<figure>{tags}<figcaption>{'<br>'.join(texts)}</figcaption>")
-      lines.append("</figure>")
+      lines.append(f"<figure>{tags}<figcaption>{told}</figcaption></figure>")
   given = html.escape(json.dumps(manifest["given"], indent=2))
   lines.append(f"<h2>Settings</h2><pre>{given}</pre>")
   return "\n".join(lines) + "\n"

@@ -16,102 +16,108 @@ from jax.sharding import Mesh
 from dinojax import errors, sharding
 from dinojax.data import classes, sources
 from dinojax.evals import features, search
+from dinojax.networks import vit
 
 QUERIES = 8192  # at a time, on all devices together
 
 
-def make_rater(
-  apply_fn: Callable[[Any, jax.Array], jax.Array],
-  *,
-  train: sources.Source,
-  test: sources.Source,
-  mesh: Mesh,
-  ks: Sequence[int],
-  temperature: float,
-  resize: int,
-  crop: int,
-  batch_size: int,
-  workers: int,
-  progress: Callable[[], None],
-) -> Callable[[Any], dict[str, float]]:
-  """Checks the two sources; returns a function from parameters to k-NN accuracy.
+class Evaluation:
+  """k-NN evaluation of a run, from two sources that are checked before it starts."""
 
-  Args:
-    apply_fn: (params, uint8 [B, crop, crop, 3]) -> features [B, D].
-    train: images whose labels vote.
-    test: images to classify.
-    mesh: the training mesh.
-    ks: numbers of neighbours; as temperature, resize, crop, batch_size of `config.knn`.
-    temperature: of the softmax over similarities that weighs the votes.
-    resize: pixels of the shorter side.
-    crop: pixels of a side of the centre crop.
-    batch_size: images of a batch.
-    workers: Grain processes.
-    progress: called after every batch.
+  def __init__(
+    self,
+    train: sources.Source,
+    test: sources.Source,
+    *,
+    mesh: Mesh,
+    ks: Sequence[int],
+    temperature: float,
+    resize: int,
+    crop: int,
+    batch_size: int,
+    workers: int,
+    progress: Callable[[], None],
+  ):
+    """Checks the sources.
 
-  Returns:
-    Function from params to {"knn_top1_k10": share of right answers within 0..1, ...}.
+    Args:
+      train: images whose labels vote.
+      test: images to classify.
+      mesh: the training mesh.
+      ks: numbers of neighbours; as temperature, resize, crop, batch_size of
+        `config.knn`.
+      temperature: of the softmax over similarities that weighs the votes.
+      resize: pixels of the shorter side.
+      crop: pixels of a side of the centre crop.
+      batch_size: images of a batch.
+      workers: Grain processes.
+      progress: called after every batch.
 
-  Raises:
-    UserError: a source has no labels, or `test` has other classes.
-  """
-  for name, source in (("train", train), ("test", test)):
-    if not source.class_names:
+    Raises:
+      UserError: a source has no labels, or `test` has other classes.
+    """
+    for name, source in (("train", train), ("test", test)):
+      if not source.class_names:
+        raise errors.UserError(
+          f"config.knn.{name} has no labels, which k-NN evaluation needs; give a"
+          " labelled source, or set config.knn.every=0"
+        )
+    if len(train) < max(ks):
       raise errors.UserError(
-        f"config.knn.{name} has no labels to rate by; give a labelled source, or set"
-        " config.knn.every=0"
+        f"config.knn.ks={tuple(ks)} asks for more neighbours than the {len(train)}"
+        " images of config.knn.train; lower it"
       )
-  test = classes.match(train, test)
-  if len(train) < max(ks):
-    raise errors.UserError(
-      f"config.knn.ks={tuple(ks)} asks for more neighbours than the {len(train)} images"
-      " of config.knn.train; lower it"
+    self._train, self._test = train, classes.match(train, test)
+    self._vote = dict(mesh=mesh, ks=ks, temperature=temperature)
+    self._extract = functools.partial(
+      features.extract,
+      mesh=mesh,
+      batch_size=batch_size,
+      resize=resize,
+      crop=crop,
+      workers=workers,
+      progress=progress,
     )
-  apply_fn = jax.jit(apply_fn)
-  extract = functools.partial(
-    features.extract,
-    apply_fn=apply_fn,
-    mesh=mesh,
-    batch_size=batch_size,
-    resize=resize,
-    crop=crop,
-    workers=workers,
-    progress=progress,
-  )
 
-  def rate(params):
-    bank = extract(train, params=params, description="k-NN: train features")
-    queries = extract(test, params=params, description="k-NN: test features")
+  def accuracy(self, feature: Callable, params: Any) -> dict[str, float]:
+    """{"knn_top1_k10": share of right answers within 0..1, ...}.
+
+    Args:
+      feature: jitted (params, uint8 [B, crop, crop, 3]) -> features [B, D].
+      params: of `feature`.
+    """
+    bank, queries = (
+      self._extract(source, feature, params, description=f"k-NN: {name} features")
+      for name, source in (("train", self._train), ("test", self._test))
+    )
     return knn(
       bank,
       queries,
-      num_classes=len(train.class_names),
-      ks=ks,
-      temperature=temperature,
-      mesh=mesh,
+      num_classes=len(self._train.class_names),
+      **self._vote,
     )
 
-  return rate
 
-
-def open_rater(
+def open_evaluation(
   group, *, mesh: Mesh, workers: int, progress: Callable[[], None]
-) -> Callable | None:
-  """`make_rater` for the sources and numbers of `config.knn`; None if it is off.
-
-  Returns:
-    Function from `apply_fn` to the function that `make_rater` returns.
-  """
+) -> Evaluation | None:
+  """The `Evaluation` of `config.knn`; None if it is off."""
   if not group.every:
     return None
-  opened = {
-    name: sources.open_source(group[name], field=f"config.knn.{name}")
+  train, test = (
+    sources.open_source(group[name], field=f"config.knn.{name}")
     for name in ("train", "test")
-  }
+  )
   names = ("ks", "temperature", "resize", "crop", "batch_size")
   rest = {name: group[name] for name in names}
   rest.update(mesh=mesh, workers=workers, progress=progress)
-  return functools.partial(make_rater, **opened, **rest)
+  return Evaluation(train, test, **rest)
+
+
+@jax.jit
+def pixel_feature(_: None, images: jax.Array) -> jax.Array:
+  """The feature that needs no network: [B, S, S, 3] uint8 -> [B, S*S*3]."""
+  return vit.normalize(images).reshape(len(images), -1)
 
 
 def knn(

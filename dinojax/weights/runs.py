@@ -13,10 +13,11 @@ import orbax.checkpoint as ocp
 from jax.sharding import Mesh
 
 from dinojax import checkpoint, errors, sharding
+from dinojax.runtime import orbax_errors
 from dinojax.weights import model
 
 # What missing, short and changed files were seen to raise: Orbax's JSON lacks a key.
-DAMAGE = (*checkpoint.IO_ERRORS, KeyError)
+DAMAGE = (*orbax_errors.IO_ERRORS, KeyError)
 
 
 def find(path: pathlib.Path, step: int | None) -> pathlib.Path:
@@ -78,7 +79,7 @@ def read(
     UserError: it cannot be read, or is not what was saved.
   """
   record = read_record(folder)
-  checkpoint.mute_orbax()
+  orbax_errors.mute_orbax()
   try:
     fields, checksums = record["config"]["backbone"], record["checksums"]
     backbone = {name: fields[name] for name in model.ARCHITECTURE}
@@ -97,7 +98,7 @@ def read(
     )
   except DAMAGE as error:
     raise errors.UserError(
-      f"{folder} cannot be read ({checkpoint.explain(error)}); try an older step"
+      f"{folder} cannot be read ({orbax_errors.explain(error)}); try an older step"
     ) from error
   for name, found in checkpoint.checksums(restored).items():
     if checksums.get(name) != found:
@@ -125,7 +126,7 @@ def image_sizes(config: dict) -> dict[str, int]:
 
 def write(folder: pathlib.Path, weights: model.Weights) -> None:
   """Writes weights as the checkpoint of a teacher alone, which `read` reads."""
-  checkpoint.mute_orbax()
+  orbax_errors.mute_orbax()
   state = {"teacher": jax.tree.map(np.asarray, weights.params)}
   record = {
     "step": 0,

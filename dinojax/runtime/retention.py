@@ -1,0 +1,29 @@
+"""Retention of checkpoints: the last ones, and the best by k-NN accuracy."""
+
+from collections.abc import Sequence
+
+
+class KeepLastAndBest:
+  """Orbax's preservation policy for the last checkpoints and the best by k-NN top-1.
+
+  Orbax's own ranking reads a metrics file per checkpoint at start-up and gives up when
+  one is damaged; this one ranks by what the readable records say.
+  """
+
+  def __init__(self, keep_last: int, keep_best: int):
+    """keep_last, keep_best: of `config.checkpoint`."""
+    self._keep_last, self._keep_best = keep_last, keep_best
+    self._top1: dict[int, float] = {}
+
+  def note(self, step: int, metrics: dict[str, float] | None) -> None:
+    """Takes the k-NN results of a checkpoint, if it has any."""
+    top1 = [v for k, v in (metrics or {}).items() if k.startswith("knn_top1")]
+    if top1:
+      self._top1[step] = max(top1)
+
+  def should_preserve(self, checkpoints: Sequence, *, context) -> list[bool]:
+    """Which of the checkpoints, in rising order of their steps, stay."""
+    steps = [checkpoint.step for checkpoint in checkpoints]
+    rank = {step: (self._top1[step], step) for step in steps if step in self._top1}
+    best = sorted(rank, key=rank.get, reverse=True)[: self._keep_best]
+    return [step in best or step in steps[-self._keep_last :] for step in steps]

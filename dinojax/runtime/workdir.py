@@ -1,0 +1,141 @@
+"""Workdir of a run: a folder that can be written to, and that is this run's alone.
+
+One run at a time writes there, and its checkpoints are of one config and the same data.
+"""
+
+import contextlib
+import json
+import os
+import pathlib
+import tempfile
+from collections.abc import Iterator
+from typing import Any
+
+import jax
+
+from dinojax import errors
+from dinojax.runtime import ownership
+
+# Fields that change no result of training: a run may resume with others. What the data
+# are is known by their fingerprint.
+FREE_FIELDS = (
+  *("workdir", "mesh", "remat", "unroll", "attention", "compiler_options"),
+  *("accumulation", "workers", "log_every", "checkpoint", "hang_minutes"),
+  *("knn", "alarm_window", "data.sources", "data.max_bad_share"),
+  "data.accept_changed",
+)
+
+
+class Workdir:
+  """The folder of one run.
+
+  path: the folder. record: what every checkpoint says of its run, in JSON.
+  """
+
+  def __init__(self, config, data_fingerprint: list[str]):
+    """Creates the folder and writes to it once.
+
+    Raises:
+      UserError: it cannot be written to.
+    """
+    self.path = pathlib.Path(config.workdir)
+    self.record = {"config": config.to_dict(), "data_fingerprint": data_fingerprint}
+    self._config_json = config.to_json_best_effort(indent=2)
+    probe(config.workdir)
+
+  @contextlib.contextmanager
+  def owned(self) -> Iterator[None]:
+    """Keeps other runs out while the context lasts.
+
+    Raises:
+      UserError: another run is at work there; names its host, process and start.
+    """
+    if jax.process_index() != 0:
+      yield
+      return
+    label = f"config.workdir={self.path}"
+    with ownership.owned(self.path, "run", label=label) as self._claim:
+      yield
+
+  def write_config(self) -> None:
+    """Leaves config.json for people."""
+    if jax.process_index() == 0:
+      (self.path / "config.json").write_text(self._config_json)
+
+  def check(self, record: dict) -> None:
+    """Raises UserError if the record of a checkpoint is of another run."""
+    check_same_run(record, **self.record, free=FREE_FIELDS)
+
+  def check_owned(self) -> None:
+    """Raises UserError if the folder was removed, or taken over, meanwhile."""
+    if jax.process_index() == 0:
+      self._claim.check()
+
+
+def probe(workdir: str) -> None:
+  """Creates the workdir and writes to it once; raises UserError where it cannot."""
+  if "://" in workdir:
+    raise errors.UserError(
+      f"config.workdir={workdir!r} is a bucket; give a folder, or where one is mounted"
+    )
+  try:
+    os.makedirs(workdir, exist_ok=True)
+    with tempfile.TemporaryFile(dir=workdir) as file:
+      file.write(b"\0" * 4096)
+      file.flush()
+  except OSError as e:
+    raise errors.UserError(
+      f"config.workdir={workdir!r} is not writable ({e.strerror}); choose a folder with"
+      " space and permission: --config.workdir=FOLDER"
+    ) from e
+
+
+def check_same_run(
+  saved: dict, *, config: dict, data_fingerprint: list[str], free: tuple[str, ...]
+) -> None:
+  """Raises UserError, with each field that differs, if the record is of another run.
+
+  Args:
+    saved: record of a checkpoint.
+    config: of the run that starts.
+    data_fingerprint: of its sources, in their order.
+    free: fields or groups of the config that may differ, as "data.sources". Data that
+      have changed are refused, too, unless config.data.accept_changed.
+  """
+  before, now = _fields(saved["config"], free), _fields(config, free)
+  differing = [
+    f"{name}: {before.get(name)} in the workdir, {now.get(name)} now"
+    for name in {**before, **now}
+    if before.get(name) != now.get(name)
+  ]
+  if differing:
+    raise errors.UserError(
+      f"config.workdir={config['workdir']} holds another run ({'; '.join(differing)});"
+      " choose another config.workdir, or remove this one"
+    )
+  changed = [
+    f"config.data.sources[{i}]={source!r}"
+    for i, source in enumerate(config["data"]["sources"])
+    if saved["data_fingerprint"][i : i + 1] != data_fingerprint[i : i + 1]
+  ]
+  if changed and not config["data"]["accept_changed"]:
+    raise errors.UserError(
+      f"{', '.join(changed)} holds other data than at the checkpoint in config.workdir="
+      f"{config['workdir']}; bring them back, or resume with the new ones by"
+      " --config.data.accept_changed=True"
+    )
+
+
+def _fields(config: dict, free: tuple[str, ...]) -> dict[str, Any]:
+  """{"config.backbone.depth": 24, ...}; tuples as the lists that JSON makes of them."""
+  fields = dict(_leaves(json.loads(json.dumps(config)), "config"))
+  free_paths = tuple(f"config.{name}." for name in free)
+  return {k: v for k, v in fields.items() if not f"{k}.".startswith(free_paths)}
+
+
+def _leaves(tree: dict, path: str) -> Iterator[tuple[str, Any]]:
+  for name, value in tree.items():
+    if isinstance(value, dict):
+      yield from _leaves(value, f"{path}.{name}")
+    else:
+      yield f"{path}.{name}", value

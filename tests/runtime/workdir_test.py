@@ -1,0 +1,85 @@
+"""A workdir is made, tried and kept from other runs, or refused in one line."""
+
+import json
+import os
+
+import pytest
+
+from dinojax import errors
+from dinojax.runtime import workdir
+from experiments import vitg14
+
+
+def check(saved, config, data_fingerprint, free):
+  workdir.check_same_run(
+    saved, config=config, data_fingerprint=data_fingerprint, free=free
+  )
+
+
+def test_a_workdir_is_made_and_left_empty(tmp_path):
+  folder = tmp_path / "a" / "b"
+  workdir.probe(str(folder))
+  assert list(folder.iterdir()) == []
+
+
+def test_a_workdir_that_is_a_file_is_refused(tmp_path):
+  path = tmp_path / "file"
+  path.touch()
+  with pytest.raises(errors.UserError) as caught:
+    workdir.probe(str(path))
+  assert str(caught.value) == (
+    f"config.workdir={str(path)!r} is not writable (File exists); choose a folder with"
+    " space and permission: --config.workdir=FOLDER"
+  )
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
+def test_a_workdir_without_permission_is_refused(tmp_path):
+  tmp_path.chmod(0o500)
+  with pytest.raises(errors.UserError, match=r"not writable \(Permission denied\)"):
+    workdir.probe(str(tmp_path / "runs"))
+
+
+@pytest.mark.skipif(not os.path.exists("/proc/self"), reason="needs Linux")
+def test_a_workdir_in_an_impossible_place_is_refused():
+  with pytest.raises(errors.UserError, match=r"config.workdir='/proc/runs' is not"):
+    workdir.probe("/proc/runs")
+
+
+def test_data_that_changed_are_named_and_can_be_accepted():
+  config = vitg14.get_config().to_dict()
+  config["data"].update(sources=("folder:/a", "folder:/b"), weights=(1.0, 1.0))
+  record = {"config": config, "data_fingerprint": ["1", "2"]}
+  free = ("data.sources", "data.accept_changed")
+  check(record, config, ["1", "2"], free)
+  with pytest.raises(errors.UserError) as caught:
+    check(record, config, ["1", "3"], free)
+  assert str(caught.value).startswith("config.data.sources[1]='folder:/b' holds other")
+  accepting = {**config, "data": {**config["data"], "accept_changed": True}}
+  check(record, accepting, ["1", "3"], free)
+
+
+SAVED = {"workdir": "runs/a", "seed": 0, "backbone": {"depth": 12, "sizes": (1, 2)}}
+
+
+def test_check_same_run_names_every_difference_and_forgives_the_free_fields():
+  data = {"data": {"sources": ("a",), "accept_changed": False}}
+  config = {**SAVED, **data}
+  record = {"step": 10, "data_fingerprint": ["f"], "config": config}
+  record = json.loads(json.dumps(record))
+  check(record, config, ["f"], ())
+  moved = {**config, "workdir": "runs/b"}
+  check(record, moved, ["f"], {"workdir"})
+  changed = {"workdir": "w", "backbone": {"depth": 24, "sizes": (1, 3)}, "new": True}
+  with pytest.raises(errors.UserError) as caught:
+    check(record, {**changed, **data}, ["f"], {"workdir"})
+  message = str(caught.value)
+  for part in (
+    "config.workdir=w holds another run",
+    "config.seed: 0 in the workdir, None now",
+    "config.backbone.depth: 12 in the workdir, 24 now",
+    "config.backbone.sizes: [1, 2] in the workdir, [1, 3] now",
+    "config.new: None in the workdir, True now",
+  ):
+    assert part in message
+  assert "\n" not in message
