@@ -1,10 +1,10 @@
 """Multi-crop: one image in, two global and several local augmented crops out.
 
-Where the crops lie is drawn first (geometry.py), since that tells how small the image
-may be decoded (images.py), and what they will look like. Then each crop is one warp
-from that decode (resample.py) and two passes for blur and colour (photometric.py), all
-on uint8 RGB on the host; normalisation is done on the device. All randomness comes from
-the `rng` that is handed in, so the same generator state and bytes give the same crops.
+First the positions of all crops are drawn (geometry.py), since they decide how small
+the image can be decoded (images.py), and their colours and blur. Then each crop is one
+warp from the decoded image (resample.py) and two passes for blur and colour
+(photometric.py), in uint8 RGB on the host. The device normalizes. All randomness comes
+from the argument `rng`: the same generator state and bytes give the same crops.
 
 Source: DINOv2 (arXiv:2304.07193) and the torchvision transforms it is built from.
 
@@ -21,8 +21,8 @@ import numpy as np
 
 from dinojax.data import geometry, images, photometric, resample
 
-# A JPEG may be decoded at a fraction of its size that leaves so many pixels of it for
-# each of a crop's, along an axis.
+# A JPEG is decoded at a fraction of its size if that leaves so many of its pixels for
+# each pixel of a crop, along an axis.
 MIN_SCALE = 1.65
 
 
@@ -52,12 +52,12 @@ class MultiCrop:
 
   @functools.cached_property
   def kinds(self) -> list[Crop]:
-    """That of each crop of an image."""
+    """The kind of each crop of an image, in the order of the results."""
     return [self.global1, self.global2] + [self.local] * self.num_local
 
   @functools.cached_property
-  def looks(self) -> photometric.Ranges:
-    """What their looks are drawn from."""
+  def ranges(self) -> photometric.Ranges:
+    """The ranges of their colours and blur."""
     return photometric.Ranges(self.kinds)
 
   def __call__(
@@ -79,7 +79,7 @@ class MultiCrop:
     probed = images.probe(image)
     kinds = self.kinds
     warps = [sample_warp(rng, probed.height, probed.width, kind) for kind in kinds]
-    looks = photometric.sample_looks(rng, self.looks)
+    appearances = photometric.sample_appearances(rng, self.ranges)
     scales = [
       geometry.scale(warp, kind.size) for warp, kind in zip(warps, kinds, strict=True)
     ]
@@ -92,10 +92,12 @@ class MultiCrop:
       )
     }
     outs = [*crops["global_crops"], *crops["local_crops"]]
-    for kind, warp, look, out in zip(kinds, warps, looks, outs, strict=True):
-      pixels, variance = resample.warp_crop(level, warp, kind.size, look.sigma)
+    for kind, warp, appearance, out in zip(
+      kinds, warps, appearances, outs, strict=True
+    ):
+      pixels, variance = resample.warp_crop(level, warp, kind.size, appearance.sigma)
       kernel = kind.blur.kernel
-      photometric.apply(pixels, look, variance=variance, kernel=kernel, out=out)
+      photometric.apply(pixels, appearance, variance=variance, kernel=kernel, out=out)
     return crops
 
 
@@ -116,10 +118,10 @@ def sample_warp(
 
 
 def halvings(scales: Sequence[float]) -> int:
-  """How often an image may be halved when it is decoded.
+  """Returns how often an image can be halved when it is decoded.
 
   Args:
-    scales: of its crops, see `geometry.scale`.
+    scales: those of its crops, see `geometry.scale`.
   """
   return max(0, math.floor(math.log2(min(scales) / MIN_SCALE)))
 

@@ -1,12 +1,12 @@
-"""Where a crop looks: a random homography from its pixels to those of the image.
+"""Random homography of a crop: from the crop's pixels to those of the image.
 
-A box as in the usual random resized crop, then, about its centre, tilted, sheared and
-turned as far as all of it stays inside the image, and mirrored. The eight numbers of a
-homography are these: area, aspect (the anisotropic scale), two of position, angle,
-shear and two of perspective. Nothing is resampled here; resample.py does so, once.
+It is the box of a random resized crop, then rotated, sheared and tilted about its
+centre as far as it stays inside the image, and flipped. A homography has eight numbers:
+area, aspect (the anisotropic scale), two of position, angle, shear and two of
+perspective. Nothing is resampled here; resample.py does that, once.
 
-Coordinates are (x, y) in pixels and continuous: pixel (i, j) covers [j, j+1] x [i,
-i+1], so that an image covers [0, W] x [0, H] at any resolution of it.
+Coordinates are (x, y), continuous and in pixels: pixel (i, j) covers [j, j+1] x [i,
+i+1]. So an image covers [0, W] x [0, H], whatever the resolution of its copies.
 """
 
 import dataclasses
@@ -14,18 +14,18 @@ import math
 
 import numpy as np
 
-TRIES = 10  # boxes drawn before one is fitted to the image, as torchvision does
-BISECTIONS = 5  # a warp is shrunk to within 1/32 of the most that fits
+TRIES = 10  # boxes drawn before one is fitted to the image; torchvision's number
+BISECTIONS = 5  # find the largest angles that fit, to 1/32 of those drawn
 
 
 @dataclasses.dataclass(frozen=True)
 class Geometry:
-  """Ranges of the warp of one kind of crop; each is drawn evenly from +- its value."""
+  """Ranges of one kind of crop; each value is uniform in +- its range."""
 
   rotate: float  # degrees
   shear: float  # degrees by which the crop's vertical edges lean
-  perspective: float  # by how much scale changes from the middle to each edge
-  dihedral: bool  # whether any of the 4 quarter turns and their mirror images may come
+  perspective: float  # relative change of scale from the centre to each edge
+  dihedral: bool  # whether to draw one of the 4 quarter turns, flipped or not
 
 
 def sample_warp(
@@ -41,9 +41,9 @@ def sample_warp(
 ) -> np.ndarray:
   """Draws where a crop of size x size pixels lies in an image.
 
-  The box's area, aspect and the angles are those that were drawn; where the quadrangle
-  that they give is too large for the image, the angles shrink in proportion until it
-  fits. So every output pixel comes from the image, however narrow that is.
+  If the drawn box with the drawn angles does not fit into the image, the angles shrink
+  in proportion until it does. So every output pixel comes from the image, also from a
+  narrow one.
 
   Returns:
     [3, 3] homography from the crop's coordinates in [0, size]**2 to the image's.
@@ -63,11 +63,11 @@ def sample_warp(
       low, high = (middle, high) if fits else (low, middle)
     shrunk = [low * amount for amount in amounts]
     tilt, left, top, right, bottom = _tilt(box_width, box_height, *shrunk)
-  # Whole pixels, so that a plain box is cut as everybody cuts it.
+  # Whole pixels, so that without angles this is the usual crop.
   x = int(rng.random() * (math.floor(width - right + left) + 1)) - left
   y = int(rng.random() * (math.floor(height - bottom + top) + 1)) - top
-  # The crop's pixels to [-1, 1]**2, mirrored and turned; then the tilt and the shift.
-  # By hand, since NumPy takes longer to begin than to multiply.
+  # The crop's pixels to [-1, 1]**2, flipped and rotated; then the tilt and the shift.
+  # Written out, since a call of NumPy takes longer than these products.
   mirror, cos, sin = _turn(rng, flip_prob, geometry.dihedral)
   a, b, c = 2 / size * mirror * cos, -2 / size * sin, sin - mirror * cos
   d, e, f = 2 / size * mirror * sin, 2 / size * cos, -cos - mirror * sin
@@ -92,11 +92,12 @@ def sample_box(
 ) -> tuple[int, int]:
   """Draws the size of a random resized crop's box.
 
-  The share of the image is uniform in `area`, width / height log-uniform in `aspect`.
+  Its share of the image is uniform in `area`; width / height is log-uniform in
+  `aspect`.
 
-  DIFFERS: when no try fits the image, torchvision takes the largest central box. Here a
-  panorama keeps its variety: shares and aspects are drawn as ever, but of the largest
-  box of that aspect, and it may lie anywhere.
+  DIFFERS: when no try fits into the image, torchvision takes the largest central box.
+  Here a panorama keeps its variety: the share is taken of the largest box of the drawn
+  aspect, and the box may lie anywhere.
 
   Returns:
     (height, width) in whole pixels, at most those of the image.
@@ -115,7 +116,7 @@ def sample_box(
 
 
 def scale(warp: np.ndarray, size: int) -> float:
-  """Pixels of the image per pixel of the crop, at its centre: above 1 it shrinks."""
+  """Pixels of the image per pixel of the crop at its centre; above 1: it shrinks."""
   (a, b), (c, d) = jacobian(warp, size)
   return math.sqrt(abs(a * d - b * c))
 
@@ -132,15 +133,15 @@ def jacobian(
 
 
 def _tilt(width, height, angle, lean, near_x, near_y):
-  """Homography of [-1, 1]**2 to a tilted box about 0, and its extent.
+  """Homography from [-1, 1]**2 to a tilted box about 0, and its extent.
 
   Returns:
-    Columns 0 and 1 of the homography, whose column 2 is (0, 0, 1), as rows; then left,
-    top, right and bottom of where the corners come to lie.
+    Columns 0 and 1 of the homography as rows (column 2 is (0, 0, 1)), then left, top,
+    right and bottom of the box.
   """
   cos, sin = math.cos(angle) / 2, math.sin(angle) / 2
   slope = math.tan(lean)
-  ax, ay = cos * width, sin * width  # where the box's half width points
+  ax, ay = cos * width, sin * width  # the vector of the box's half width
   bx, by = (cos * slope - sin) * height, (sin * slope + cos) * height
   back, front = 1 - near_x, 1 + near_x  # at the middle of the left and the right edge
   a, b, c, d = back - near_y, back + near_y, front - near_y, front + near_y
@@ -151,7 +152,7 @@ def _tilt(width, height, angle, lean, near_x, near_y):
 
 
 def _turn(rng, flip_prob, dihedral):
-  """Draws -1 to mirror left and right, or 1, and cosine and sine of a quarter turn."""
+  """Draws -1 (flip) or 1, and cosine and sine of a quarter turn."""
   mirror = -1 if rng.random() < flip_prob else 1
   if not dihedral:
     return mirror, 1, 0

@@ -1,16 +1,16 @@
-"""Which patches the student must not see: block masks of exact size, group by group.
+"""Block masks for iBOT: which patches of the global crops the student does not see.
 
 After DINOv2 (arXiv:2304.07193) and BEiT (arXiv:2106.08254), with two changes.
-DIFFERS: the number of masked patches is exact, and ratios are laid out within a group,
-not over the batch. So every group masks the same number U, a constant of the config:
-shapes are static, and the loss does not change with the machine.
+DIFFERS: the number of masked patches is exact, and mask ratios are spread over a group,
+not over the batch. So every group masks the same number U of patches, a constant of the
+config: shapes are static, and the loss does not depend on the number of devices.
 """
 
 import math
 
 import numpy as np
 
-MIN_BLOCK = 4  # patches, before the sides are rounded
+MIN_BLOCK = 4  # patches, before sides are rounded
 MAX_BLOCK_SHARE = 0.5  # of the grid
 ASPECT = 0.3  # blocks have height / width between this and its inverse
 TRIES = 10  # to place one block
@@ -21,9 +21,9 @@ def counts(
 ) -> list[int]:
   """Returns the number of masked patches of each masked crop of a group.
 
-  Half of the crops are masked. Crop i of n takes the upper edge of bin i of
-  linspace(ratio_min, ratio_max, n + 1) as its ratio, rounded down to whole patches,
-  and at least one patch.
+  Half of the crops are masked. The mask ratio of crop i of n is the upper edge of bin i
+  of linspace(ratio_min, ratio_max, n + 1), rounded down to whole patches, but at least
+  one patch.
 
   Args:
     group_size: images of a group; group_size * views is even.
@@ -36,7 +36,7 @@ def counts(
     group_size * views / 2 counts, rising.
   """
   edges = np.linspace(ratio_min, ratio_max, group_size * views // 2 + 1)[1:]
-  # The margin is for whole numbers that come out a rounding error too small.
+  # The margin is for whole numbers that a rounding error has made too small.
   return [max(math.floor(edge * grid**2 + 1e-6), 1) for edge in edges]
 
 
@@ -66,11 +66,11 @@ def block_masks(
 ) -> dict[str, np.ndarray]:
   """Draws the masks of one group.
 
-  The masked half of the crops, and which of them gets which count, are random.
+  It is random which half of the crops is masked, and which of them has which count.
 
   Args:
-    rng: source of all randomness.
-    group_size: g, images of the group; with `views` and the rest as in `counts`.
+    rng: the only source of randomness.
+    group_size: g, images of the group; this and all others as in `counts`.
     views: V, global crops per image.
     grid: patches along a side of a global crop.
     ratio_min: lower edge of the first bin.
@@ -80,8 +80,8 @@ def block_masks(
     mask: bool [g, V, N], True = masked.
     masked_indices: int32 [U], rising positions in the group's flattened (g V N).
     masked_weights: float32 [U], 1 / (masked patches of the same crop). The sum of
-      weight x cross-entropy, over g * V, is the mean over all crops, unmasked ones
-      too, of each crop's mean.
+      weight x cross-entropy, divided by g * V, is the mean over all crops, masked or
+      not, of the crop's mean.
   """
   wanted = counts(
     group_size=group_size,
@@ -105,7 +105,7 @@ def block_masks(
 
 
 def _blocks(rng: np.random.Generator, grid: int, count: int) -> np.ndarray:
-  """Masks exactly `count` patches: blocks while they fit, then single patches.
+  """Masks exactly `count` patches: blocks as long as they fit, then single patches.
 
   Returns:
     bool [grid, grid].

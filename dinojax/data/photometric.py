@@ -1,21 +1,20 @@
-"""Colour and blur of a crop: one pass that filters, one that changes colours.
+"""Color jitter, greyscale, Gaussian blur and solarization of a crop, in two passes.
 
-Brightness, contrast, saturation, hue and greyscale are each an affine function of RGB,
-so that together they are one 3 x 4 matrix; Gaussian blur and what the resampling leaves
-to blur or to sharpen are one separable kernel. Everything is uint8, rounded to nearest,
-and clipped only at the end.
+Brightness, contrast, saturation, hue and greyscale are affine functions of RGB; their
+product is one 3 x 4 matrix. Gaussian blur, and the blur or sharpening that resampling
+leaves to do, are one separable kernel. Values are uint8, rounded to nearest and clipped
+once, at the end.
 
 Source: the torchvision transforms that DINOv2 (arXiv:2304.07193) is built from.
-DIFFERS: torchvision clips and rounds after each of the four steps of its jitter, in a
-random order. Without that the order makes no difference (a test says so), and
-highlights come back that a bright step would have cut off before a dark one.
-DIFFERS: blur comes before colour here, as it does in a camera; but for clipping, these
-two commute as well.
-DIFFERS: a blur has the variance that its sigma says. torchvision samples the Gaussian,
-which below a sigma of 0.4 does next to nothing.
-DIFFERS: hue turns about the grey axis at constant luma (YIQ), where torchvision turns
-it in HSV at constant maximum; a fifth of a turn either way is the same change of hue,
-with another change of brightness.
+DIFFERS: torchvision clips and rounds after each of the four steps of its jitter, which
+come in a random order. Without clipping the order makes no difference (a test shows
+it), and a bright step followed by a dark one loses no highlights.
+DIFFERS: blur comes before colour here; torchvision blurs afterwards. The two commute,
+apart from clipping.
+DIFFERS: a blur has the variance of its sigma. torchvision samples the Gaussian, which
+below a sigma of 0.4 has hardly any effect.
+DIFFERS: hue rotates about the grey axis at constant luma (YIQ). torchvision rotates it
+in HSV at constant maximum. The change of hue is the same, that of brightness is not.
 """
 
 import dataclasses
@@ -30,18 +29,18 @@ CHROMA = np.eye(3) - GREY
 _YIQ = np.array([LUMA, [0.5959, -0.2746, -0.3213], [0.2115, -0.5227, 0.3112]])
 # A quarter turn of chroma: greys go to 0.
 QUARTER = np.linalg.inv(_YIQ) @ np.array([[0, 0, 0], [0, 0, -1], [0, 1, 0]]) @ _YIQ
-# What `color_matrix` adds up: parts of RGB, and an equal offset of all three.
+# Terms that `color_matrix` adds up: parts of RGB, and one offset for all three.
 _BASIS = np.zeros((4, 3, 4))
 _BASIS[0, :, :3], _BASIS[1, :, :3], _BASIS[2, :, :3] = GREY, CHROMA, QUARTER
 _BASIS[3, :, 3] = 1
 _BASIS = _BASIS.reshape(4, 12)
-# A Gaussian of less variance is too narrow for its samples to have that variance.
+# Samples of a Gaussian of less variance do not have that variance.
 THREE_TAPS = 0.36
 
 
 @dataclasses.dataclass(frozen=True)
 class Jitter:
-  """Colour jitter: factors are drawn from 1 +- strength, the hue's turn from +-hue."""
+  """Color jitter: factors are drawn from 1 +- strength, the hue's turn from +-hue."""
 
   prob: float
   brightness: float
@@ -52,15 +51,15 @@ class Jitter:
 
 @dataclasses.dataclass(frozen=True)
 class Blur:
-  """Gaussian blur; its kernel covers as many pixels in a large crop as in a small."""
+  """Gaussian blur; the kernel's size in pixels is the same for every crop size."""
 
   prob: float
   sigma: tuple[float, float]  # range, in pixels of the crop
-  kernel: int  # taps at most; few of them where sigma is small
+  kernel: int  # taps at most; a small sigma needs fewer
 
 
 class Ranges:
-  """What is drawn from for N crops of an image; arrays, since NumPy starts slowly."""
+  """Ranges of all N crops of an image, as arrays: one call draws for all of them."""
 
   def __init__(self, crops):
     """crops: a sequence of `augment.Crop`."""
@@ -73,28 +72,30 @@ class Ranges:
 
 
 @dataclasses.dataclass(frozen=True)
-class Look:
-  """What one crop is going to look like."""
+class Appearance:
+  """The photometric augmentation of one crop."""
 
   sigma: float  # of its blur; 0: none
-  factors: tuple[float, ...] | None  # arguments of `color_matrix` after the luma
+  factors: tuple[float, ...] | None  # of `color_matrix`, after its luma
   solarize: bool
 
 
-def sample_looks(rng: np.random.Generator, ranges: Ranges) -> list[Look]:
-  """Draws which steps are taken for each of N crops, and how strong."""
+def sample_appearances(rng: np.random.Generator, ranges: Ranges) -> list[Appearance]:
+  """Draws the steps of each of N crops, and their strengths."""
   draws = rng.random((len(ranges.low), 9))
   values = ranges.low + (ranges.high - ranges.low) * draws[:, :5]
   steps = draws[:, 5:] < ranges.probs
-  looks = []
+  appearances = []
   for (sigma, *factors), (blur, jitter, grey, solarize) in zip(
     values.tolist(), steps.tolist(), strict=True
   ):
     brightness, contrast, saturation, turn = factors if jitter else (1, 1, 1, 0)
     colors = (brightness, contrast, 0 if grey else saturation, turn)
     changed = jitter or grey
-    looks.append(Look(sigma if blur else 0.0, colors if changed else None, solarize))
-  return looks
+    appearances.append(
+      Appearance(sigma if blur else 0.0, colors if changed else None, solarize)
+    )
+  return appearances
 
 
 def _factors(jitter):
@@ -106,25 +107,25 @@ def _factors(jitter):
 
 def apply(
   image: np.ndarray,
-  look: Look,
+  appearance: Appearance,
   *,
   variance: tuple[float, float],
   kernel: int,
   out: np.ndarray,
 ) -> None:
-  """Filters and colours one crop.
+  """Applies blur or sharpening, colours and solarization to one crop.
 
   Args:
     image: uint8 RGB [S, S, 3].
-    look: but for its sigma, of which `variance` is left.
+    appearance: its colours and solarization; of its sigma, `variance` is left to do.
     variance: see `smooth`.
     kernel: see `smooth`.
     out: uint8 [S, S, 3], contiguous; holds the result.
   """
   image = smooth(image, variance=variance, kernel=kernel)
-  if look.factors:
-    image = cv2.transform(image, color_matrix(mean_luma(image), *look.factors))
-  if look.solarize:
+  if appearance.factors:
+    image = cv2.transform(image, color_matrix(mean_luma(image), *appearance.factors))
+  if appearance.solarize:
     image = solarize(image)
   out[...] = image
 
@@ -148,7 +149,7 @@ def color_matrix(
     turn: of the hue, as a fraction of the colour circle.
 
   Returns:
-    [3, 4] for cv2.transform: three columns for R, G and B, and what is added.
+    [3, 4] for cv2.transform: columns for R, G and B, and the offset.
   """
   scale, angle = brightness * contrast, 2 * math.pi * turn
   amounts = (
@@ -163,11 +164,11 @@ def color_matrix(
 def smooth(
   image: np.ndarray, *, variance: tuple[float, float], kernel: int
 ) -> np.ndarray:
-  """Blurs or sharpens uint8 [S, S, 3]; borders are mirrored.
+  """Blurs or sharpens uint8 [S, S, 3]; borders are reflected.
 
   Args:
     image: the crop.
-    variance: of the filter along x and y; one that sharpens has less than 0.
+    variance: of the filter along x and y; negative to sharpen.
     kernel: taps at most; a Gaussian also ends at three sigmas.
   """
   if variance == (0, 0):

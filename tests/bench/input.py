@@ -1,20 +1,21 @@
-"""Time to make the crops of an image, beside Pillow's and albumentations' ways.
+"""Benchmark of decoding and multi-crop, against Pillow and albumentations.
 
-  pip install albumentations  # MIT; without it, its column is left out
+  pip install albumentations  # MIT; without it, its rows are left out
   python tests/bench/input.py --images=FOLDER_OF_JPEGS
 
-From the bytes of photographs to batches of the crops of experiments/vitg14.py: 2 x 224
-and 8 x 98 pixels, every augmentation. Pillow stands for the PyTorch original: its
-resize, enhancers and HSV are what torchvision calls. Like the original it has no
-geometry, which ours has; "Pillow, geometry" adds one bicubic warp to each crop, where
-torchvision would make two. Pillow's blur is of running sums; "Pillow, PyTorch's blur"
-convolves tensors instead, as the original does. albumentations decodes with OpenCV,
-resizes with INTER_AREA, the one of its interpolations that does not alias, and has no
-geometry either.
+Measures the time from the bytes of photographs to batches of the crops of
+experiments/vitg14.py: 2 x 224 and 8 x 98 pixels, every augmentation. Pillow stands for
+the PyTorch original: torchvision calls its resize, enhancers and HSV. Like the
+original, it has no geometric augmentation, which ours has; "Pillow, geometry" adds one
+bicubic warp to each crop, where torchvision needs two. Pillow blurs by running sums;
+"Pillow, PyTorch's blur" convolves tensors, as the original does. albumentations decodes
+with OpenCV and resizes with INTER_AREA, its only interpolation that does not alias; it
+has no geometric augmentation here.
 
-First one process, in turns batch by batch, by CPU time, so that other work on the
-machine and hidden threads flatter nobody; then a process on each core, by the clock.
-Last, how close our resampling without geometry comes to Pillow's antialiased bicubic.
+The first table is of one process, in CPU time, so that other work on the machine and
+hidden threads do not count; the pipelines take turns, batch by batch. The second one is
+of a process on each core, in wall time. The last lines compare our resampling, without
+geometry, with Pillow's antialiased bicubic.
 """
 
 import argparse
@@ -44,7 +45,7 @@ BOXES = 4  # of each photograph, whose resampling is compared
 STAGES = (
   ("dinojax", "decode", images.Probed, "decode"),
   ("dinojax", "draw warps", augment, "sample_warp"),
-  ("dinojax", "draw looks", photometric, "sample_looks"),
+  ("dinojax", "draw colours", photometric, "sample_appearances"),
   ("dinojax", "warp", resample, "warp_crop"),
   ("dinojax", "blur and colour", photometric, "apply"),
   ("Pillow", "decode", sys.modules[__name__], "pillow_decode"),
@@ -388,14 +389,14 @@ def main():
   width, height = sizes.mean(axis=0)
   print(f"{len(photographs)} photographs, on average {width:.0f} x {height:.0f} px")
   totals, parts = time_one_process(names, photographs, args.repeats)
-  print("one process, CPU time   ms/image  images/s   over ours")
+  print("one process, CPU time   ms/image  images/s    vs. ours")
   for name, total in zip(names, totals, strict=True):
     print(f"{name:22}{total:10.2f}{1e3 / total:10.0f}{total / totals[0]:12.2f}")
     for (pipeline, stage, _, _), part in zip(STAGES, parts, strict=True):
       if pipeline == name:
         print(f"  {stage:20}{part:10.2f}{part / total:10.0%}")
   cores = len(os.sched_getaffinity(0))
-  print(f"{cores} processes, by the clock   images/s   per core")
+  print(f"{cores} processes, wall time      images/s   per core")
   for name in names:
     rates = [rate_all_cores(name, photographs, cores) for _ in range(args.repeats)]
     rate = np.median(rates)

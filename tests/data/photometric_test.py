@@ -109,7 +109,7 @@ def test_solarize_inverts_from_128_upwards():
   np.testing.assert_array_equal(photometric.solarize(image), np.asarray(expected))
 
 
-def looks_of(count, *, grey, blur, solarize):
+def ranges_of(count, *, grey, blur, solarize):
   """Ranges of crops with these probabilities, half of them jittered."""
   kind = types.SimpleNamespace(
     jitter=photometric.Jitter(0.5, 0.4, 0.3, 0.2, 0.1),
@@ -120,14 +120,14 @@ def looks_of(count, *, grey, blur, solarize):
   return photometric.Ranges([kind] * count)
 
 
-def test_looks_fill_their_ranges_as_often_as_their_probabilities_say():
-  ranges = looks_of(10, grey=0.0, blur=0.25, solarize=0.75)
+def test_each_step_is_drawn_with_its_probability_and_over_its_whole_range():
+  ranges = ranges_of(10, grey=0.0, blur=0.25, solarize=0.75)
   rng = np.random.default_rng(0)
-  looks = [look for _ in range(400) for look in photometric.sample_looks(rng, ranges)]
-  sigmas = np.array([look.sigma for look in looks if look.sigma])
-  factors = np.array([look.factors for look in looks if look.factors])
-  solarized = sum(look.solarize for look in looks)
-  shares = np.array([len(sigmas), len(factors), solarized]) / len(looks)
+  drawn = [x for _ in range(400) for x in photometric.sample_appearances(rng, ranges)]
+  sigmas = np.array([x.sigma for x in drawn if x.sigma])
+  factors = np.array([x.factors for x in drawn if x.factors])
+  solarized = sum(x.solarize for x in drawn)
+  shares = np.array([len(sigmas), len(factors), solarized]) / len(drawn)
   np.testing.assert_allclose(shares, [0.25, 0.5, 0.75], atol=0.03)  # 4 deviations
   for values, low, high in (
     (sigmas, 0.1, 2.0),
@@ -138,9 +138,10 @@ def test_looks_fill_their_ranges_as_often_as_their_probabilities_say():
 
 
 def test_grey_takes_saturation_from_a_crop_and_leaves_its_other_factors():
-  ranges = looks_of(20, grey=1.0, blur=0.0, solarize=0.0)
+  ranges = ranges_of(20, grey=1.0, blur=0.0, solarize=0.0)
   rng = np.random.default_rng(0)
-  factors = np.array([look.factors for look in photometric.sample_looks(rng, ranges)])
+  drawn = photometric.sample_appearances(rng, ranges)
+  factors = np.array([x.factors for x in drawn])
   assert (factors[:, 2] == 0).all()
   plain = (factors[:, [0, 1, 3]] == [1, 1, 0]).all(axis=1)
   assert 2 < plain.sum() < 18
