@@ -32,7 +32,7 @@ from dinojax import backbone, durable, errors, feature_files, sharding
 from dinojax.commands import backbone_flags, cli
 from dinojax.data import bad_records, eval_batches, sources
 from dinojax.reporting import console
-from dinojax.runtime import interrupts, processes
+from dinojax.runtime import processes
 
 IMAGES = flags.DEFINE_string(
   "images",
@@ -62,11 +62,6 @@ POLL = 2  # seconds
 def main(_) -> None:
   """Computes what is missing of the features, and finishes when nothing is."""
   number, count = processes.join(apart=True)
-  stop = interrupts.Interrupts(
-    first="ending after this batch; once more ends at once",
-    second="ended; the same command goes on",
-    together=False,
-  )
   out = feature_files.check_path(OUT.value, flag="--out")
   if not IMAGES.value:
     raise errors.UserError("--images=SOURCE is missing; try folder:PATH")
@@ -116,11 +111,6 @@ def main(_) -> None:
       put = sharding.put_batch(mesh, local, range(batch_size), batch_size)
       return compute(model.params, put["image"])
 
-    def check():
-      if stop.ends(0):
-        console.say(f"interrupted; the same command goes on with {out}")
-        sys.exit(stop.exit_code())
-
     done, mine = files.done(), range(number, shape.parts, count)
     with durable.locked(out):
       if not files.finished():  # perhaps no more: somebody has removed a part
@@ -135,12 +125,12 @@ def main(_) -> None:
         spans=[shape.span(k) for k in missing],
       )
       with contextlib.closing(batches), _progress(shape, mine, missing, number) as bar:
-        results, advance = ahead(batches, run, check), console.advancer(bar)
+        results, advance = ahead(batches, run), console.advancer(bar)
         for k in missing:
           files.write(k, collect(results, source, shape, k, advance))
     elif files.finished():
       console.say("nothing was missing")
-    complete(files, number, check)
+    complete(files, number)
 
 
 def differences(there: dict, now: dict) -> list[str]:
@@ -171,13 +161,10 @@ def features(
   return result | ({"patches": seen.patches} if patches else {})
 
 
-def ahead(
-  batches: Iterable[dict], run: Callable, check: Callable[[], None]
-) -> Iterator[dict]:
+def ahead(batches: Iterable[dict], run: Callable) -> Iterator[dict]:
   """Yields batches with their results, while the device works on the next one."""
   previous = None
   for batch in batches:
-    check()
     current = batch | run(batch["image"])
     if previous:
       yield previous
@@ -224,7 +211,7 @@ def collect(
   return feature_files.Part(name=names, **columns)
 
 
-def complete(files, number: int, check: Callable[[], None]) -> None:
+def complete(files, number: int) -> None:
   """Finishes the files once all parts are there.
 
   Of processes that stay apart, whichever sees all parts does: none can wait for others,
@@ -236,14 +223,12 @@ def complete(files, number: int, check: Callable[[], None]) -> None:
     if not joined:
       console.say(f"{left} parts of {files.out} are left to other processes")
       return
-    check()
     time.sleep(POLL)
   if not joined or number == 0:
     with durable.locked(files.out):
       files.finish()
       durable.set_complete(files.out, complete=True)
   while not files.finished():
-    check()
     time.sleep(POLL)
   console.say(f"done; {files.out} holds {files.shape.rows:,} rows")
 
@@ -268,4 +253,4 @@ def _progress(shape, mine, missing, number: int) -> tqdm.tqdm:
 
 
 if __name__ == "__main__":
-  cli.run(main, on_interrupt="ended; the same command goes on", config=False)
+  cli.run(main, on_interrupt="ended; the same command resumes", config=False)

@@ -1,19 +1,32 @@
-"""What ends a command early, and what its exit status tells whoever started it.
+"""Errors that end a command early, and what its exit status tells whoever started it.
 
   0        done
-  1        the same command would end so again: a UserError, or a fault of ours with
-           its traceback. Not to be started again before something is changed.
-  75       the same command goes on from what is saved: no progress for too long, other
-           processes that are lost or did not come. Worth some further starts, counted,
-           since a cause that stays brings it back.
+  1        the same command would end so again: a UserError, or a bug with its
+           traceback. Change something before you restart it.
+  75       the same command resumes from what is saved: no progress for too long, other
+           processes that are lost or did not come, a device or disk that failed. Worth
+           some restarts, counted, since a cause that stays brings it back.
   128 + n  ended by signal n, and all is saved: a machine is taken back (143), or a
-           Ctrl-C (130). Worth a further start each time.
+           Ctrl-C (130). Worth a restart each time.
 
-A process that is killed, or aborted by what lies below Python, has a status of none of
-these kinds; it is to be treated as 75.
+A process that is killed, or aborted by what lies below Python, has another status;
+treat it as 75.
 """
 
+import errno
+import sys
+
 TRY_AGAIN = 75  # EX_TEMPFAIL of sysexits.h
+# What the file system of a network reports when it has failed.
+FAILED_DISK = (
+  errno.EIO,
+  errno.ESTALE,
+  errno.ETIMEDOUT,
+  errno.ENOTCONN,
+  errno.EREMOTEIO,
+)
+# How a device's report begins that it can never run a program.
+UNFIT_PROGRAM = ("RESOURCE_EXHAUSTED", "INVALID_ARGUMENT", "UNIMPLEMENTED")
 
 
 class UserError(Exception):
@@ -26,6 +39,28 @@ class UserError(Exception):
 
 
 class TemporaryError(UserError):
-  """What the same command may not meet again."""
+  """An error that the same command may not meet again."""
 
   status = TRY_AGAIN
+
+
+def unforeseen_status(error: Exception) -> int:
+  """Status after an exception that is no UserError: 1 for a bug, 75 for a failure.
+
+  A disk or device that fails may be well, or another one, at the next start.
+  """
+  jax = sys.modules.get("jax")  # not loaded for this alone
+  if jax and isinstance(error, jax.errors.JaxRuntimeError):
+    lasting = str(error).startswith(UNFIT_PROGRAM)
+  else:
+    lasting = getattr(error, "errno", None) not in FAILED_DISK
+  return 1 if lasting else TRY_AGAIN
+
+
+def printable(text: str) -> str:
+  r"""Escapes what a terminal would obey, or not show: names of files may hold anything.
+
+  Control characters, line breaks, marks that reverse the direction of text, and bytes
+  that are no UTF-8 become what `repr` makes of them, such as \x1b.
+  """
+  return "".join(x if x.isprintable() else repr(x)[1:-1] for x in text)

@@ -151,7 +151,7 @@ def introduce(config, mesh, data, student, start: int) -> None:
 
 def main(_) -> None:
   """Joins the other processes, if there are any, and trains."""
-  processes.join()
+  processes.join(saves=True)
   train(cli.CONFIG.value)
 
 

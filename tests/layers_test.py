@@ -109,6 +109,13 @@ def run(program):
   return result.stdout
 
 
+def test_commands_answer_help_and_wrong_flags_without_loading_jax():
+  run(
+    "import sys; from dinojax.commands import cli, mistakes, parsing\n"
+    "assert not {'jax', 'numpy'} & set(sys.modules)"
+  )
+
+
 def test_a_job_is_submitted_without_loading_jax():
   program = (
     "import sys; from launch import cluster, gke\n"

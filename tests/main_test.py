@@ -242,7 +242,7 @@ def test_a_loss_that_is_not_finite_ends_the_run_before_the_next_save(tmp_path):
 @pytest.mark.parametrize(
   ("override", "said"),
   [
-    ("backbone.dept=3", 'Did you mean "depth"'),
+    ("backbone.dept=3", "no such field: dept; did you mean depth?"),
     ("data.batch_size=15", "config.data.batch_size=15 must be a multiple of 2"),
     ("augment.local.area=(0.5,0.1)", "area=(0.5, 0.1) must rise within (0, 1]"),
     ("data.sources=folder:/no/such", 'config.data.sources[0]="folder:/no/such"'),
@@ -258,6 +258,8 @@ def test_a_mistake_is_told_in_one_line_without_a_traceback(tmp_path, override, s
 
 def test_help_names_the_config_flag():
   command = [sys.executable, "-m", "dinojax.main", "--help"]
-  output = subprocess.run(command, cwd=ROOT, capture_output=True, text=True).stdout
+  done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+  assert (done.returncode, done.stderr) == (0, "")
+  output = done.stdout
   assert "--config: Experiment file to run." in output
   assert "python -m dinojax.main --config=experiments/quickstart.py" in output

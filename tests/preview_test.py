@@ -55,7 +55,7 @@ crops = {
   "local_crops": np.stack([np.full((40, 40, 3), 50 + i, np.uint8) for i in range(5)]),
 }
 image = np.zeros((30, 40, 3), np.uint8)
-print(*np.unique(contact_sheet.sheet([(image, crops)])))
+print(*np.unique(preview.sheet([(image, crops)])))
 """
 
 

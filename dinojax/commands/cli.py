@@ -1,4 +1,7 @@
-"""What the commands share: flags, and ends told in one line."""
+"""What the commands share: flags, and errors in one line with an exit status.
+
+Free of JAX, so that --help and wrong flags are answered at once.
+"""
 
 import functools
 from collections.abc import Callable
@@ -7,8 +10,8 @@ from absl import app, flags, logging
 from ml_collections import config_flags
 
 from dinojax import errors
-from dinojax.commands import mistakes
-from dinojax.runtime import processes
+from dinojax.commands import mistakes, parsing
+from dinojax.runtime import exits, signals
 
 CONFIG = config_flags.DEFINE_config_file("config", None, "Experiment file to run.")
 
@@ -25,7 +28,7 @@ def run(
 
   Args:
     main: takes the program's name and what stands behind the options.
-    on_interrupt: said when a Ctrl-C ends the program.
+    on_interrupt: printed when Ctrl-C or SIGTERM ends the program.
     config: whether --config has to be given.
     arguments: what `main` wants besides options, such as "SRC DST".
     pass_unknown: whether `main` takes options that are unknown here, instead.
@@ -36,17 +39,19 @@ def run(
     arguments=arguments.split(),
     pass_unknown=pass_unknown,
   )
+  signals.end_in_order()
   try:
     app.run(main, flags_parser=parse)
-  except errors.UserError as error:
-    processes.fail(str(error), status=error.status)
-  except KeyboardInterrupt:
-    processes.fail(on_interrupt)
-  except SystemExit:
-    processes.leave()
+  except BaseException as error:
+    if status := signals.status():  # whatever has come of the signal
+      exits.fail(on_interrupt, status=status)
+    if isinstance(error, errors.UserError):
+      exits.fail(str(error), status=error.status)
+    if isinstance(error, Exception):
+      cause = f"{type(error).__name__}: {error}"
+      exits.fail(cause, status=errors.unforeseen_status(error), error=error)
+    exits.leave()
     raise
-  except Exception as error:
-    processes.fail(f"{type(error).__name__}: {error}", error=error)
 
 
 def integers(flag: flags.FlagHolder) -> tuple[int, ...]:
@@ -66,14 +71,11 @@ def _parse_flags(
   argv: list[str], *, config: bool, arguments: list[str], pass_unknown: bool
 ) -> list[str]:
   """Flags, config file and arguments; what is wrong with them becomes one line."""
-  with mistakes.explained():
-    if pass_unknown:
-      rest = flags.FLAGS(argv, known_only=True)
-    else:
-      rest = app.parse_flags_with_usage(argv)
-    if config and flags.FLAGS.config is None:
-      raise errors.UserError("--config=FILE is missing; try experiments/quickstart.py")
-    if config:
+  rest = parsing.parse_flags(argv, known_only=pass_unknown)
+  if config and flags.FLAGS.config is None:
+    raise errors.UserError("--config=FILE is missing; try experiments/quickstart.py")
+  if config:
+    with mistakes.explained():
       _ = flags.FLAGS.config.workdir  # a file that cannot be loaded shows only now
   if not flags.FLAGS["verbosity"].present:
     logging.set_verbosity(logging.WARNING)

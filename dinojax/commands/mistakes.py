@@ -1,6 +1,7 @@
-"""What is wrong with flags or a config file, in one line; free of JAX."""
+"""User errors in flags or in a config file, in one line; free of JAX."""
 
 import contextlib
+import re
 from collections.abc import Iterator
 
 from absl import flags
@@ -16,14 +17,21 @@ def explained() -> Iterator[None]:
   except flags.Error as error:
     raise errors.UserError(" ".join(str(error).split())) from error
   except OSError as error:
-    reason = " ".join(str(error).split())
-    raise errors.UserError(f"--config: {reason}") from error
+    reason = error.__cause__ or error  # ml_collections wraps it when a field is read
+    raise errors.UserError(f"--config: {' '.join(str(reason).split())}") from error
   except ModuleNotFoundError as error:
     raise errors.UserError(
-      f"--config: {error}; run from the folder that holds experiments/"
+      f"--config: {error}; install it, or add its folder to PYTHONPATH"
     ) from error
   except (KeyError, AttributeError) as error:
-    reason = str(error.args[0]).replace("\\n", " ").replace("\\'", "'")
-    reason = " ".join(reason.split()).removeprefix("'").removesuffix("'")
-    reason = reason if " " in reason else reason.strip("\"'")
-    raise errors.UserError(f"--config has no such field: {reason}") from error
+    raise errors.UserError(_unknown_field(str(error.args[0]))) from error
+
+
+def _unknown_field(text: str) -> str:
+  """What ml_collections, or Python in a config file, says of a name."""
+  text = text.replace("\\n", " ").replace("\\'", "'")
+  if not (name := re.match(r"['\"]*([\w.]+)['\"]*(\s|$)", text)):
+    return f"--config: {' '.join(text.split())}"
+  near = re.search(r'Did you mean "([^"]+)"', text)
+  advice = f"; did you mean {near[1]}?" if near else ""
+  return f"--config has no such field: {name[1]}{advice}"

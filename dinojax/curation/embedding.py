@@ -1,8 +1,8 @@
-"""Features of our own backbone: images alike in what they show, and even samples.
+"""Embeddings by a backbone: similar images to drop, and samples even over clusters.
 
-Neighbours are sought among images of the same cell of a k-means, two cells each, by
-faiss: an inverted file whose lists are tasks. Cells and ids pass through the shuffle;
-features are computed once, kept in float16, and read from their files.
+Neighbours are searched among images of the same cell of a k-means, two cells an image,
+by faiss: an inverted file (IVF) whose lists are tasks. Cells and ids pass through the
+shuffle. Features are computed once, kept in float16, and read from their files.
 """
 
 import dataclasses
@@ -15,17 +15,17 @@ import jax
 import numpy as np
 
 from dinojax import backbone, errors
-from dinojax.curation import collisions, engine, inputs, jobs
+from dinojax.curation import candidates, engine, inputs, jobs
 from dinojax.data import eval_batches
 
-CELLS_OF = 2  # each image; near neighbours mostly share one of two
-TRAIN_ROWS = 64  # images of a centroid, at most, that k-means sees
-ROUNDS = 20  # of k-means
+CELLS = 2  # of each image; near neighbours mostly share one of two
+TRAIN_IMAGES = 64  # for each centroid, at most, that k-means sees
+ITERATIONS = 20  # of k-means
 
 
 @dataclasses.dataclass(frozen=True)
 class Network:
-  """A backbone and how images reach it, as in backbone_flags.py."""
+  """A backbone and how images are resized for it, as in backbone_flags.py."""
 
   checkpoint: str
   step: int | None
@@ -59,8 +59,8 @@ class _Images:
 
 
 @functools.lru_cache(maxsize=1)
-def _load(network: Network):
-  """A compiled function of uint8 images, once per process."""
+def _load_backbone(network: Network):
+  """A compiled function, uint8 images -> features; once per process."""
   loaded = backbone.load(
     network.checkpoint,
     step=network.step,
@@ -75,13 +75,13 @@ def _load(network: Network):
   return functools.partial(apply, loaded.params)
 
 
-def compute(part: jobs.Part, *, job: jobs.Job, network: Network) -> None:
-  """Keeps the features of a part's images, of unit length or zeros; one task."""
+def compute_features(part: jobs.Part, *, job: jobs.Job, network: Network) -> None:
+  """Saves the features of a part's images, of unit length or zeros; one task."""
   path = job.path("features", part.number)
   if path.exists():
     return
-  rows = jobs.rows_of(job.survivors(part.number, before="embedding"))
-  apply = _load(network)
+  rows = jobs.rows_of(job.kept_ids(part.number, before="embedding"))
+  apply = _load_backbone(network)
   features = None
   records = list(inputs.read(part, job.settings, rows.tolist()))
   batches = eval_batches.open_batches(
@@ -94,63 +94,82 @@ def compute(part: jobs.Part, *, job: jobs.Job, network: Network) -> None:
   )
   for batch in batches:
     found = np.asarray(apply(batch["image"]), np.float32)
+    names = [records[index].name for index in batch["index"]]
+    _check_finite(found, batch["valid"], names, network)
     if features is None:
       features = np.zeros((len(job.rows(part.number)), found.shape[1]), np.float16)
     valid = batch["valid"]
     found = found[valid] / np.linalg.norm(found[valid], axis=1, keepdims=True)
     features[rows[batch["index"][valid]]] = found
-  if features is None:  # nothing of this part is left
+  if features is None:  # no image of this part is kept
     width = np.asarray(apply(np.zeros((1, network.crop, network.crop, 3), np.uint8)))
     features = np.zeros((len(job.rows(part.number)), width.shape[1]), np.float16)
   job.save(path, features)
 
 
+def _check_finite(
+  found: np.ndarray, valid: np.ndarray, names: list[str], network: Network
+) -> None:
+  """Raises UserError for a feature that is no direction: NaN, infinite or zero."""
+  norms = np.linalg.norm(found, axis=1)
+  wrong = np.flatnonzero(valid & ~(np.isfinite(norms) & (norms > 0)))
+  if len(wrong):
+    raise errors.UserError(
+      f"--checkpoint={network.checkpoint} makes features of {names[wrong[0]]} that are"
+      " zero or not finite; check the weights, or try --dtype=float32"
+    )
+
+
 def features_of(job: jobs.Job, ids: np.ndarray) -> np.ndarray:
   """Features of images, float32 [n, D]."""
 
-  def read(number):
+  def read_part(number):
     return np.load(job.path("features", number), mmap_mode="r")
 
-  return jobs.gather(ids, read).astype(np.float32)
+  return jobs.gather(ids, read_part).astype(np.float32)
 
 
-def alike(job: jobs.Job, a: np.ndarray, b: np.ndarray) -> np.ndarray:
-  """Whether the embeddings of images are alike; ids uint64 [n] -> bool [n]."""
+def similar(job: jobs.Job, a: np.ndarray, b: np.ndarray) -> np.ndarray:
+  """Whether embeddings have a cosine of near_cosine; ids uint64 [n] -> bool [n]."""
   ids, places = np.unique(np.concatenate([a, b]), return_inverse=True)
   features = features_of(job, ids)
   cosine = np.einsum("nd,nd->n", features[places[: len(a)]], features[places[len(a) :]])
   return cosine >= job.settings.near_cosine
 
 
-def train(
+def train_centroids(
   job: jobs.Job, parts: list[jobs.Part], *, name: str, clusters: int, before: str
 ) -> np.ndarray:
-  """Centroids of the images that are in before a step, by k-means; [clusters, D]."""
+  """Centroids, by k-means, of the images that are kept before a step; [clusters, D]."""
   path = job.path("centroids", name)
   if path.exists():
     return np.load(path)
-  ids = np.concatenate([job.survivors(part.number, before=before) for part in parts])
+  ids = np.concatenate([job.kept_ids(part.number, before=before) for part in parts])
   clusters = min(clusters, len(ids))
-  scattered = np.argsort(jobs.mix(ids, job.settings.seed), kind="stable")
-  ids = np.sort(ids[scattered[: clusters * TRAIN_ROWS]])
+  shuffled = np.argsort(jobs.splitmix64(ids, job.settings.seed), kind="stable")
+  ids = np.sort(ids[shuffled[: clusters * TRAIN_IMAGES]])
   if not len(ids):
-    raise errors.UserError("no image is left to embed; manifest and report tell why")
-  faiss.omp_set_num_threads(1)  # more of them may add up in another order
+    raise errors.UserError(
+      "no image is left to embed: all were dropped before; see --min_side and the like"
+    )
+  faiss.omp_set_num_threads(1)  # more of them may sum in another order
   kmeans = faiss.Kmeans(
     features_of(job, ids).shape[1],
     clusters,
-    niter=ROUNDS,
+    niter=ITERATIONS,
     seed=job.settings.seed,
     spherical=True,
     min_points_per_centroid=1,
-    max_points_per_centroid=TRAIN_ROWS,
+    max_points_per_centroid=TRAIN_IMAGES,
   )
   kmeans.train(features_of(job, ids))
   job.save(path, kmeans.centroids)
   return kmeans.centroids
 
 
-def assign(features: np.ndarray, centroids: np.ndarray, count: int) -> np.ndarray:
+def nearest_centroids(
+  features: np.ndarray, centroids: np.ndarray, count: int
+) -> np.ndarray:
   """The nearest centroids of features; int64 [n, count]."""
   faiss.omp_set_num_threads(1)
   index = faiss.IndexFlatIP(centroids.shape[1])
@@ -158,107 +177,109 @@ def assign(features: np.ndarray, centroids: np.ndarray, count: int) -> np.ndarra
   return index.search(features, min(count, len(centroids)))[1]
 
 
-def candidates(
+def candidate_pairs(
   job: jobs.Job, parts: list[jobs.Part], images: int, options
 ) -> np.ndarray:
-  """Pairs, collisions.PAIR in order, of embeddings that are alike and share a cell."""
+  """Pairs, candidates.PAIR in order, of similar embeddings that share a cell."""
   done = job.path("embedding", "pairs")
   if done.exists():
     return np.load(done)
   cells = math.isqrt(images)
-  train(job, parts, name="cells", clusters=cells, before="embedding")
-  engine.grouped(
-    functools.partial(_emit, job=job),
-    functools.partial(_reduce, job=job),
+  train_centroids(job, parts, name="cells", clusters=cells, before="embedding")
+  engine.run_grouped(
+    functools.partial(_emit_cells, job=job),
+    functools.partial(_reduce_cell, job=job),
     parts,
     options=options,
-    label="neighbours of embeddings",
-    count=engine.files_in(job.work / "cells"),
+    label="finding similar embeddings",
+    count_done=engine.file_counter(job.work / "cells"),
   )
-  pairs = collisions.merge(job.work / "cells")
+  pairs = candidates.merge_files(job.work / "cells")
   job.save(done, pairs)
   return pairs
 
 
-def _emit(part: jobs.Part, *, job: jobs.Job) -> Iterator[tuple[int, bytes]]:
-  ids = job.survivors(part.number, before="embedding")
+def _emit_cells(part: jobs.Part, *, job: jobs.Job) -> Iterator[tuple[int, bytes]]:
+  ids = job.kept_ids(part.number, before="embedding")
   if not len(ids):
     return
   centroids = np.load(job.path("centroids", "cells"))
-  cells = assign(features_of(job, ids), centroids, CELLS_OF)
+  cells = nearest_centroids(features_of(job, ids), centroids, CELLS)
   ids = np.repeat(ids, cells.shape[1])
-  yield from collisions.group(ids, cells.ravel())
+  yield from candidates.group_by_key(ids, cells.ravel())
 
 
-def _reduce(key: int, blobs, *, job: jobs.Job) -> None:
+def _reduce_cell(key: int, blobs, *, job: jobs.Job) -> None:
   ids = np.sort(np.frombuffer(b"".join(blobs), np.uint64))
   features = features_of(job, ids)
   faiss.omp_set_num_threads(1)
   index = faiss.IndexFlatIP(features.shape[1])
   index.add(features)
-  # A little below, since float32 sums may round apart; `alike` decides.
+  # A little below, since float32 sums may round apart; `similar` decides.
   limits, _, other = index.range_search(features, job.settings.near_cosine - 1e-4)
   first = np.repeat(np.arange(len(ids)), np.diff(limits.astype(np.int64)))
   ahead = first < other
-  job.save(
-    job.path("cells", f"{key}"), collisions.pair(ids[first[ahead]], ids[other[ahead]])
-  )
+  pairs = candidates.make_pairs(ids[first[ahead]], ids[other[ahead]])
+  job.save(job.path("cells", f"{key}"), pairs)
 
 
-def cluster(part: jobs.Part, *, job: jobs.Job) -> None:
-  """Keeps the cluster of each image that is left of a part; one task."""
+def assign_clusters(part: jobs.Part, *, job: jobs.Job) -> None:
+  """Saves the cluster of each kept image of a part; one task."""
   path = job.path("clusters", part.number)
   if path.exists():
     return
-  ids = job.survivors(part.number, before="sample")
+  ids = job.kept_ids(part.number, before="sample")
   found = np.empty(0, np.int64)
   if len(ids):
     centroids = np.load(job.path("centroids", "clusters"))
-    found = assign(features_of(job, ids), centroids, 1)[:, 0]
+    found = nearest_centroids(features_of(job, ids), centroids, 1)[:, 0]
   job.save(path, found)
 
 
-def sample(job: jobs.Job, parts: list[jobs.Part], options) -> None:
-  """Keeps `job.settings.sample` images, as evenly over the clusters as they allow."""
+def drop_unsampled(job: jobs.Job, parts: list[jobs.Part], options) -> None:
+  """Drops all but `job.settings.sample` images, taken evenly from the clusters."""
   path = job.path("drop", "sample")
   if path.exists():
     return
   parts = [part for part in parts if not part.excluded]
-  train(job, parts, name="clusters", clusters=job.settings.clusters, before="sample")
-  engine.each(
-    functools.partial(cluster, job=job),
+  train_centroids(
+    job, parts, name="clusters", clusters=job.settings.clusters, before="sample"
+  )
+  engine.run_tasks(
+    functools.partial(assign_clusters, job=job),
     parts,
     options=options,
-    label="clusters",
-    count=engine.files_in(job.work / "clusters"),
+    label="assigning clusters",
+    count_done=engine.file_counter(job.work / "clusters"),
   )
-  ids = np.concatenate([job.survivors(part.number, before="sample") for part in parts])
+  ids = np.concatenate([job.kept_ids(part.number, before="sample") for part in parts])
   clusters = np.concatenate(
     [np.load(job.path("clusters", part.number)) for part in parts]
   )
-  keep = evenly(clusters, jobs.mix(ids, job.settings.seed), job.settings.sample)
+  keys = jobs.splitmix64(ids, job.settings.seed)
+  keep = sample_evenly(clusters, keys, job.settings.sample)
   drops = np.zeros(int((~keep).sum()), jobs.DROP)
-  drops["id"] = drops["kept"] = ids[~keep]
+  drops["id"] = drops["match"] = ids[~keep]
   drops["reason"] = jobs.REASON["not sampled"]
   job.save(path, drops)
 
 
-def evenly(clusters: np.ndarray, lots: np.ndarray, wanted: int) -> np.ndarray:
-  """Which images to keep: of every cluster as many, or all of a smaller one.
+def sample_evenly(clusters: np.ndarray, keys: np.ndarray, wanted: int) -> np.ndarray:
+  """Which images to keep: equally many of every cluster, or all of a smaller one.
 
   Args:
     clusters: int64 [n], of each image.
-    lots: uint64 [n], drawn; the lowest of a cluster are kept.
-    wanted: images to keep; where clusters cannot share them evenly, the lots decide.
+    keys: uint64 [n], random; the lowest of a cluster are kept.
+    wanted: images to keep; what is left over goes to clusters by their keys, too.
 
   Returns:
     bool [n], of which min(wanted, n) are True.
   """
-  order = np.lexsort((lots, clusters))
+  order = np.lexsort((keys, clusters))
   starts = np.flatnonzero(np.diff(clusters[order], prepend=-1))
   sizes = np.diff(np.append(starts, len(order)))
-  turn = np.empty(len(order), np.int64)  # an image's place in its cluster
-  turn[order] = np.arange(len(order)) - np.repeat(starts, sizes)
+  rank = np.empty(len(order), np.int64)  # of an image in its cluster
+  rank[order] = np.arange(len(order)) - np.repeat(starts, sizes)
   keep = np.zeros(len(order), bool)
-  keep[np.lexsort((lots, turn))[:wanted]] = True  # one of each cluster, turn by turn
+  keep[np.lexsort((keys, rank))[:wanted]] = True  # first one of each cluster, ...
   return keep

@@ -1,8 +1,8 @@
-"""Apache Beam's part: a function over many tasks, on any runner, and its end in order.
+"""Apache Beam pipelines: a function over many tasks, on any runner.
 
-Without --runner, tasks run in processes of this machine (Beam's FnApiRunner), and
-whatever ends this process ends those, too. Beam is imported where it is used: it is an
-extra, and takes seconds.
+Without --runner, tasks run in processes of this machine (Beam's FnApiRunner), which end
+together with this one. Beam is imported where it is used: it is an extra, and its
+import takes seconds.
 """
 
 import contextlib
@@ -22,17 +22,17 @@ from typing import Any
 import tqdm
 
 from dinojax import errors
-from dinojax.curation import watch, worker
+from dinojax.curation import failures, worker
 
 LOCAL = (None, "DirectRunner", "FnApiRunner")
 
 
-def parse(arguments: list[str], own: list[str]) -> list[str]:
+def parse_options(arguments: list[str], own: list[str]) -> list[str]:
   """Beam's options, checked; by default several processes of this machine.
 
   Args:
     arguments: all that are no flags of the command.
-    own: names of the command's flags, which a wrong option may be meant to be.
+    own: names of the command's flags, one of which may be meant by an unknown option.
 
   Raises:
     UserError: one is unknown, or Beam is not installed.
@@ -43,9 +43,9 @@ def parse(arguments: list[str], own: list[str]) -> list[str]:
     "--direct_running_mode": "multi_processing",
   }
   defaults = [f"{name}={x}" for name, x in defaults.items() if name not in given]
-  logging.disable(logging.WARNING)  # Beam tells what it does not find
+  logging.disable(logging.WARNING)  # Beam warns of packages that it does not find
   try:
-    built = _build([*arguments, *defaults])
+    built = _pipeline_options([*arguments, *defaults])
     known = built.get_all_options()
   except ModuleNotFoundError as error:
     raise errors.UserError(
@@ -67,34 +67,34 @@ def parse(arguments: list[str], own: list[str]) -> list[str]:
   return [*arguments, *defaults]
 
 
-def within_this_process(options: list[str]) -> list[str]:
-  """The options, but for no other process if tasks run on this machine."""
+def in_this_process(options: list[str]) -> list[str]:
+  """The options, but without other processes if tasks run on this machine."""
   return [*options, "--direct_num_workers=1", "--direct_running_mode=in_memory"]
 
 
-def _build(options: list[str]) -> Any:
+def _pipeline_options(options: list[str]) -> Any:
   from apache_beam.options import pipeline_options
 
   return pipeline_options.PipelineOptions(options)
 
 
-def each(
+def run_tasks(
   function: Callable[[Any], None],
   tasks: list,
   *,
   options: list[str],
   label: str,
-  count: Callable[[], int],
+  count_done: Callable[[], int],
 ) -> None:
   """Calls a function once for each task.
 
   Args:
     function: of one task; a partial of a module's function. Beam may call it again for
-      the same task, and at once.
+      the same task, even at the same time.
     tasks: anything that can be pickled.
-    options: of `parse`.
+    options: of `parse_options`.
     label: shown before the progress.
-    count: the number of tasks done so far.
+    count_done: returns the number of tasks done so far.
 
   Raises:
     UserError: that of a task.
@@ -102,52 +102,52 @@ def each(
   import apache_beam as beam
 
   def build(pipeline, address):
-    call = beam.FlatMap(functools.partial(watch.telling, address, _Silent(function)))
-    _ = pipeline | beam.Create(tasks) | beam.Reshuffle() | label >> call
+    report = functools.partial(failures.reporting, address, _NoElements(function))
+    _ = pipeline | beam.Create(tasks) | beam.Reshuffle() | label >> beam.FlatMap(report)
 
   if tasks:
-    _run(build, options, label, len(tasks), count)
+    _run_pipeline(build, options, label, len(tasks), count_done)
 
 
-def grouped(
+def run_grouped(
   emit: Callable[[Any], Iterator[tuple[int, bytes]]],
   reduce: Callable[[int, Iterable[bytes]], None],
   tasks: list,
   *,
   options: list[str],
   label: str,
-  count: Callable[[], int],
+  count_done: Callable[[], int],
 ) -> None:
-  """Brings together what the tasks emit for the same key.
+  """Groups by key what tasks emit, and calls a function once for each key.
 
   Args:
     emit: a task -> pairs of a key and bytes.
-    reduce: takes a key and all bytes of it, in no particular order.
-    tasks: as in `each`, and so are `options`, `label` and `count`.
-    options: of `parse`.
+    reduce: takes a key and all of its bytes, in no particular order.
+    tasks: as in `run_tasks`, and so are the others.
+    options: of `parse_options`.
     label: shown before the progress.
-    count: the number of tasks done so far.
+    count_done: returns the number of keys done so far.
   """
   import apache_beam as beam
 
   def build(pipeline, address):
-    telling = functools.partial(watch.telling, address)
+    report = functools.partial(failures.reporting, address)
     _ = (
       pipeline
       | beam.Create(tasks)
       | beam.Reshuffle()
-      | f"{label}: keys" >> beam.FlatMap(functools.partial(telling, _Listed(emit)))
+      | f"{label}: keys" >> beam.FlatMap(functools.partial(report, _List(emit)))
       | beam.GroupByKey()
-      | f"{label}: groups" >> beam.FlatMap(functools.partial(telling, _Spread(reduce)))
+      | f"{label}: groups" >> beam.FlatMap(functools.partial(report, _OfPair(reduce)))
     )
 
   if tasks:
-    _run(build, options, label, len(tasks), count)
+    _run_pipeline(build, options, label, len(tasks), count_done)
 
 
 @dataclasses.dataclass(frozen=True)
-class _Silent:
-  """A function as Beam wants it, which takes what it returns for elements."""
+class _NoElements:
+  """A function as Beam wants it: the elements that it returns are none."""
 
   function: Callable
 
@@ -157,8 +157,8 @@ class _Silent:
 
 
 @dataclasses.dataclass(frozen=True)
-class _Listed:
-  """A generator that runs within the call, so that its failures show there."""
+class _List:
+  """A generator that runs within the call, so that its failures are raised there."""
 
   function: Callable
 
@@ -167,8 +167,8 @@ class _Listed:
 
 
 @dataclasses.dataclass(frozen=True)
-class _Spread:
-  """A function of a key and its values, as Beam groups them."""
+class _OfPair:
+  """A function of a key and its values, which Beam passes as one pair."""
 
   function: Callable
 
@@ -177,42 +177,44 @@ class _Spread:
     return ()
 
 
-def _run(
-  build: Callable, options: list[str], label: str, total: int, count: Callable
+def _run_pipeline(
+  build: Callable, options: list[str], label: str, total: int, count_done: Callable
 ) -> None:
-  """Builds and runs one pipeline, with a bar; a task's UserError is raised here."""
+  """Builds and runs one pipeline, with a bar; raises a task's UserError."""
   import apache_beam as beam
 
-  begun = time.monotonic()
+  begun, done_before = time.monotonic(), count_done()
   bar = tqdm.tqdm(desc=label, total=total, leave=False, disable=None, unit=" tasks")
 
-  def show():
+  def show_progress():
     if not bar.disable:
-      bar.n = count()
+      bar.n = count_done() - done_before
       bar.refresh()
 
-  runner, address, failures = None, None, watch.Failures()
-  if _build(options).get_all_options()["runner"] in LOCAL:
+  runner, address, receiver = None, None, failures.Receiver()
+  if _pipeline_options(options).get_all_options()["runner"] in LOCAL:
     runner, options = _local_runner(options)
-    address = failures.address
-  pipeline = beam.Pipeline(runner=runner, options=_build(options))
+    address = receiver.address
+  pipeline = beam.Pipeline(runner=runner, options=_pipeline_options(options))
   build(pipeline, address)
   try:
-    with contextlib.closing(failures), contextlib.closing(bar):
-      watch.run(lambda: pipeline.run().wait_until_finish(), failures, show)
+    with contextlib.closing(receiver), contextlib.closing(bar):
+      failures.run_until_failure(
+        lambda: pipeline.run().wait_until_finish(), receiver, show_progress
+      )
   except errors.UserError:
     raise
   except Exception as error:
     # From another machine the error comes as the text of its traceback.
     pattern = r"errors\.UserError: (.*?)(?: \[while running .*)?$"
-    if told := re.findall(pattern, str(error), re.MULTILINE):
-      raise errors.UserError(told[-1]) from error
+    if messages := re.findall(pattern, str(error), re.MULTILINE):
+      raise errors.UserError(messages[-1]) from error
     raise
-  say(f"{label}: {time.monotonic() - begun:.0f} s")
+  log(f"{label}: {time.monotonic() - begun:.0f} s")
 
 
 def _local_runner(options: list[str]) -> tuple[Any, list[str]]:
-  """Beam's local runner, with processes of ours, and the options for it.
+  """Beam's local runner, with our worker processes, and the options for it.
 
   DirectRunner itself would first look for another runner on the network.
   """
@@ -222,7 +224,7 @@ def _local_runner(options: list[str]) -> tuple[Any, list[str]]:
   from apache_beam.transforms import environments
 
   environment = None
-  known = _build(options).get_all_options()
+  known = _pipeline_options(options).get_all_options()
   if known["direct_running_mode"] == "multi_processing":
     command = [sys.executable, "-m", worker.__name__, str(os.getpid())]
     environment = environments.SubprocessSDKEnvironment.from_command_string(
@@ -239,11 +241,11 @@ def _local_runner(options: list[str]) -> tuple[Any, list[str]]:
   return runner, options
 
 
-def say(line: str) -> None:
+def log(line: str) -> None:
   """Prints one line without tearing the bar; unlike console.say, without JAX."""
   tqdm.tqdm.write(line, file=sys.stderr)
 
 
-def files_in(folder: pathlib.Path) -> Callable[[], int]:
-  """Counts the files of a folder, as the number of tasks done."""
+def file_counter(folder: pathlib.Path) -> Callable[[], int]:
+  """Returns what counts the files of a folder, one for each task that is done."""
   return lambda: sum(1 for _ in folder.iterdir()) if folder.exists() else 0

@@ -1,4 +1,4 @@
-"""An image is looked at once: may it be used, and what identifies it?"""
+"""The scan: whether an image can be used, its digests, hash and thumbnail."""
 
 import hashlib
 import io
@@ -11,8 +11,8 @@ from PIL import Image, UnidentifiedImageError
 from dinojax.curation import fingerprints, inputs, jobs
 from dinojax.data import images
 
-# What is known of an image. size is in bytes; bytes and pixels identify the file and
-# the decoded image.
+# What is known of an image. size is in bytes; bytes and pixels are digests of the file
+# and of the decoded image.
 ROW = np.dtype(
   [
     ("reason", np.uint8),
@@ -29,24 +29,24 @@ ROW = np.dtype(
 
 
 def scan(part: jobs.Part, *, job: jobs.Job) -> None:
-  """Looks at every image of a part, and keeps rows and names; one task."""
+  """Examines every image of a part, and saves rows and names; one task."""
   path = job.path("scan", part.number)
   if path.exists():
     return
-  rows, names, troubles = [], [], {}
+  rows, names, details = [], [], {}
   for record in inputs.read(part, job.settings):
-    row, trouble = examine(record, job.settings)
+    row, detail = examine(record, job.settings)
     rows.append(row)
     names.append(record.name)
-    if trouble:
-      troubles[record.row] = trouble
-  job.save(job.path("scan", part.number, "json"), names)
-  job.save(job.path("troubles", part.number, "json"), troubles)
+    if detail:
+      details[record.row] = detail
+  job.save(job.path("names", part.number, "json"), names)
+  job.save(job.path("details", part.number, "json"), details)
   job.save(path, np.array(rows, ROW))
 
 
 def examine(record: inputs.Record, settings: jobs.Settings) -> tuple[np.void, str]:
-  """What is known of an image, a ROW, and what is wrong with it, or ""."""
+  """What is known of an image, a ROW, and what exactly is wrong with it, or ""."""
   row = np.zeros((), ROW)
   row["label"] = record.label
   if record.image is None:
@@ -54,27 +54,27 @@ def examine(record: inputs.Record, settings: jobs.Settings) -> tuple[np.void, st
     return row[()], record.trouble
   row["size"] = len(record.image)
   row["bytes"] = digest(record.image)
-  reason, trouble = _header(record.image, row, settings)
+  reason, detail = _check_header(record.image, row, settings)
   if not reason:
     try:
       pixels = images.decode(record.image)
     except ValueError as error:
-      reason, trouble = "unreadable", " ".join(str(error).split())
+      reason, detail = "unreadable", " ".join(str(error).split())
     else:
       row["height"], row["width"] = pixels.shape[:2]  # EXIF may have turned it
       row["pixels"] = digest(pixels, str(pixels.shape).encode())
       row["hash"] = fingerprints.perceptual_hash(pixels)
-      row["thumb"] = fingerprints.shrink(pixels, fingerprints.THUMB)
+      row["thumb"] = fingerprints.resize_to_square(pixels, fingerprints.THUMB)
   row["reason"] = jobs.REASON[reason]
-  return row[()], trouble
+  return row[()], detail
 
 
-def _header(image: bytes, row: Any, settings: jobs.Settings) -> tuple[str, str]:
-  """Why an image is not to be decoded, as reason and detail, from its header alone."""
+def _check_header(image: bytes, row: Any, settings: jobs.Settings) -> tuple[str, str]:
+  """Why an image is dropped undecoded, as reason and detail, or two times ""."""
   try:
     with Image.open(io.BytesIO(image), formats=images.FORMATS) as opened:
       width, height = opened.size
-      frames = 1 if settings.animated else getattr(opened, "n_frames", 1)
+      frames = 1 if settings.animated else _frames(opened)
   except UnidentifiedImageError:  # its text holds an address, another each time
     return "unreadable", "no image of a known format"
   except Exception as error:  # Pillow raises a dozen types on damaged bytes.
@@ -82,7 +82,7 @@ def _header(image: bytes, row: Any, settings: jobs.Settings) -> tuple[str, str]:
   row["width"], row["height"] = width, height
   size = f"{width}x{height} pixels"
   if width * height > settings.max_pixels:
-    return "too many pixels", size
+    return "too many pixels", f"{size}, over --max_pixels={settings.max_pixels}"
   if frames > 1:
     return "animated", f"{frames} frames"
   if min(width, height) < settings.min_side:
@@ -94,6 +94,12 @@ def _header(image: bytes, row: Any, settings: jobs.Settings) -> tuple[str, str]:
   return "", ""
 
 
+def _frames(opened: Image.Image) -> int:
+  """The frames of an animation; 1 for a photo, even with smaller versions of it."""
+  # Phones append previews and HDR gain maps to a JPEG (MPO), as further pictures.
+  return 1 if opened.format == "MPO" else getattr(opened, "n_frames", 1)
+
+
 def digest(content: bytes | np.ndarray, salt: bytes = b"") -> np.ndarray:
   """128 bits that identify content; uint64 [2]."""
   found = hashlib.sha256(salt)
@@ -101,8 +107,8 @@ def digest(content: bytes | np.ndarray, salt: bytes = b"") -> np.ndarray:
   return np.frombuffer(found.digest()[:16], np.uint64)
 
 
-def bounded(image: bytes, settings: jobs.Settings) -> bytes:
-  """The image as it is written: as JPEG if its shorter side is over the bound."""
+def shrunk(image: bytes, settings: jobs.Settings) -> bytes:
+  """The image as it is written: as JPEG if it is over `settings.shorter_side`."""
   if not settings.shorter_side:
     return image
   pixels = images.decode(image)

@@ -25,7 +25,7 @@ from dinojax.curation import jobs
 from dinojax.data import parquet, sources, tar_shards
 
 RECORDS = 2048  # of a part, where records can be had in any order
-MOST = 5  # endings that are told of
+MOST = 5  # extensions that are logged
 KINDS = "folder:PATH, tar:GLOB, parquet:GLOB, arrayrecord:GLOB or tfds:NAME:SPLIT"
 
 
@@ -90,7 +90,7 @@ def _pieces(
     raise errors.UserError(
       f"{where}: {folders[0]} is a folder; give {kind}:{folders[0]}/*.{kind}"
     )
-  # One will do: a damaged file among many is told of, and the others are read.
+  # One is enough: a damaged file among many is reported, and the others are read.
   if kind == "tar" and not any(map(tar_shards.is_one, paths)):
     raise errors.UserError(f"{where} matches no tar file, but such as {paths[0]}")
   for path in paths:
@@ -114,8 +114,8 @@ def _identity(path: str) -> str:
   return f"{status.st_size} {status.st_mtime_ns}"
 
 
-def left_out(specs: list[str]) -> list[str]:
-  """Says of each folder which files are no images by their endings, one line each."""
+def skipped_files(specs: list[str]) -> list[str]:
+  """Counts, for each folder, the files skipped because of their extension; lines."""
   lines = []
   for spec in specs:
     kind, _, root = spec.partition(":")
@@ -131,7 +131,7 @@ def left_out(specs: list[str]) -> list[str]:
       most = [f"{count:,} {ending}" for ending, count in endings.most_common(MOST)]
       more = ", ..." if len(endings) > MOST else ""
       lines.append(
-        f"{spec}: by their endings, these files are left out: {', '.join(most)}{more}"
+        f"{spec}: files skipped because of their extension: {', '.join(most)}{more}"
       )
   return lines
 

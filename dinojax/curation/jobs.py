@@ -1,8 +1,9 @@
-"""What an ingest is: its settings, the parts of its inputs, and its folder of work.
+"""An ingest: its settings, the parts of its inputs, and its work folder.
 
-An image's id is its part's number and its row in that part, in one uint64: the order of
-ids is the order of the inputs. Every step leaves files in the folder of work, one per
-part or one for all, each whole or absent; a step that finds its file does nothing.
+An image's id is the number of its part and its row in that part, in one uint64: ids
+have the order of the inputs. Every step writes files to the work folder, one per part
+or one for all, each atomically. A step that finds its file does nothing, so a restarted
+ingest resumes.
 """
 
 import dataclasses
@@ -10,15 +11,16 @@ import io
 import itertools
 import json
 import pathlib
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 
 from dinojax import durable
 
-# In this order; each drops images that those before it have kept.
+# In this order; each drops some of the images that the steps before it have kept.
 STEPS = ("exact", "near", "embedding", "sample")
-# Why an image is not in the output, by number: 0 is none.
+# Why an image is dropped, by number; 0: it is kept.
 REASONS = (
   "",
   "unreadable",
@@ -33,8 +35,9 @@ REASONS = (
   "not sampled",
 )
 REASON = {name: number for number, name in enumerate(REASONS)}
-# An image that is left out: what is kept in its place, or its own id.
-DROP = np.dtype([("id", np.uint64), ("kept", np.uint64), ("reason", np.uint8)])
+# A dropped image, and the image that it matches: a kept one, one of an excluded set, or
+# itself if there is none.
+DROP = np.dtype([("id", np.uint64), ("match", np.uint64), ("reason", np.uint8)])
 
 
 @dataclasses.dataclass(frozen=True)
@@ -61,18 +64,18 @@ class Settings:
 
 @dataclasses.dataclass(frozen=True)
 class Part:
-  """A piece of an input that one task reads in order.
+  """A slice of an input that one task reads in order.
 
   spec is one file for tar and Parquet, otherwise the whole source, of which the part is
   the records from start to stop; of Parquet, it is the row groups from start to stop.
   """
 
   number: int
-  source: int  # of the inputs as they are given
+  source: int  # which input, in the order of the flags
   spec: str
   start: int
   stop: int
-  excluded: bool  # an evaluation set, which only drops what is close to it
+  excluded: bool  # of an evaluation set: its images are not kept, only matched
   fingerprint: str
 
   @property
@@ -83,7 +86,7 @@ class Part:
 
 @dataclasses.dataclass(frozen=True)
 class Job:
-  """What every task is given. out: the folder to be made; work: the folder of work."""
+  """What every task knows. out: the folder to be made; work: the work folder."""
 
   settings: Settings
   out: pathlib.Path
@@ -95,7 +98,7 @@ class Job:
     return self.work / step / f"{name}.{ending}"
 
   def save(self, path: pathlib.Path, content: Any) -> None:
-    """Writes an array as .npy, or anything else as JSON; whole or not at all."""
+    """Writes an array as .npy, or anything else as JSON, atomically."""
     with durable.os_errors_as_user_errors(self.out):
       path.parent.mkdir(parents=True, exist_ok=True)
     with durable.atomic_write(path, out=self.out) as file:
@@ -107,21 +110,26 @@ class Job:
         file.write((json.dumps(content, indent=1) + "\n").encode())
 
   def rows(self, number: int) -> np.ndarray:
-    """What was seen of a part's images, `examine.ROW`, mapped from its file."""
+    """What is known of a part's images, `examine.ROW`, mapped from its file."""
     return np.load(self.path("scan", number), mmap_mode="r")
 
   def names(self, number: int) -> list[str]:
     """The names of a part's images."""
-    return json.loads(self.path("scan", number, "json").read_text())
+    return json.loads(self.path("names", number, "json").read_text())
+
+  def details(self, number: int) -> dict[int, str]:
+    """By row, what exactly is wrong with images of a part that cannot be used."""
+    found = json.loads(self.path("details", number, "json").read_text())
+    return {int(row): detail for row, detail in found.items()}
 
   def drops(self, before: str | None = None) -> list[np.ndarray]:
-    """What the steps have dropped, those before the one named, or all."""
+    """The images, DROP, that each step before the one named has dropped; or all."""
     steps = STEPS[: STEPS.index(before)] if before else STEPS
     paths = [self.path("drop", step) for step in steps]
     return [np.load(path, mmap_mode="r") for path in paths if path.exists()]
 
   def reasons(self, number: int, before: str | None = None) -> np.ndarray:
-    """Why each image of a part is out so far, a number of REASONS; uint8 [rows]."""
+    """Why each image of a part is dropped so far, by REASONS; uint8 [rows]."""
     reasons = np.array(self.rows(number)["reason"])
     for drops in self.drops(before):
       ids = drops["id"]
@@ -131,8 +139,8 @@ class Job:
       reasons[rows_of(ids[start:stop])] = drops["reason"][start:stop]
     return reasons
 
-  def survivors(self, number: int, before: str | None = None) -> np.ndarray:
-    """The ids of a part's images that are in so far, rising; uint64."""
+  def kept_ids(self, number: int, before: str | None = None) -> np.ndarray:
+    """The ids of a part's images that are kept so far, rising; uint64."""
     rows = np.flatnonzero(self.reasons(number, before) == 0)
     return rows.astype(np.uint64) + np.uint64(number << 32)
 
@@ -147,12 +155,12 @@ def parts_of(ids: np.ndarray) -> np.ndarray:
   return (ids >> np.uint64(32)).astype(np.int64)
 
 
-def gather(ids: np.ndarray, read) -> np.ndarray:
+def gather(ids: np.ndarray, read_part: Callable[[int], np.ndarray]) -> np.ndarray:
   """Values of images in any parts, in the order of `ids`.
 
   Args:
     ids: uint64 [n], of any order.
-    read: a part's number -> array whose row r belongs to its image r.
+    read_part: a part's number -> array whose row r belongs to its image r.
   """
   order = np.argsort(ids)
   parts = parts_of(ids[order])
@@ -160,15 +168,15 @@ def gather(ids: np.ndarray, read) -> np.ndarray:
   values = None
   for start, stop in itertools.pairwise(bounds):
     places = order[start:stop]
-    found = read(int(parts[start]))[rows_of(ids[places])]
+    found = read_part(int(parts[start]))[rows_of(ids[places])]
     if values is None:
       values = np.empty((len(ids), *found.shape[1:]), found.dtype)
     values[places] = found
   return values
 
 
-def mix(values: np.ndarray, seed: int = 0) -> np.ndarray:
-  """Scatters uint64 values, one to one (the finaliser of SplitMix64)."""
+def splitmix64(values: np.ndarray, seed: int = 0) -> np.ndarray:
+  """Pseudo-random uint64 of uint64 values, one to one (SplitMix64's finaliser)."""
   with np.errstate(over="ignore"):
     x = values + np.uint64((seed + 1) * 0x9E3779B97F4A7C15 & 0xFFFFFFFFFFFFFFFF)
     x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)

@@ -1,4 +1,4 @@
-"""What went in, what came out, and why the rest did not: manifest.json."""
+"""manifest.json: counts of kept and dropped images, classes, shards and settings."""
 
 import collections
 import importlib.metadata
@@ -17,10 +17,24 @@ from dinojax.data import tar_shards
 VERSIONS = ("apache-beam", "array_record", "faiss-cpu", "numpy", "pillow", "pyarrow")
 VERSIONS += ("opencv-python-headless", "tensorflow-datasets")
 MAX_CLASSES = 1 << 20
+# Reasons that are suspect where they drop most images, and what may be behind each.
+SUSPECT = {
+  "unreadable": "dropped.csv says why",
+  "animated": "--animated keeps them",
+  "too many pixels": "raise --max_pixels",
+  "too small": "lower --min_side",
+  "too elongated": "raise --max_aspect",
+  "exact duplicate": "look at report.html whether they are equal",
+  "near duplicate": "look at report.html whether they are; if not, lower --near_bits or"
+  " --near_difference",
+  "similar embedding": "a hardly trained backbone finds all images similar: check"
+  " --checkpoint, or raise --near_cosine",
+  "in an excluded set": "check that --exclude is not the set to train on",
+}
 
 
-def totals(job: jobs.Job, parts: list[jobs.Part]) -> dict[str, Any]:
-  """Counts over all images, from what was seen of them."""
+def count_images(job: jobs.Job, parts: list[jobs.Part]) -> dict[str, Any]:
+  """Counts over all images, from the scan and the drops."""
   inputs = collections.defaultdict(collections.Counter)
   sides = collections.Counter()
   labels = collections.defaultdict(set)
@@ -83,17 +97,17 @@ def classes(
   }
 
 
-def told_classes(
+def class_notes(
   given: dict[str, Any],
   found: dict[str, Any],
   names: dict[int, Sequence[str]],
   total: int,
 ) -> list[str]:
-  """What the output's classes come from, and what is odd about them, in lines.
+  """Where the output's classes come from, and what is odd about them, in lines.
 
   Args:
     given: inputs and settings.
-    found: of `totals`.
+    found: of `count_images`.
     names: by label, of each input that names its classes.
     total: the number of the output's classes.
   """
@@ -110,17 +124,40 @@ def told_classes(
     ]
     lines.append(f"{total:,} class{'es' * (total > 1)}: {', '.join(inputs)}")
   elif labels:
-    lines.append("no classes: labels are so large that they number something else")
+    lines.append("no classes: labels are so large that they number no classes")
   if total and 0 < len(named) < len(labels):
     lines.append(
-      "warning: names and numbers never match, so that a class of two such inputs is"
-      " two; ingest those with names only, or with numbers only, if they share classes"
+      "warning: some inputs name their classes, others number them, and a name never"
+      " matches a number; if they share classes, ingest them into different outputs"
     )
   if found["text_labels"]:
     lines.append(
-      f"warning: text in .cls is no label (of images kept: {found['text_labels']:,});"
-      " give numbers, or sub-folders as classes"
+      f"warning: {found['text_labels']:,} kept images have no label: their .cls is no"
+      " number; give numbers, or sub-folders as classes"
     )
+  return lines
+
+
+def drop_warnings(found: dict[str, Any]) -> list[str]:
+  """Names the reasons that drop most of the images they apply to, in lines.
+
+  Args:
+    found: of `count_images`.
+  """
+  kept = sum(counts.get("kept", 0) for counts in found["inputs"].values())
+  dropped = count_dropped(found)
+  lines = []
+  left = kept + sum(dropped.values())
+  checked = left  # all reasons before deduplication apply to all images
+  for reason, count in dropped.items():
+    if jobs.REASON[reason] >= jobs.REASON["exact duplicate"]:
+      checked = left
+    if reason in SUSPECT and count > checked / 2:
+      lines.append(
+        f"warning: {count:,} of {checked:,} images are dropped: {reason};"
+        f" {SUSPECT[reason]}"
+      )
+    left -= count
   return lines
 
 
@@ -129,44 +166,47 @@ def _plain(name: str) -> str:
   return " ".join(os.fsencode(name).decode(errors="backslashreplace").split())
 
 
-def dropped(found: dict[str, Any]) -> dict[str, int]:
-  """How many images are out for each reason there is. found: of `totals`."""
+def count_dropped(found: dict[str, Any]) -> dict[str, int]:
+  """How many images are dropped, by reason. found: of `count_images`."""
   reasons = collections.Counter()
   for counts in found["inputs"].values():
     reasons.update(counts)
   return {name: reasons[name] for name in jobs.REASONS if reasons[name]}
 
 
-def listed(counts: dict[str, int]) -> str:
+def counts_line(counts: dict[str, int]) -> str:
   """Counts in a line, such as "2 animated, 1 too small"."""
   return ", ".join(f"{count:,} {name}" for name, count in counts.items())
 
 
-def make(
+def build(
   given: dict[str, Any],
   found: dict[str, Any],
   shards: list[dict[str, Any]],
-  told: list[str],
+  notes: list[str],
+  warnings: list[str],
 ) -> dict[str, Any]:
   """The manifest.
 
   Args:
-    given: inputs and settings, as the output was claimed with.
-    found: of `totals`.
+    given: inputs and settings.
+    found: of `count_images`.
     shards: {"name", "records", "bytes", "sources"} of each.
-    told: of `told_classes`.
+    notes: of `class_notes`.
+    warnings: of `drop_warnings`.
   """
   specs = [*given["exclude"], *given["images"]]
   return {
     "records": sum(shard["records"] for shard in shards),
     "bytes": sum(shard["bytes"] for shard in shards),
-    "dropped": dropped(found),
+    "dropped": count_dropped(found),
     "inputs": [
       {"source": specs[number], **counts} for number, counts in found["inputs"].items()
     ],
     "bytes_of_kept_images_as_found": found["kept_bytes"],
     "images_by_shorter_side": found["shorter_side"],
-    "classes": told,
+    "classes": notes,
+    "warnings": warnings,
     "shards": shards,
     "given": given,
     "versions": {

@@ -1,15 +1,19 @@
-"""Shards of what is kept: ArrayRecord of tf.train.Example, as tfds writes them.
+"""Shards of the kept images: ArrayRecord of tf.train.Example, as tfds writes them.
 
-Shard k holds records k * n to (k + 1) * n of all that are kept, in the order of the
-inputs, which are read again for it. So shards depend on inputs and settings alone, and
-each is written by itself, whole or not at all.
+Shard k holds records k * n to (k + 1) * n of all kept images, in the order of the
+inputs, which are read a second time for it. So shards depend on inputs and settings
+alone, and each is written by itself, atomically.
 """
 
 import collections
+import contextlib
+import errno
 import itertools
 import json
+import os
 import pathlib
 import re
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
@@ -35,11 +39,11 @@ def shard_name(out: pathlib.Path, shard: int, shards: int) -> str:
 
 
 def layout(job: jobs.Job, counts: dict[int, int]) -> list[list[tuple[int, int, int]]]:
-  """Which survivors go into each shard, as (part, first, last + 1) of its survivors.
+  """Which kept images go into each shard, as (part, first, last + 1) of its kept ones.
 
   Args:
     job: says how many records a shard holds.
-    counts: survivors of each part, in order.
+    counts: kept images of each part, in order.
   """
   size = job.settings.records_per_shard
   shards, room = [], 0
@@ -56,7 +60,7 @@ def layout(job: jobs.Job, counts: dict[int, int]) -> list[list[tuple[int, int, i
   return shards
 
 
-def write(
+def write_shard(
   shard: int,
   *,
   job: jobs.Job,
@@ -65,8 +69,6 @@ def write(
   labels: dict[int, list[int]],
 ) -> None:
   """Writes one shard; one task. plan: of `layout`. labels: of `manifest.classes`."""
-  from array_record.python import array_record_module
-
   path = job.work / "out" / shard_name(job.out, shard, len(plan))
   done = job.path("shards", shard, "json")
   if done.exists():
@@ -76,15 +78,11 @@ def write(
   try:
     with durable.os_errors_as_user_errors(job.out):
       path.parent.mkdir(parents=True, exist_ok=True)
-      try:
-        writer = array_record_module.ArrayRecordWriter(str(new), GROUP)
-        for record in _records(job, parts, plan[shard], labels):
-          writer.write(record)
+      with _writer(new) as write:
+        for record in _examples(job, parts, plan[shard], labels):
+          write(record)
           size, count = size + len(record), count + 1
-        writer.close()
-      except (RuntimeError, ValueError) as error:  # what it makes of a full disk
-        raise OSError(str(error).partition(";")[0]) from error
-      check(new, count)
+      check_count(new, count)
       durable.fsync(new)
       new.replace(path)
       durable.fsync(path.parent)
@@ -93,10 +91,51 @@ def write(
   job.save(done, {"records": count, "bytes": size})
 
 
-def described(
+@contextlib.contextmanager
+def _writer(path: pathlib.Path) -> Iterator[Callable[[bytes], None]]:
+  """A function that appends a record to a new shard, which is closed in the end.
+
+  Raises:
+    OSError: what the file system reports, which array_record puts into a text.
+  """
+  from array_record.python import array_record_module
+
+  @contextlib.contextmanager
+  def os_errors():
+    try:
+      yield
+    except RuntimeError as error:
+      raise _os_error(error) from error
+
+  def write(record: bytes) -> None:
+    with os_errors():
+      writer.write(record)
+
+  with os_errors():
+    writer = array_record_module.ArrayRecordWriter(str(path), GROUP)
+  try:
+    yield write
+  except BaseException:
+    with contextlib.suppress(RuntimeError):  # the first error is the one to report
+      writer.close()
+    raise
+  with os_errors():
+    writer.close()
+
+
+def _os_error(error: RuntimeError) -> OSError:
+  """The OSError in a text such as "write() failed: No space left on device; ..."."""
+  text = str(error).partition(";")[0]
+  for number in errno.errorcode:
+    if text.endswith(f" failed: {os.strerror(number)}"):
+      return OSError(number, os.strerror(number))
+  return OSError(text)
+
+
+def shard_summary(
   job: jobs.Job, parts: list[jobs.Part], plan: list, shard: int
 ) -> dict[str, Any]:
-  """What the manifest says of a shard that is written."""
+  """The entry of a written shard in the manifest."""
   spans = [(parts[number].spec, stop - start) for number, start, stop in plan[shard]]
   sources = collections.Counter()
   for spec, count in spans:
@@ -106,7 +145,7 @@ def described(
   return {"name": name, **done, "sources": dict(sources)}
 
 
-def check(path: pathlib.Path, count: int) -> None:
+def check_count(path: pathlib.Path, count: int) -> None:
   """Raises OSError unless a shard holds `count` records."""
   from array_record.python import array_record_module
 
@@ -115,17 +154,19 @@ def check(path: pathlib.Path, count: int) -> None:
     found = reader.num_records()
     reader.close()
   except RuntimeError as error:
-    raise OSError(str(error).partition(";")[0]) from error
+    raise _os_error(error) from error
   if found != count:
     raise OSError(f"{found} of {count} records arrived in {path.name}")
 
 
-def _records(job: jobs.Job, parts: list[jobs.Part], spans: list, labels: dict):
-  """Yields the serialised examples of some survivors of some parts."""
+def _examples(
+  job: jobs.Job, parts: list[jobs.Part], spans: list, labels: dict
+) -> Iterator[bytes]:
+  """Yields the serialised examples of some kept images of some parts."""
   from tensorflow_datasets.proto import tf_example_pb2
 
   for number, start, stop in spans:
-    rows = jobs.rows_of(job.survivors(number)[start:stop])
+    rows = jobs.rows_of(job.kept_ids(number)[start:stop])
     seen = job.rows(number)
     found = inputs.read(parts[number], job.settings, rows.tolist())
     for row, record in itertools.zip_longest(rows.tolist(), found):
@@ -135,7 +176,7 @@ def _records(job: jobs.Job, parts: list[jobs.Part], spans: list, labels: dict):
         raise _changed(parts[number])
       example = tf_example_pb2.Example()
       feature = example.features.feature
-      image = examine.bounded(record.image, job.settings)
+      image = examine.shrunk(record.image, job.settings)
       feature["image"].bytes_list.value.append(image)
       label = max(record.label, -1)  # also where it is text
       if label >= 0 and (known := labels.get(parts[number].source)):
@@ -155,13 +196,13 @@ def _changed(part: jobs.Part) -> errors.UserError:
 def write_metadata(
   job: jobs.Job, folder: pathlib.Path, shards: list[dict], class_names: list[str]
 ) -> None:
-  """Writes what tensorflow-datasets opens shards by.
+  """Writes the metadata by which tensorflow-datasets opens the shards.
 
   Args:
     job: names the output.
     folder: of the shards.
     shards: {"records", "bytes"} of each.
-    class_names: by label; []: there are no labels, or they number something else.
+    class_names: by label; []: there are no labels, or they number no classes.
   """
   import tensorflow_datasets as tfds
   from tensorflow_datasets.core import naming
@@ -193,5 +234,5 @@ def write_metadata(
     split_infos=[split],
     version=version[0] if version else "1.0.0",
     check_data=False,  # would need TensorFlow
-    description="Images chosen by dinojax.ingest; manifest.json tells how.",
+    description="Images chosen by dinojax.ingest; see manifest.json.",
   )

@@ -1,6 +1,7 @@
-"""report.html: counts, and pictures of what was dropped beside what stays for it.
+"""Reports: dropped.csv lists all dropped images, report.html shows some of them.
 
-One file that needs nothing else. dropped.csv lists every image that was dropped.
+report.html is one file that needs nothing else. It shows counts, and dropped images
+beside the images that they match.
 """
 
 import base64
@@ -30,38 +31,38 @@ figcaption { font-size: 11px; max-width: 20em; overflow-wrap: anywhere }
 """
 
 
-def dropped(
+def dropped_images(
   job: jobs.Job, parts: list[jobs.Part]
 ) -> Iterator[tuple[str, str, str, str, int, int]]:
-  """Yields name, reason, detail, what stays, and both ids of each dropped image."""
+  """Yields name, reason, detail, matching image, and both ids, of dropped images."""
   drops = job.drops()
-  kept = [np.empty(0, np.uint64), *(table["kept"] for table in drops)]
-  kept = np.unique(np.concatenate(kept))
-  names = dict(zip(kept.tolist(), _names(job, kept), strict=True))
+  matches = [np.empty(0, np.uint64), *(table["match"] for table in drops)]
+  matches = np.unique(np.concatenate(matches))
+  names = dict(zip(matches.tolist(), _names(job, matches), strict=True))
   for part in parts:
     if part.excluded:
       continue
     reasons = job.reasons(part.number)
     own = job.names(part.number)
     ids = np.flatnonzero(reasons) + part.first_id
-    for_it = {}
+    match_of = {}
     for table in drops:
       start, stop = np.searchsorted(
         table["id"], np.array([part.first_id, part.first_id + (1 << 32)], np.uint64)
       )
       span = table[start:stop]
-      for_it |= dict(zip(span["id"].tolist(), span["kept"].tolist(), strict=True))
-    troubles = json.loads(job.path("troubles", part.number, "json").read_text())
+      match_of |= dict(zip(span["id"].tolist(), span["match"].tolist(), strict=True))
+    details = job.details(part.number)
     for image in ids.tolist():
       row = image - part.first_id
-      stays = for_it.get(image, image)
+      match = match_of.get(image, image)
       yield (
         own[row],
         jobs.REASONS[reasons[row]],
-        troubles.get(str(row), ""),
-        names[stays] if stays != image else "",
+        details.get(row, ""),
+        names[match] if match != image else "",
         image,
-        stays,
+        match,
       )
 
 
@@ -81,15 +82,15 @@ def write(
   """Writes report.html and dropped.csv."""
   chosen = {}
   with durable.os_errors_as_user_errors(job.out):
-    with open(folder / "dropped.csv", "w", newline="") as file:
+    with open(folder / "dropped.csv", "w", encoding="utf-8", newline="") as file:
       table = csv.writer(file)
-      table.writerow(["name", "reason", "detail", "kept in its place"])
-      for *line, image, stays in dropped(job, parts):
+      table.writerow(["name", "reason", "detail", "matches"])
+      for *line, image, match in dropped_images(job, parts):
         table.writerow(line)
-        # The same few each time, from all over: those of the lowest lots.
-        lot = int(jobs.mix(np.uint64([image]), job.settings.seed)[0])
+        # The same few each time, from all over: those of the lowest random keys.
+        key = int(jobs.splitmix64(np.uint64([image]), job.settings.seed)[0])
         samples = chosen.setdefault(line[1], [])
-        samples.append((lot, image, stays, line))
+        samples.append((key, image, match, line))
         samples.sort()
         del samples[SAMPLES:]
     wanted = {
@@ -97,7 +98,7 @@ def write(
     }
     pictures = dict(_pictures(job, parts, sorted(wanted)))
     text = _page(job, manifest, chosen, pictures)
-    (folder / "report.html").write_text(text)
+    (folder / "report.html").write_text(text, encoding="utf-8")
 
 
 def _pictures(
@@ -139,6 +140,7 @@ def _page(job, manifest: dict, chosen: dict, pictures: dict) -> str:
     ),
     "</table>",
     *(f"<p>{html.escape(line)}" for line in manifest["classes"]),
+    *(f"<p>{html.escape(line)}" for line in manifest["warnings"]),
     "<h2>Shorter side of kept images, pixels</h2><table>",
     *(
       f"<tr><td>{side}<td>{n:,}"
@@ -148,13 +150,14 @@ def _page(job, manifest: dict, chosen: dict, pictures: dict) -> str:
   ]
   for reason, samples in chosen.items():
     lines.append(f"<h2>{reason}: {manifest['dropped'][reason]:,}</h2>")
-    if any(stays != image for _, image, stays, _ in samples):
-      lines.append("<p>Left what was dropped, right what stays in its place.")
-    for _, image, stays, (name, _, detail, kept) in samples:
-      shown = [x for x in dict.fromkeys((image, stays)) if x in pictures]
-      told = "<br>".join(html.escape(text) for text in (name, detail, kept) if text)
+    if any(match != image for _, image, match, _ in samples):
+      lines.append("<p>Left the dropped image, right the one that it matches.")
+    for _, image, match, (name, _, detail, match_name) in samples:
+      shown = [x for x in dict.fromkeys((image, match)) if x in pictures]
       tags = "".join(f'<img src="{pictures[x]}">' for x in shown)
-      lines.append(f"<figure>{tags}<figcaption>{told}</figcaption></figure>")
+      texts = [html.escape(text) for text in (name, detail, match_name) if text]
+      lines.append(f"<figure>{tags}<figcaption>{'<br>'.join(texts)}</figcaption>")
+      lines.append("</figure>")
   given = html.escape(json.dumps(manifest["given"], indent=2))
   lines.append(f"<h2>Settings</h2><pre>{given}</pre>")
   return "\n".join(lines) + "\n"

@@ -1,6 +1,6 @@
-"""A process of Beam's local runner: quiet, and gone with the process that started it.
+"""A worker process of Beam's local runner, which ends with the process that started it.
 
-`python -m dinojax.curation.worker PARENT`; PARENT is the process to end with.
+`python -m dinojax.curation.worker PARENT`, where PARENT is that process's id.
 """
 
 import logging
@@ -12,14 +12,14 @@ import time
 
 import psutil
 
-POLL = 0.5  # seconds between looks at whether the parent is there
+POLL = 0.5  # seconds between two looks whether the parent is there
 
 
 def main() -> None:
   """Runs tasks until the runner has no more."""
   threading.Thread(target=_die_with, args=[int(sys.argv.pop())], daemon=True).start()
-  signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent's to handle
-  # A task's error reaches the parent, which tells it; Beam would print it twice here.
+  signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent handles it
+  # The parent reports a task's error; Beam would print it here a second time.
   logging.disable(logging.CRITICAL)
   sys.stderr = open(os.devnull, "w")  # noqa: SIM115, for as long as the process lives
   from apache_beam.runners.worker import sdk_worker_main
@@ -28,7 +28,7 @@ def main() -> None:
 
 
 def _die_with(parent: int) -> None:
-  """Ends this process when its parent is gone: Beam's would outlive a kill."""
+  """Ends this process when its parent is gone: Beam's would outlive it."""
   while psutil.pid_exists(parent):
     time.sleep(POLL)
   os._exit(1)

@@ -20,11 +20,6 @@ def say(line: str) -> None:
     tqdm.tqdm.write(line, file=sys.stderr)
 
 
-def say_at_once(line: str) -> None:
-  """The same, safe in a signal handler and on every process."""
-  os.write(sys.stderr.fileno(), f"\n{line}\n".encode())
-
-
 def advancer(bar: tqdm.tqdm) -> Callable[[int], None]:
   """Returns what moves a bar on, with its clock started by the first move.
 

@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM: end the run after the step at hand, on all processes alike."""
+"""Ctrl-C and SIGTERM in training: all processes save after the current step and end."""
 
 import os
 import signal
@@ -6,7 +6,7 @@ import signal
 import jax
 from jax.experimental import multihost_utils
 
-from dinojax.reporting import console
+from dinojax.runtime import signals
 
 
 class Interrupts:
@@ -16,23 +16,11 @@ class Interrupts:
   has them agree on the step to end at.
   """
 
-  def __init__(
-    self,
-    *,
-    first: str = "saving after this step; once more ends at once, unsaved",
-    second: str = "ended; steps since the last checkpoint are lost",
-    together: bool = True,
-  ):
-    """Installs the handlers.
-
-    Args:
-      first: said at the first signal.
-      second: said at the second one.
-      together: end all processes alike; False: each by itself.
-    """
+  def __init__(self):
+    """Installs the handlers."""
     self._number = None
-    self._first, self._second = first, second
-    self._alone = not together or jax.process_count() == 1
+    self._alone = jax.process_count() == 1
+    signals.release()
     signal.signal(signal.SIGINT, self._catch)
     if self._alone:
       signal.signal(signal.SIGTERM, self._catch)
@@ -40,10 +28,10 @@ class Interrupts:
   def _catch(self, number, _):
     if self._number is not None:
       # An exception would be lost where Python happens to be in a callback.
-      console.say_at_once(self._second)
+      signals.say("ended; steps since the last checkpoint are lost")
       os._exit(128 + number)
     self._number = number
-    console.say_at_once(self._first)
+    signals.say("saving after this step; once more ends at once, unsaved")
     if not self._alone:
       os.kill(os.getpid(), signal.SIGTERM)
 

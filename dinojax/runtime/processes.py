@@ -8,8 +8,6 @@ import dataclasses
 import os
 import re
 import sys
-import time
-import traceback
 from collections.abc import Mapping
 
 import jax
@@ -17,7 +15,7 @@ from absl import flags
 from orbax.checkpoint import multihost
 
 from dinojax import errors
-from dinojax.runtime import allocator, peers
+from dinojax.runtime import allocator, exits, peers
 
 COORDINATOR = flags.DEFINE_string(
   "coordinator", None, "HOST:PORT of process 0, the same on every process of a run."
@@ -35,9 +33,6 @@ JOIN_SECONDS = flags.DEFINE_integer(
   "join_seconds", 300, "How long processes wait for each other at the start."
 )
 MEET_SECONDS = 24 * 3600  # Who does not come is lost, or ended by its watchdog, before.
-SECONDS_OF_DOUBT = 2  # an error may come of a lost peer, which is known by then
-
-_peers: peers.Peers | None = None  # of this process, as JAX's own state of it
 
 
 @dataclasses.dataclass(frozen=True)
@@ -55,18 +50,19 @@ class Place:
   devices: tuple[int, ...] | None = None
 
 
-def join(*, apart: bool = False) -> tuple[int, int]:
+def join(*, apart: bool = False, saves: bool = False) -> tuple[int, int]:
   """Joins the other processes of a run, if there are any; before anything of JAX.
 
   Args:
     apart: the processes need not talk. They stay apart then unless their devices make
       them, and one that ends ends no other.
+    saves: SIGTERM does not end this process: `interrupts` has all save first.
 
   Returns:
     this process's number, and how many there are.
   """
-  global _peers
   allocator.keep_pages()
+  jax.config.update("jax_enable_preemption_service", saves)
   place = _by_flags(apart=apart)
   if place is None and MULTIHOST.value is not False:
     place = detect(os.environ)
@@ -84,8 +80,10 @@ def join(*, apart: bool = False) -> tuple[int, int]:
       f"process {place.number} of {place.count}, by {place.means}, cannot find process"
       " 0; set JAX_COORDINATOR_ADDRESS=HOST:PORT, or give --coordinator"
     )
-  _peers = peers.call_in(
-    place.coordinator, place.number, place.count, seconds=JOIN_SECONDS.value
+  exits.join(
+    peers.call_in(
+      place.coordinator, place.number, place.count, seconds=JOIN_SECONDS.value
+    )
   )
   # They have found process 0 without one; gRPC takes whatever proxy it is told of.
   jax.config.update("jax_check_proxy_envs", False)
@@ -110,40 +108,6 @@ def meet(name: str) -> None:
   """Returns when all processes of the run have come here; each name only once."""
   barrier = multihost.get_barrier_sync_fn()  # a call, and no collective of devices
   barrier(key=name, timeout_ms=1000 * MEET_SECONDS)
-
-
-def leave() -> None:
-  """Takes leave of the others at the end of a command that they end with."""
-  if _peers:
-    _peers.leave()
-
-
-def end(status: int, cause: str) -> None:
-  """Ends this process at once, from any thread, and all others with it; all say why."""
-  if _peers:
-    _peers.end(status, cause)
-  os.write(sys.stderr.fileno(), f"\ndinojax: {cause}\n".encode())
-  os._exit(status)
-
-
-def fail(cause: str, *, status: int = 1, error: Exception | None = None) -> None:
-  """Ends the command, and all other processes with this one.
-
-  Args:
-    cause: what this process says, and the others.
-    status: of `errors`.
-    error: to be shown with its traceback, a fault of ours.
-  """
-  if _peers is None:
-    if error:
-      raise error
-    print(f"dinojax: {cause}", file=sys.stderr)
-    sys.exit(status)
-  # Whatever this is may come of a lost peer. `Peers` then ends the process, meanwhile.
-  time.sleep(SECONDS_OF_DOUBT)
-  if error:
-    traceback.print_exception(error)
-  _peers.end(status, cause)
 
 
 def detect(environ: Mapping[str, str]) -> Place | None:

@@ -12,7 +12,7 @@ import threading
 import time
 
 from dinojax import errors
-from dinojax.runtime import processes
+from dinojax.runtime import exits
 
 FIRST_STEP = 30 * 60  # seconds that the first step may take besides, for the compiler
 LAST_RESORT = 30  # seconds until the kernel ends what has not ended itself
@@ -64,7 +64,7 @@ class Watchdog:
         return
       time.sleep(min(left, 1))
     faulthandler.dump_traceback(file=sys.stderr)
-    processes.end(
+    exits.end(
       errors.TRY_AGAIN,
       f"no progress for {(self._seconds + self._allowance) / 60:g} minutes"
       " (config.hang_minutes), in the threads above; the same command goes on from the"

@@ -51,9 +51,11 @@ def note_and_wait(task, *, folder):
 
 
 def run(function, tmp_path):
-  options = engine.parse(["--direct_num_workers=2"], [])
+  options = engine.parse_options(["--direct_num_workers=2"], [])
   function = functools.partial(function, folder=tmp_path)
-  engine.each(function, list(range(20)), options=options, label="x", count=lambda: 0)
+  engine.run_tasks(
+    function, list(range(20)), options=options, label="x", count_done=lambda: 0
+  )
 
 
 def test_the_first_failure_ends_all_processes_at_once(tmp_path):
@@ -70,11 +72,11 @@ def test_a_process_that_is_killed_ends_the_run_and_not_in_silence(tmp_path):
     os.kill(int(found[0].name), signal.SIGKILL)
 
   threading.Thread(target=kill, daemon=True).start()
-  with pytest.raises(errors.UserError, match="a worker process was ended from outside"):
+  with pytest.raises(errors.UserError, match="a worker process was killed"):
     run(note_and_wait, tmp_path)
 
 
 def test_options_that_nobody_knows_are_refused():
   with pytest.raises(errors.UserError, match="--min_sid is an option neither of"):
-    engine.parse(["--min_sid=3"], [])
-  assert "--runner=FlinkRunner" in engine.parse(["--runner=FlinkRunner"], [])
+    engine.parse_options(["--min_sid=3"], [])
+  assert "--runner=FlinkRunner" in engine.parse_options(["--runner=FlinkRunner"], [])

@@ -144,13 +144,13 @@ def test_folders_and_array_records_as_training_reads_them(contents, tmp_path):
   assert np.asarray(Image.open(io.BytesIO(digits[0].image))).shape == (8, 8, 3)
 
 
-def test_files_of_a_folder_that_are_left_out_by_ending_are_told(tmp_path):
+def test_files_of_a_folder_that_are_skipped_by_extension_are_counted(tmp_path):
   (tmp_path / "a").mkdir()
   for name in ("0.png", "1.GIF", "a/2.gif", "a/3.JPG", "a/README", ".hidden"):
     (tmp_path / name).touch()
   spec = f"folder:{tmp_path}"
-  (line,) = inputs.left_out([spec, f"folder:{tmp_path}/none", "tar:x"])
-  assert line.endswith("these files are left out: 2 .gif, 1 without")
+  (line,) = inputs.skipped_files([spec, f"folder:{tmp_path}/none", "tar:x"])
+  assert line.endswith("because of their extension: 2 .gif, 1 without")
 
 
 @pytest.mark.parametrize(

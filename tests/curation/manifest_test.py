@@ -25,7 +25,7 @@ def test_labels_without_a_name_are_numbers():
   assert numbers[1] == [4, 1]  # its label 1 lies beyond its names
 
 
-def test_labels_that_number_no_classes_stay_as_they_are():
+def test_labels_too_large_for_classes_stay_as_they_are():
   assert manifest.classes({0: {0, 10**9}}, {}) == ([], {})
   assert manifest.classes({}, {}) == ([], {})
 
@@ -38,15 +38,38 @@ def test_names_become_lines_of_utf8():
   assert numbers == {0: [0, 1, 0]}
 
 
-def test_it_is_told_where_classes_come_from_and_that_names_and_numbers_are_mixed():
+def test_notes_say_where_classes_come_from_and_warn_of_names_beside_numbers():
   given = {"exclude": ["folder:x"], "images": ["folder:a", "tar:b"]}
   found = {"labels": {1: {0, 1}, 2: {-1, 0, 2}}, "text_labels": 0}
-  line, warning = manifest.told_classes(given, found, {1: ("cat", "dog")}, 5)
+  line, warning = manifest.class_notes(given, found, {1: ("cat", "dog")}, 5)
   assert line == "5 classes: 2 named by folder:a, 3 numbers of tar:b"
-  assert warning.startswith("warning: names and numbers never match")
+  assert warning.startswith(
+    "warning: some inputs name their classes, others number them"
+  )
   numbered = found | {"labels": {2: {-1, 0, 2}}}
-  told = manifest.told_classes(given, numbered, {1: ("cat", "dog")}, 3)
+  told = manifest.class_notes(given, numbered, {1: ("cat", "dog")}, 3)
   assert told == ["3 classes: 3 numbers of tar:b"]
   named = found | {"labels": {1: {0}}}
-  told = manifest.told_classes(given, named, {1: ("cat",)}, 1)
+  told = manifest.class_notes(given, named, {1: ("cat",)}, 1)
   assert told == ["1 class: 1 named by folder:a"]
+
+
+def counts(**of_reasons):
+  return {"inputs": {0: {"images": 9}, 1: of_reasons}}
+
+
+def test_a_reason_that_drops_most_of_what_it_applies_to_is_a_warning():
+  found = counts(**{"kept": 1, "similar embedding": 255})
+  (line,) = manifest.drop_warnings(found)
+  assert line.startswith("warning: 255 of 256 images are dropped: similar embedding;")
+  assert "check --checkpoint, or raise --near_cosine" in line
+  found = counts(**{"kept": 10, "too small": 60, "near duplicate": 20, "animated": 9})
+  lines = manifest.drop_warnings(found)
+  assert ["60 of 99" in lines[0], "20 of 30" in lines[1], len(lines)] == [1, 1, 2]
+
+
+def test_samples_and_few_drops_are_no_warning():
+  found = counts(
+    **{"kept": 10, "unreadable": 5, "near duplicate": 9, "not sampled": 99}
+  )
+  assert not manifest.drop_warnings(found)

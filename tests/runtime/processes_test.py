@@ -152,11 +152,11 @@ def test_flags_go_before_what_the_environment_says(monkeypatch):
 JOIN = """
 import sys
 from absl import flags
-from dinojax.runtime import processes
+from dinojax.runtime import exits, processes
 
 flags.FLAGS(sys.argv)
 print(processes.join())
-processes.leave()
+exits.leave()
 """
 
 

@@ -1,11 +1,12 @@
-"""Images whose hashes meet: exact duplicates, and candidates for near ones.
+"""Deduplication by hashes: exact duplicates, and candidate pairs of near duplicates.
 
 Only hashes and ids pass through Beam's shuffle, packed in arrays: 24 bytes an image for
-exact duplicates, 16 bytes an image and table for near ones. Tables are shuffled a few
-at a time, so that a shuffle stays within SHUFFLE_BYTES.
+exact duplicates, 16 bytes an image and table for near ones. A few tables at a time are
+shuffled, so that a shuffle stays within SHUFFLE_BYTES.
 
 Near duplicates: hashes that differ in at most r bits are equal in at least 2 of r + 2
-bands. Each pair of bands is a table, and images that agree in both are compared.
+bands. Each pair of bands makes a table, and images that agree in both bands are
+compared.
 """
 
 import functools
@@ -19,32 +20,39 @@ from dinojax.curation import engine, fingerprints, jobs
 
 SHUFFLE_BYTES = 4 << 30  # of one pipeline
 GROUP_BYTES = 32 << 20  # of one group, about
-COPIES = 8  # of one hash are compared with other hashes, and the rest with these alone
+COPIES = 8  # images of one hash that are compared with others; the rest with these only
 HASH_BITS = 64
 EXACT = np.dtype([("key", np.uint64), ("check", np.uint64), ("id", np.uint64)])
 NEAR = np.dtype([("hash", np.uint64), ("id", np.uint64)])
 PAIR = np.dtype([("a", np.uint64), ("b", np.uint64)])  # a < b
 
 
-def exact(job: jobs.Job, parts: list[jobs.Part], images: int, options) -> None:
-  """Drops all but the first of equal images, as `job.settings.exact` has it."""
+def drop_exact(job: jobs.Job, parts: list[jobs.Part], images: int, options) -> None:
+  """Drops all but the first of equal images; `job.settings.exact` says what is equal.
+
+  Args:
+    job: the ingest.
+    parts: all of its parts.
+    images: how many images they hold.
+    options: Beam's.
+  """
   path = job.path("drop", "exact")
   if path.exists():
     return
   groups = -(-images * EXACT.itemsize // GROUP_BYTES)
   folder = "exact"
-  engine.grouped(
+  engine.run_grouped(
     functools.partial(_emit_exact, job=job, groups=groups),
     functools.partial(_reduce_exact, job=job, folder=folder),
     parts,
     options=options,
-    label="exact duplicates",
-    count=engine.files_in(job.work / folder),
+    label="finding exact duplicates",
+    count_done=engine.file_counter(job.work / folder),
   )
-  pairs = merge(job.work / folder)
+  pairs = merge_files(job.work / folder)
   excluded = {part.number for part in parts if part.excluded}
   drops = np.zeros(len(pairs), jobs.DROP)
-  drops["kept"], drops["id"] = pairs["a"], pairs["b"]
+  drops["match"], drops["id"] = pairs["a"], pairs["b"]
   in_excluded = np.isin(jobs.parts_of(pairs["a"]), list(excluded))
   drops["reason"] = np.where(
     in_excluded, jobs.REASON["in an excluded set"], jobs.REASON["exact duplicate"]
@@ -55,25 +63,30 @@ def exact(job: jobs.Job, parts: list[jobs.Part], images: int, options) -> None:
 def _emit_exact(
   part: jobs.Part, *, job: jobs.Job, groups: int
 ) -> Iterator[tuple[int, bytes]]:
-  ids = job.survivors(part.number, before="exact")
-  identity = job.rows(part.number)[job.settings.exact][jobs.rows_of(ids)]
+  ids = job.kept_ids(part.number, before="exact")
+  digests = job.rows(part.number)[job.settings.exact][jobs.rows_of(ids)]
   rows = np.empty(len(ids), EXACT)
-  rows["key"], rows["check"], rows["id"] = identity[:, 0], identity[:, 1], ids
-  yield from group(rows, rows["key"] % np.uint64(groups))
+  rows["key"], rows["check"], rows["id"] = digests[:, 0], digests[:, 1], ids
+  yield from group_by_key(rows, rows["key"] % np.uint64(groups))
 
 
 def _reduce_exact(key: int, blobs, *, job: jobs.Job, folder: str) -> None:
   rows = np.sort(np.frombuffer(b"".join(blobs), EXACT), order=["key", "check", "id"])
-  identity = rows[["key", "check"]]
-  new = np.append(True, identity[1:] != identity[:-1])
+  digests = rows[["key", "check"]]
+  new = np.append(True, digests[1:] != digests[:-1])
   first = rows["id"][np.flatnonzero(new)][np.cumsum(new) - 1]
   pairs = np.empty(int((~new).sum()), PAIR)
   pairs["a"], pairs["b"] = first[~new], rows["id"][~new]
   job.save(job.path(folder, f"{key}"), pairs)
 
 
-def near(job: jobs.Job, parts: list[jobs.Part], images: int, options) -> np.ndarray:
-  """Pairs, PAIR in order, whose hashes differ in at most `job.settings.near_bits`."""
+def near_pairs(
+  job: jobs.Job, parts: list[jobs.Part], images: int, options
+) -> np.ndarray:
+  """Pairs, PAIR in order, whose hashes differ in at most `job.settings.near_bits`.
+
+  Arguments are those of `drop_exact`.
+  """
   tables = list(itertools.combinations(range(job.settings.near_bits + 2), 2))
   groups = -(-images * NEAR.itemsize // GROUP_BYTES)
   at_once = max(SHUFFLE_BYTES // max(images * NEAR.itemsize, 1), 1)
@@ -83,15 +96,17 @@ def near(job: jobs.Job, parts: list[jobs.Part], images: int, options) -> np.ndar
     if done.exists():
       continue
     masks = [band_mask(bands, job) for bands in tables[start : start + at_once]]
-    engine.grouped(
+    engine.run_grouped(
       functools.partial(_emit_near, job=job, masks=masks, groups=groups),
-      functools.partial(_reduce_near, job=job, masks=masks, groups=groups, to=folder),
+      functools.partial(
+        _reduce_near, job=job, masks=masks, groups=groups, folder=folder
+      ),
       parts,
       options=options,
-      label=f"hashes that meet, {start + len(masks)} of {len(tables)} tables",
-      count=engine.files_in(job.work / folder),
+      label=f"finding similar hashes, {start + len(masks)} of {len(tables)} tables",
+      count_done=engine.file_counter(job.work / folder),
     )
-    job.save(done, merge(job.work / folder))
+    job.save(done, merge_files(job.work / folder))
   return np.unique(
     np.concatenate([np.load(path) for path in sorted((job.work / "tables").iterdir())])
   )
@@ -107,28 +122,28 @@ def band_mask(bands: tuple[int, ...], job: jobs.Job) -> np.uint64:
 def _emit_near(
   part: jobs.Part, *, job: jobs.Job, masks: list[np.uint64], groups: int
 ) -> Iterator[tuple[int, bytes]]:
-  ids = job.survivors(part.number, before="near")
+  ids = job.kept_ids(part.number, before="near")
   rows = np.empty(len(ids), NEAR)
   rows["hash"] = job.rows(part.number)["hash"][jobs.rows_of(ids)]
   rows["id"] = ids
   for table, mask in enumerate(masks):
-    keys = jobs.mix(rows["hash"] & mask) % np.uint64(groups)
-    for key, blob in group(rows, keys):
+    keys = jobs.splitmix64(rows["hash"] & mask) % np.uint64(groups)
+    for key, blob in group_by_key(rows, keys):
       yield table * groups + key, blob
 
 
 def _reduce_near(
-  key: int, blobs, *, job: jobs.Job, masks: list[np.uint64], groups: int, to: str
+  key: int, blobs, *, job: jobs.Job, masks: list[np.uint64], groups: int, folder: str
 ) -> None:
   rows = np.frombuffer(b"".join(blobs), NEAR)
-  pairs = close_pairs(rows, masks[key // groups], job.settings.near_bits)
-  job.save(job.path(to, f"{key}"), pairs)
+  pairs = pairs_within(rows, masks[key // groups], job.settings.near_bits)
+  job.save(job.path(folder, f"{key}"), pairs)
 
 
-def close_pairs(rows: np.ndarray, mask: np.uint64, bits: int) -> np.ndarray:
+def pairs_within(rows: np.ndarray, mask: np.uint64, bits: int) -> np.ndarray:
   """Pairs of NEAR rows that agree under `mask` and differ in at most `bits` bits.
 
-  Where a hash is there many times, its first few COPIES stand for all.
+  Of a hash that occurs many times, the first COPIES stand for all.
   """
   rows = np.sort(rows, order=["hash", "id"])
   starts = np.flatnonzero(np.append(True, rows["hash"][1:] != rows["hash"][:-1]))
@@ -136,7 +151,9 @@ def close_pairs(rows: np.ndarray, mask: np.uint64, bits: int) -> np.ndarray:
   copy = np.arange(len(rows)) - np.repeat(starts, lengths)
   start = np.repeat(starts, lengths)
   rest = copy >= COPIES
-  found = [pair(rows["id"][start[rest] + i], rows["id"][rest]) for i in range(COPIES)]
+  found = [
+    make_pairs(rows["id"][start[rest] + i], rows["id"][rest]) for i in range(COPIES)
+  ]
   rows = rows[copy < COPIES]
   key = rows["hash"] & mask
   order = np.argsort(key, kind="stable")
@@ -148,20 +165,20 @@ def close_pairs(rows: np.ndarray, mask: np.uint64, bits: int) -> np.ndarray:
     if not len(left):
       break
     a, b = rows[left], rows[left + ahead]
-    near = fingerprints.distance(a["hash"], b["hash"]) <= bits
-    found.append(pair(a["id"][near], b["id"][near]))
+    near = fingerprints.hamming_distance(a["hash"], b["hash"]) <= bits
+    found.append(make_pairs(a["id"][near], b["id"][near]))
   return np.unique(np.concatenate(found))
 
 
-def pair(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+def make_pairs(a: np.ndarray, b: np.ndarray) -> np.ndarray:
   """PAIR of ids that are in any order."""
   pairs = np.empty(len(a), PAIR)
   pairs["a"], pairs["b"] = np.minimum(a, b), np.maximum(a, b)
   return pairs
 
 
-def group(rows: np.ndarray, keys: np.ndarray) -> Iterator[tuple[int, bytes]]:
-  """Yields each key, and the rows of it as bytes."""
+def group_by_key(rows: np.ndarray, keys: np.ndarray) -> Iterator[tuple[int, bytes]]:
+  """Yields each key with its rows as bytes."""
   order = np.argsort(keys, kind="stable")
   rows, keys = rows[order], keys[order]
   bounds = np.flatnonzero(np.append(True, keys[1:] != keys[:-1]))
@@ -170,7 +187,7 @@ def group(rows: np.ndarray, keys: np.ndarray) -> Iterator[tuple[int, bytes]]:
       yield int(keys[start]), rows[start:stop].tobytes()
 
 
-def merge(folder: pathlib.Path) -> np.ndarray:
+def merge_files(folder: pathlib.Path) -> np.ndarray:
   """The pairs of all files of a folder, in order, each once."""
   paths = sorted(folder.iterdir()) if folder.exists() else []
   found = [np.load(path) for path in paths] or [np.empty(0, PAIR)]

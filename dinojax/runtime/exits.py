@@ -1,0 +1,70 @@
+"""How a command ends, and the other processes of its run with it.
+
+Every error of one process ends all of them with the same status (see errors.py), and
+each prints why. Free of JAX, so that a wrong flag is reported at once.
+"""
+
+import os
+import sys
+import threading
+import time
+import traceback
+
+from dinojax import errors
+from dinojax.runtime import peers, signals
+
+SECONDS_OF_DOUBT = 2  # an error may come of a lost peer, which is known by then
+
+_peers: peers.Peers | None = None  # of this process, as JAX's own state of it
+
+
+def join(others: peers.Peers) -> None:
+  """Connects this process's end to that of the others of its run."""
+  global _peers
+  _peers = others
+
+
+def leave() -> None:
+  """Takes leave of the others at the end of a command that they end with."""
+  if _peers:
+    _peers.leave()
+
+
+def end(status: int, cause: str) -> None:
+  """Ends this process at once, from any thread, and all others with it.
+
+  Args:
+    status: of `errors`.
+    cause: printed by this process and by the others.
+  """
+  if _peers:
+    _peers.end(status, cause)
+  signals.say(f"dinojax: {errors.printable(cause)}")
+  os._exit(status)
+
+
+def fail(cause: str, *, status: int = 1, error: Exception | None = None) -> None:
+  """Ends the command, and all other processes with this one.
+
+  Args:
+    cause: printed by this process and by the others.
+    status: of `errors`, or 128 + a signal's number.
+    error: a bug, printed with its traceback.
+  """
+  if _peers and status < 128:
+    # Whatever this is may come of a lost peer, and `Peers` then ends the process.
+    time.sleep(SECONDS_OF_DOUBT)
+  if error:
+    traceback.print_exception(error)
+  if _peers:
+    _peers.end(status, cause)
+  if not error:
+    print(f"dinojax: {errors.printable(cause)}", file=sys.stderr)
+  # Threads of libraries may wait for what does not come, after an error of a disk.
+  threading.Thread(target=_insist, args=[status], daemon=True).start()
+  sys.exit(status)
+
+
+def _insist(status):
+  time.sleep(signals.SECONDS_TO_END)
+  os._exit(status)
