@@ -1,14 +1,18 @@
-"""Contact sheet of what the network sees: images, and the crops made of them.
+"""Preview of the augmentations: a picture of images and the crops made of them.
 
-  python -m dinojax.preview --images=SOURCE --config=FILE --out=sheet.png
+  python -m dinojax.preview --config=experiments/vits14.py \
+    --images=folder:/data/photos --out=preview.png
 
-Each row is one image as stored, then its global crops, then its local crops, all
-enlarged alike, so that sizes compare. Fields of the config can be overridden as in
-training, which helps to choose them.
+A row is one image as stored, then its global crops, then its local crops. All crops are
+enlarged by the same factor, so that their sizes can be compared. To try other
+augmentations, override fields of the config as in training, for example by
+--config.augment.local.area='(0.1, 0.4)'. No accelerator is used: a preview can be made
+while a run trains.
 """
 
 import functools
 import pathlib
+import sys
 
 import numpy as np
 from absl import flags
@@ -17,20 +21,26 @@ from PIL import Image
 from dinojax import errors, preflight
 from dinojax.commands import cli
 from dinojax.data import augment, bad_records, images, sources
-from dinojax.reporting import console
 
 flags.declare_key_flag("config")  # so that --help shows it
-IMAGES = flags.DEFINE_string("images", None, "Source of images, as folder:PATH.")
+IMAGES = flags.DEFINE_string(
+  "images",
+  None,
+  "Source of images, as in config.data.sources: folder:PATH, for example.",
+)
 OUT = flags.DEFINE_string("out", None, "Picture to write, .png or .jpg.")
-COUNT = flags.DEFINE_integer("count", 8, "Images, evenly spaced over the source.")
+COUNT = flags.DEFINE_integer(
+  "count", 8, "Number of images, evenly spaced over the source."
+)
+MAX_COUNT = 200  # a JPEG has at most 65,535 rows
 CELL, GAP, WHITE = 224, 6, 255  # pixels of a global crop's cell, and between cells
 
 
 def sheet(rows: list[tuple[np.ndarray, dict[str, np.ndarray]]]) -> np.ndarray:
-  """Draws the sheet.
+  """Draws the picture.
 
   Args:
-    rows: image uint8 [H, W, 3], and what `augment.MultiCrop` made of it.
+    rows: image uint8 [H, W, 3] and its crops, as `augment.MultiCrop` returns them.
 
   Returns:
     uint8 [H', W', 3].
@@ -50,7 +60,7 @@ def _row(image, crops):
 
 
 def _fitted(image, side):
-  """The whole image in a square."""
+  """The whole image, resized to fit into a square."""
   fitted = Image.fromarray(image)
   scale = side / max(fitted.size)
   size = [max(round(length * scale), 1) for length in fitted.size]
@@ -64,7 +74,7 @@ def _enlarged(crop, zoom):
 
 
 def _stack(parts, *, axis):
-  """Side by side along an axis, white between and where one is smaller."""
+  """Parts side by side along an axis, with white between and beside them."""
   across = max(part.shape[1 - axis] for part in parts)
   padded = []
   for part in parts:
@@ -75,32 +85,34 @@ def _stack(parts, *, axis):
 
 
 def main(_) -> None:
-  """Writes the sheet."""
+  """Writes the picture."""
   config = cli.CONFIG.value
   preflight.check(config, devices=None)
-  if not IMAGES.value or not OUT.value:
-    raise errors.UserError("--images=SOURCE and --out=FILE.png are both needed")
-  out = pathlib.Path(OUT.value)
+  if not IMAGES.value:
+    raise errors.UserError("--images=SOURCE is missing; try folder:PATH")
+  if not OUT.value:
+    raise errors.UserError("--out=FILE is missing; try preview.png")
+  out = pathlib.Path(OUT.value).expanduser()
   if out.suffix.lower() not in (".png", ".jpg", ".jpeg"):
     raise errors.UserError(f"--out={out} must end in .png or .jpg")
-  if COUNT.value < 1:
-    raise errors.UserError(f"--count={COUNT.value} must be at least 1")
+  if not 1 <= COUNT.value <= MAX_COUNT:
+    raise errors.UserError(f"--count={COUNT.value} must be within 1 and {MAX_COUNT}")
   source = sources.open_source(IMAGES.value, field="--images")
   multi_crop = augment.make_multi_crop(**config.augment.to_dict())
   rows, count = [], min(COUNT.value, len(source))
-  for index in np.linspace(0, len(source) - 1, count, dtype=int):
+  for index in np.linspace(0, len(source) - 1, count, dtype=int).tolist():
     rng = np.random.default_rng((config.seed, index))
-    crops, _, _ = bad_records.read_or_substitute(
-      source,
-      int(index),
-      make=functools.partial(_with_original, multi_crop, rng),
-    )
-    rows.append(crops)
+    make_row = functools.partial(_with_original, multi_crop, rng)
+    row, _, reason = bad_records.read_or_substitute(source, index, make=make_row)
+    rows.append(row)
+    if reason:
+      name = source.name(index)
+      print(f"corrupt image substituted: {name}: {reason}", file=sys.stderr)
   try:
     Image.fromarray(sheet(rows)).save(out)
   except OSError as error:
     raise errors.UserError(f"--out={out} cannot be written: {error}") from error
-  console.say(f"{len(rows)} images and their crops are in {out}")
+  print(f"{out}: {len(rows)} images and their crops")
 
 
 def _with_original(multi_crop, rng, image):
@@ -108,4 +120,4 @@ def _with_original(multi_crop, rng, image):
 
 
 if __name__ == "__main__":
-  cli.run(main, on_interrupt="ended; no picture is written")
+  cli.run(main, on_interrupt="interrupted; no picture is written")
