@@ -9,6 +9,7 @@ background, from its own copy; the folder gets its name when all is written.
 import contextlib
 import dataclasses
 import logging
+import os
 from collections.abc import Callable, Collection, Iterator
 from typing import Any
 
@@ -46,17 +47,28 @@ class Checkpoints:
     self._every = every
     self._writing: int | None = None
     self._policy = retention.KeepLastAndBest(keep_last, keep_best)
+    self._last_whole: int | None = None  # newest checkpoint that is complete
+    with self._failing_in_one_line():
+      self._open()
+
+  def _open(self):
     # What a kill during a save left. Orbax would clear it in a thread that outlives
     # its manager, and a second one at the same work makes both fail.
-    if jax.process_index() == 0 and self.directory.exists():
+    if jax.process_index() == 0:
+      os.makedirs(self.directory, exist_ok=True)
       for half_written in self.directory.glob("*.orbax-checkpoint-tmp*"):
         half_written.rmtree()
-    options = ocp.CheckpointManagerOptions(preservation_policy=self._policy)
+    options = ocp.CheckpointManagerOptions(
+      preservation_policy=self._policy,
+      # Made in the background, a folder that cannot be made blocks Orbax's threads, and
+      # with them the end of the process, for minutes.
+      async_options=ocp.AsyncOptions(create_directories_asynchronously=False),
+    )
     self._manager = ocp.CheckpointManager(self.directory, options=options)
+    self._last_whole = self._manager.latest_step()
     for step in self._manager.all_steps():
-      with contextlib.suppress(
-        *orbax_errors.IO_ERRORS
-      ):  # damaged records are `restore`'s affair
+      # `restore` deals with damaged records.
+      with contextlib.suppress(*orbax_errors.IO_ERRORS):
         self._policy.note(step, self._read_record(step).get("metrics"))
 
   def save(
@@ -146,6 +158,7 @@ class Checkpoints:
     """Returns when the checkpoint being written is complete; UserError if it fails."""
     with self._failing_in_one_line():
       self._manager.wait_until_finished()
+    self._last_whole = self._writing or self._last_whole
 
   def close(self):
     """Waits as `wait` does, and lets go of the folder."""
@@ -207,11 +220,12 @@ class Checkpoints:
     try:
       yield
     except orbax_errors.IO_ERRORS as error:
-      whole = ocp.utils.checkpoint_steps(self.directory)
+      step = "" if self._writing is None else f" {self._writing}"
+      self._writing = None
       raise errors.UserError(
-        f"cannot write checkpoint {self._writing} to {self.directory}"
-        f" ({orbax_errors.explain(error)}); the last good one is"
-        f" {max(whole, default=None)}; make room there, or permit writing, and restart"
+        f"cannot write checkpoint{step} to {self.directory}"
+        f" ({orbax_errors.explain(error)}); the last good one is {self._last_whole};"
+        " make room there, or permit writing, and restart"
       ) from error
 
 

@@ -357,6 +357,55 @@ def test_another_network_is_not_taken_for_damage(tmp_path):
   assert steps_on_disk(tmp_path) == [10]
 
 
+UNMAKEABLE = """
+import sys
+sys.path[:0] = [{root!r}, {tests!r}]
+import checkpoint_test, pathlib
+from dinojax import errors
+folder = pathlib.Path(sys.argv[1])
+run = checkpoint_test.open_run(folder)
+run.save(10, checkpoint_test.make_state(10), checkpoint_test.record_of(10))
+run.wait()
+(folder / "checkpoints").rename(folder / "moved")
+(folder / "checkpoints").touch()
+for step in (20, 30):
+  try:
+    run.save(step, checkpoint_test.make_state(step), checkpoint_test.record_of(step))
+    run.close()
+  except errors.UserError as error:
+    print("USER ERROR:", error)
+try:
+  checkpoint_test.open_run(folder)
+except errors.UserError as error:
+  print("USER ERROR:", error)
+"""
+
+
+@pytest.mark.process
+def test_a_folder_that_cannot_be_made_is_one_line_and_the_process_ends(tmp_path):
+  lines = in_a_process(UNMAKEABLE, tmp_path).stdout.splitlines()
+  assert len(lines) == 3
+  for step, line in zip((" 20", " 30", ""), lines, strict=True):
+    assert line.startswith(f"USER ERROR: cannot write checkpoint{step} to")
+    assert "checkpoints" in line
+  assert all("the last good one is 10" in line for line in lines[:2])
+
+
+def in_a_process(script, folder):
+  """What a script with a workdir did; it ends within a minute, without a traceback."""
+  tests = pathlib.Path(__file__).parent
+  script = script.format(root=str(tests.parent), tests=str(tests))
+  done = subprocess.run(
+    [sys.executable, "-c", script, str(folder)],
+    capture_output=True,
+    text=True,
+    timeout=120,
+    check=True,
+  )
+  assert "Traceback" not in done.stderr
+  return done
+
+
 FULL_DISK = """
 import resource, sys
 sys.path[:0] = [{root!r}, {tests!r}]
@@ -375,17 +424,9 @@ except errors.UserError as error:
 """
 
 
+@pytest.mark.process
 def test_a_save_that_finds_no_room_is_one_line_and_costs_no_older_checkpoint(tmp_path):
-  tests = pathlib.Path(__file__).parent
-  script = FULL_DISK.format(root=str(tests.parent), tests=str(tests))
-  done = subprocess.run(
-    [sys.executable, "-c", script, str(tmp_path)],
-    capture_output=True,
-    text=True,
-    timeout=120,
-    check=True,
-  )
-  assert "Traceback" not in done.stderr
+  done = in_a_process(FULL_DISK, tmp_path)
   (line,) = done.stdout.splitlines()
   assert line.startswith("USER ERROR: cannot write checkpoint 20 to")
   assert "File too large" in line
@@ -441,6 +482,7 @@ def run_two_processes(tmp_path, what):
   return results
 
 
+@pytest.mark.process
 def test_two_processes_agree_on_the_checkpoint_when_one_cannot_read_the_newest(
   tmp_path,
 ):
