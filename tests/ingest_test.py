@@ -2,100 +2,60 @@
 
 import contextlib
 import csv
-import io
 import json
-import os
-import pathlib
-import resource
 import signal
 import subprocess
 import sys
-import tarfile
 import time
 
 import children
+import ingest_session
 import jax
 import numpy as np
 import pictures
+import psutil
 import pytest
 import tensorflow_datasets as tfds
 from absl import flags
-from PIL import Image
 
 from dinojax.data import images, mixture, sources, train_batches
 from dinojax.weights import formats, model
 
-ROOT = pathlib.Path(__file__).parent.parent
-IN_MEMORY = ("--direct_running_mode=in_memory", "--direct_num_workers=1")
-SHARD = 8  # records
+pytestmark = pytest.mark.process
 ARCHITECTURE = dict(
   **dict(patch_size=4, pos_grid=4, width=16, depth=1, heads=2),
   **dict(ffn="mlp", registers=0, pool="gap"),
 )
 
 
-def encoded(pixels, kind="PNG", size=None, **options):
-  image = Image.fromarray(pixels)
-  file = io.BytesIO()
-  image.resize(size or image.size).save(file, kind, **options)
-  return file.getvalue()
+@pytest.fixture(scope="module")
+def session():
+  with contextlib.closing(ingest_session.Session()) as running:
+    yield running
 
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory):
-  """20 pictures in two classes; copies and damage in a tar file; a set to exclude."""
   folder = tmp_path_factory.mktemp("data")
-  *shown, other = pictures.make(21)
-  for i, pixels in enumerate(shown):
-    path = folder / "photos" / ("cat" if i < 8 else "dog") / f"{i:02}.png"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_bytes(encoded(pixels))
-  frames = [Image.fromarray(pixels) for pixels in shown[:2]]
-  animation = io.BytesIO()
-  frames[0].save(animation, "GIF", save_all=True, append_images=frames[1:])
-  copies = {
-    "a": (folder / "photos/cat/01.png").read_bytes(),  # the same file
-    "b": encoded(shown[2], "BMP"),  # the same pixels
-    "c": encoded(shown[3], "JPEG", quality=60),
-    "d": encoded(shown[4], "JPEG", (96, 96)),  # larger than what it is a copy of
-    "e": encoded(shown[5])[:500],
-    "f": b"no image",
-    "g": animation.getvalue(),
-    "h": encoded(shown[6], size=(64, 6)),
-    "i": encoded(shown[6], size=(64, 9)),
-    "j": encoded(other),
-  }
-  files = {f"{key}.png": content for key, content in copies.items()}
-  files |= {"d.cls": b"cat", "j.cls": b"1"}
-  with tarfile.open(folder / "0.tar", "w") as tar:
-    for name, content in sorted(files.items()):
-      member = tarfile.TarInfo(name)
-      member.size = len(content)
-      tar.addfile(member, io.BytesIO(content))
-  (folder / "test").mkdir()
-  (folder / "test/0.jpg").write_bytes(encoded(shown[7], "JPEG", quality=80))
+  ingest_session.write_images(folder)
   return folder
 
 
-def command(data, out, *more):
-  inputs = [f"--images=folder:{data}/photos", f"--images=tar:{data}/*.tar"]
-  flags = [f"--exclude=folder:{data}/test", "--min_side=8", "--max_aspect=4"]
-  flags += [f"--records_per_shard={SHARD}", f"--out={out}", *more]
-  return [sys.executable, "-m", "dinojax.ingest", *inputs, *flags]
-
-
-def run(*args, **options):
-  return subprocess.run(
-    command(*args), cwd=ROOT, capture_output=True, text=True, check=False, **options
-  )
-
-
 @pytest.fixture(scope="module")
-def made(data, tmp_path_factory):
+def made(session, data, tmp_path_factory):
   out = tmp_path_factory.mktemp("made") / "web" / "1.0.0"
-  result = run(data, out, *IN_MEMORY)
-  assert result.returncode == 0, result.stderr
+  ended = session.ingest(*ingest_session.flags_of(data, out))
+  assert ended.status == 0, ended.stderr
   return out
+
+
+def start(data, out, *, processes):
+  """The real command."""
+  flags = [*ingest_session.flags_of(data, out), f"--direct_num_workers={processes}"]
+  return subprocess.Popen(
+    [sys.executable, "-m", "dinojax.ingest", *flags],
+    **dict(cwd=ingest_session.ROOT, stderr=subprocess.PIPE, text=True),
+  )
 
 
 def contents(out):
@@ -104,12 +64,20 @@ def contents(out):
   return {name: (out / name).read_bytes() for name in names}
 
 
-def test_duplicates_and_damage_are_out_and_all_else_is_there_once(made, data):
+def wait_until(condition):
+  deadline = time.monotonic() + 60
+  while not condition():
+    assert time.monotonic() < deadline
+    time.sleep(0.02)
+
+
+def test_duplicates_and_damage_are_dropped_and_all_else_is_there_once(made, data):
   with open(made / "dropped.csv", newline="") as file:
-    rows = list(csv.reader(file))[1:]
+    header, *rows = csv.reader(file)
+  assert header == ["name", "reason", "detail", "matches"]
   tar = f"{data}/0.tar"
   photos = f"{data}/photos"
-  dropped = {name: (reason, kept) for name, reason, _, kept in rows}
+  dropped = {name: (reason, match) for name, reason, _, match in rows}
   assert dropped == {
     f"{tar}:a": ("exact duplicate", f"{photos}/cat/01.png"),
     f"{tar}:b": ("exact duplicate", f"{photos}/cat/02.png"),
@@ -171,14 +139,11 @@ def read(source, workers):
       yield {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
 
 
-@pytest.mark.parametrize("workers", [(4,), (1, 3), (0, 2, 0, 0)])
-def test_training_sees_each_kept_record_once_an_epoch_on_any_hosts_and_workers(
-  made, workers
-):
+def test_training_sees_each_kept_record_once_an_epoch_on_any_hosts_and_workers(made):
   flags.FLAGS.mark_as_parsed()
   source = sources.open_source(f"arrayrecord:{made}/*.array_record*", field="x")
-  batches = list(read(source, workers))
-  for batch, alone in zip(batches, read(source, (0,)), strict=True):
+  batches = list(read(source, (0,)))
+  for batch, alone in zip(read(source, (0, 2)), batches, strict=True):
     assert batch.keys() == alone.keys()
     for name, values in alone.items():
       np.testing.assert_array_equal(batch[name], values)
@@ -189,13 +154,14 @@ def test_training_sees_each_kept_record_once_an_epoch_on_any_hosts_and_workers(
   assert seen[:20] != seen[20:]
 
 
-def test_manifest_and_report_tell_of_everything(made, data):
+def test_manifest_and_report_count_everything(made, data):
   manifest = json.loads((made / "manifest.json").read_text())
   assert manifest["records"] == 20
   assert manifest["dropped"] == {
     **{"unreadable": 2, "animated": 1, "too small": 1, "too elongated": 1},
     **{"exact duplicate": 2, "near duplicate": 2, "in an excluded set": 1},
   }
+  assert manifest["warnings"] == []
   excluded, photos, tar = manifest["inputs"]
   assert (excluded["images"], photos["images"], tar["images"]) == (1, 20, 10)
   assert (photos["kept"], tar["kept"]) == (18, 2)
@@ -217,71 +183,67 @@ def test_manifest_and_report_tell_of_everything(made, data):
   assert "2 frames" in report and "64x9 pixels" in report
 
 
-def test_again_it_says_that_all_is_there_and_changes_nothing(made, data):
+def test_the_same_command_again_changes_nothing(session, made, data):
   before = {path: path.stat().st_mtime_ns for path in made.parent.rglob("*")}
-  result = run(data, made)
-  assert result.returncode == 0
-  assert result.stderr == f"{made} is complete; nothing to do\n"
+  ended = session.ingest(*ingest_session.flags_of(data, made))
+  assert ended == (0, f"{made} is complete; nothing to do\n")
   assert {path: path.stat().st_mtime_ns for path in made.parent.rglob("*")} == before
 
 
-def test_killed_and_cut_off_by_a_full_disk_it_goes_on_to_the_same_bytes(
-  made, data, tmp_path
+def test_after_a_kill_and_a_full_disk_it_resumes_to_the_same_bytes(
+  session, made, data, tmp_path
 ):
   out = tmp_path / "web" / "1.0.0"
   work = out.with_name("1.0.0.work")
-  process = subprocess.Popen(command(data, out), cwd=ROOT, stderr=subprocess.DEVNULL)
+  process = start(data, out, processes=1)
   wait_until(lambda: list(work.glob("scan/*.npy")))
   started = children.of(process.pid)
+  assert started
   process.kill()
-  process.wait()
+  process.communicate()
   children.wait_until_gone(started)
-
-  def limit():  # a shard is larger: array_record writes at least 64 KiB
-    resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, 50_000))
-
-  full = run(data, out, *IN_MEMORY, preexec_fn=limit)
-  assert full.returncode == 1
+  # A shard is larger: array_record writes at least 64 KiB.
+  full = session.ingest(*ingest_session.flags_of(data, out), limit=50_000)
+  assert full.status == 1
   line = full.stderr.splitlines()[-1]
-  assert line.startswith(f"dinojax: --out={out} cannot be written (")
-  assert "File too large" in line and "Traceback" not in full.stderr
+  assert line.startswith(f"dinojax: --out={out} cannot be written (File too large);")
+  assert "Traceback" not in full.stderr
   assert not out.exists()
   assert not list(out.parent.rglob("*.new"))
-  assert run(data, out).returncode == 0
+  last = start(data, out, processes=2)
+  _, output = last.communicate()
+  assert last.returncode == 0, output
   assert contents(out) == contents(made)
   assert {path.name for path in out.parent.iterdir()} == {"1.0.0", "1.0.0.json"}
 
 
-def wait_until(condition):
-  deadline = time.monotonic() + 60
-  while not condition():
-    assert time.monotonic() < deadline
-    time.sleep(0.02)
+def workers_of(process):
+  """Python processes that tasks run in; Beam starts each by a shell."""
+  found = psutil.Process(process.pid).children(recursive=True)
+  return [child for child in found if "python" in child.name()]
 
 
 @pytest.mark.parametrize(
-  ("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)]
+  ("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)]
 )
-def test_signals_end_all_processes(data, tmp_path, number, code):
-  os.mkfifo(tmp_path / "endless.png")  # takes for ever to be read
-  extra = f"--images=folder:{tmp_path}"
+def test_signals_end_all_processes(data, tmp_path, number, status):
   before = signal.signal(signal.SIGINT, signal.SIG_DFL)  # ignored in background jobs
-  process = subprocess.Popen(
-    command(data, tmp_path / "o", extra), cwd=ROOT, stderr=subprocess.PIPE, text=True
-  )
+  process = start(data, tmp_path / "o", processes=1)
   signal.signal(signal.SIGINT, before)
-  wait_until(lambda: list((tmp_path / "o.work").glob("scan/*.npy")))
+  wait_until(lambda: workers_of(process))
+  for worker in workers_of(process):
+    worker.suspend()  # so that its task never ends
   started = children.of(process.pid)
-  assert started
   process.send_signal(number)
-  _, said = process.communicate(timeout=60)
-  assert process.returncode == code
-  assert "Traceback" not in said and "ended; the same command resumes" in said
+  _, output = process.communicate(timeout=60)
+  assert process.returncode == status
+  assert "Traceback" not in output
+  assert output.splitlines()[-1] == "dinojax: ended; the same command resumes"
   children.wait_until_gone(started)
   assert not (tmp_path / "o").exists()
 
 
-def test_embeddings_drop_look_alikes_and_sample_evenly(data, tmp_path):
+def test_similar_embeddings_are_dropped_and_samples_are_even(session, data, tmp_path):
   weights = tmp_path / "a.safetensors"
   rng = np.random.default_rng(0)
   params = jax.tree.map(
@@ -292,8 +254,8 @@ def test_embeddings_drop_look_alikes_and_sample_evenly(data, tmp_path):
   out = tmp_path / "o"
   flags = ("--near_bits=-1", "--near_cosine=0.999", "--sample=12", "--clusters=4")
   more = (f"--checkpoint={weights}", "--crop=16", "--resize=16", "--batch_size=8")
-  result = run(data, out, *IN_MEMORY, *flags, *more)
-  assert result.returncode == 0, result.stderr
+  ended = session.ingest(*ingest_session.flags_of(data, out), *flags, *more)
+  assert ended.status == 0, ended.stderr
   manifest = json.loads((out / "manifest.json").read_text())
   assert manifest["records"] == 12
   dropped = manifest["dropped"]
@@ -302,33 +264,17 @@ def test_embeddings_drop_look_alikes_and_sample_evenly(data, tmp_path):
   assert manifest["given"]["weights"]
 
 
-def test_images_are_shrunk_to_a_shorter_side(data, tmp_path):
+def test_images_are_shrunk_to_a_shorter_side(session, data, tmp_path):
   out = tmp_path / "o"
   flags = ("--shorter_side=32", "--exact=off", "--near_bits=-1")
-  assert run(data, out, *IN_MEMORY, *flags).returncode == 0
+  ended = session.ingest(*ingest_session.flags_of(data, out), *flags)
+  assert ended.status == 0, ended.stderr
   source = sources.open_source(f"arrayrecord:{out}/*.array_record*", field="x")
   sizes = {images.decode(source[i]["image"]).shape for i in range(len(source))}
   assert sizes == {(32, 32, 3)}
 
 
-MISTAKES = """
-import json, sys
-from absl import flags
-from dinojax import errors, ingest
-
-for command in json.loads(sys.argv[1]):
-  flags.FLAGS.unparse_flags()
-  for name in flags.FLAGS:
-    flags.FLAGS[name].unparse()
-  rest = flags.FLAGS(command, known_only=True)
-  try:
-    ingest.main(rest)
-  except errors.UserError as error:
-    print(error)
-"""
-
-
-def test_mistakes_take_one_line_and_leave_nothing(made, data, tmp_path):
+def test_mistakes_take_one_line_and_leave_nothing(session, made, data, tmp_path):
   mistakes = {
     "--min_sid=3": "nor of Beam; did you mean --min_side?",
     "--quality=101": "--quality=101 must be within 1 and 95",
@@ -339,19 +285,11 @@ def test_mistakes_take_one_line_and_leave_nothing(made, data, tmp_path):
     f"--images=tar:{data}/test/*.jpg": "matches no tar file, but",
     "--min_side=999": "no image of --images is kept (1 unreadable, 1 animated, 28 too",
     "--near_bits=4": "finished ingest with other settings: near_bits 6, now 4",
+    "--out=/": "--out=/ must end in the name of a new folder",
   }
-  commands = []
-  for mistake in mistakes:
+  for mistake, message in mistakes.items():
     out = made if "near_bits" in mistake else tmp_path / "o"
-    commands.append(["ingest", *command(data, out, *IN_MEMORY, mistake)[3:]])
-  result = subprocess.run(
-    [sys.executable, "-c", MISTAKES, json.dumps(commands)],
-    cwd=ROOT,
-    capture_output=True,
-    text=True,
-    check=True,
-  )
-  lines = result.stdout.splitlines()
-  for line, said in zip(lines, mistakes.values(), strict=True):
-    assert said in line
+    ended = session.ingest(*ingest_session.flags_of(data, out), mistake)
+    assert ended.status == 1
+    assert message in ended.stderr.splitlines()[-1]
   assert not list(tmp_path.iterdir())
