@@ -40,7 +40,6 @@ from dinojax.commands import backbone_flags, cli
 from dinojax.curation import (
   embedding,
   engine,
-  examine,
   inputs,
   jobs,
   manifest,
@@ -59,7 +58,12 @@ flags.DEFINE_integer("min_side", 32, "Drop images whose shorter side is below.")
 flags.DEFINE_float(
   "max_aspect", 6, "Drop images whose long side is over so many short ones; 0: keep."
 )
-flags.DEFINE_integer("max_pixels", 50_000_000, "Drop images of more pixels, undecoded.")
+flags.DEFINE_integer(
+  "max_pixels",
+  50_000_000,
+  "Drop images of more pixels, undecoded. Higher values take more memory in each"
+  " process, 3 bytes a pixel and more (JPEG: at most 400 MB), and --shorter_side.",
+)
 flags.DEFINE_bool("animated", False, "Keep animations; training sees the first frame.")
 flags.DEFINE_integer(
   "shorter_side",
@@ -164,7 +168,7 @@ def check(settings: jobs.Settings) -> None:
   limits = {
     "min_side": (1, 1 << 20),
     "max_aspect": (0, 1 << 20),
-    "max_pixels": (1, examine.images.MAX_PIXELS),
+    "max_pixels": (1, 1 << 40),
     "shorter_side": (0, 1 << 20),
     "quality": (1, 95),
     "near_bits": (-1, 16),

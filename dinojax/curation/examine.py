@@ -2,11 +2,11 @@
 
 import hashlib
 import io
-from typing import Any
+import math
 
 import cv2
 import numpy as np
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 
 from dinojax.curation import fingerprints, inputs, jobs
 from dinojax.data import images
@@ -54,50 +54,39 @@ def examine(record: inputs.Record, settings: jobs.Settings) -> tuple[np.void, st
     return row[()], record.trouble
   row["size"] = len(record.image)
   row["bytes"] = digest(record.image)
-  reason, detail = _check_header(record.image, row, settings)
-  if not reason:
-    try:
-      pixels = images.decode(record.image)
-    except ValueError as error:
-      reason, detail = "unreadable", " ".join(str(error).split())
-    else:
-      row["height"], row["width"] = pixels.shape[:2]  # EXIF may have turned it
+  try:
+    probed = images.probe(record.image)
+    row["height"], row["width"] = probed.height, probed.width
+    reason, detail = _check_header(probed, settings)
+    if not reason:
+      pixels, _ = probed.decode(max_pixels=settings.max_pixels)
       row["pixels"] = digest(pixels, str(pixels.shape).encode())
       row["hash"] = fingerprints.perceptual_hash(pixels)
       row["thumb"] = fingerprints.resize_to_square(pixels, fingerprints.THUMB)
+  except ValueError as error:
+    reason, detail = "unreadable", str(error)
   row["reason"] = jobs.REASON[reason]
   return row[()], detail
 
 
-def _check_header(image: bytes, row: Any, settings: jobs.Settings) -> tuple[str, str]:
+def _check_header(probed: images.Probed, settings: jobs.Settings) -> tuple[str, str]:
   """Why an image is dropped undecoded, as reason and detail, or two times ""."""
-  try:
-    with Image.open(io.BytesIO(image), formats=images.FORMATS) as opened:
-      width, height = opened.size
-      frames = 1 if settings.animated else _frames(opened)
-  except UnidentifiedImageError:  # its text holds an address, another each time
-    return "unreadable", "no image of a known format"
-  except Exception as error:  # Pillow raises a dozen types on damaged bytes.
-    return "unreadable", f"{type(error).__name__}: {error}"
-  row["width"], row["height"] = width, height
-  size = f"{width}x{height} pixels"
-  if width * height > settings.max_pixels:
+  short, long = sorted((probed.width, probed.height))
+  count = probed.width * probed.height
+  size = f"{probed.width}x{probed.height} pixels"
+  if count > settings.max_pixels:
     return "too many pixels", f"{size}, over --max_pixels={settings.max_pixels}"
-  if frames > 1:
-    return "animated", f"{frames} frames"
-  if min(width, height) < settings.min_side:
+  is_jpeg = probed.header.format == "JPEG"
+  readable = images.MAX_PIXELS * (images.JPEG_FACTOR if is_jpeg else 1)
+  if count > readable and not 0 < settings.shorter_side < short:
+    return "too many pixels", f"{size}, over what training reads; give --shorter_side"
+  if probed.frames > 1 and not settings.animated:
+    return "animated", f"{probed.frames} frames"
+  if short < settings.min_side:
     return "too small", size
-  if settings.max_aspect and max(width, height) > settings.max_aspect * min(
-    width, height
-  ):
+  if settings.max_aspect and long > settings.max_aspect * short:
     return "too elongated", size
   return "", ""
-
-
-def _frames(opened: Image.Image) -> int:
-  """The frames of an animation; 1 for a photo, even with smaller versions of it."""
-  # Phones append previews and HDR gain maps to a JPEG (MPO), as further pictures.
-  return 1 if opened.format == "MPO" else getattr(opened, "n_frames", 1)
 
 
 def digest(content: bytes | np.ndarray, salt: bytes = b"") -> np.ndarray:
@@ -111,12 +100,15 @@ def shrunk(image: bytes, settings: jobs.Settings) -> bytes:
   """The image as it is written: as JPEG if it is over `settings.shorter_side`."""
   if not settings.shorter_side:
     return image
-  pixels = images.decode(image)
-  height, width = pixels.shape[:2]
-  shrink = settings.shorter_side / min(height, width)
-  if shrink >= 1:
+  probed = images.probe(image)
+  ratio = min(probed.height, probed.width) / settings.shorter_side
+  if ratio <= 1:
     return image
-  size = max(round(width * shrink), 1), max(round(height * shrink), 1)
+  # A JPEG is decoded at a fraction of its size, as far as that is large enough.
+  pixels, _ = probed.decode(int(math.log2(ratio)), max_pixels=settings.max_pixels)
+  height, width = pixels.shape[:2]
+  size = [max(round(x / ratio), 1) for x in (probed.width, probed.height)]
+  size = min(size[0], width), min(size[1], height)
   resized = cv2.resize(pixels, size, interpolation=cv2.INTER_AREA)
   file = io.BytesIO()
   Image.fromarray(resized).save(file, "JPEG", quality=settings.quality)

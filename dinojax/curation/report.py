@@ -109,9 +109,10 @@ def _pictures(
     rows = [image & 0xFFFFFFFF for image in group]
     for record in inputs.read(parts[number], job.settings, rows):
       try:
-        picture = Image.fromarray(images.decode(record.image or b""))
+        pixels, _ = images.probe(record.image or b"").decode(images.MAX_HALVINGS)
       except ValueError:
         continue
+      picture = Image.fromarray(pixels)
       picture.thumbnail((SIDE, SIDE))
       file = io.BytesIO()
       picture.save(file, "JPEG", quality=85)

@@ -3,11 +3,12 @@
 import io
 import itertools
 
+import ingest_jobs
 import numpy as np
 import pytest
 from PIL import Image
 
-from dinojax.curation import candidates, embedding, fingerprints, jobs, near_duplicates
+from dinojax.curation import candidates, embedding, fingerprints, near_duplicates
 
 
 def brute_pairs(rows, bits):
@@ -25,7 +26,7 @@ def test_tables_find_every_pair_of_hashes_within_the_distance(bits, tmp_path):
   for i in range(300, 600):  # up to 8 flipped bits of one before
     flips = rng.choice(64, rng.integers(0, 9), replace=False)
     rows["hash"][i] = rows["hash"][i - 300] ^ np.uint64(sum(1 << int(b) for b in flips))
-  job = make_job(tmp_path, near_bits=bits)
+  job = ingest_jobs.make_job(tmp_path, near_bits=bits)
   found = set()
   for a in range(bits + 2):
     for b in range(a):
@@ -44,19 +45,8 @@ def test_a_hash_of_very_many_images_makes_few_pairs():
   assert set(pairs["b"].tolist()) == set(range(1, 5_000))
 
 
-def make_job(folder, **changes):
-  values = dict(
-    **dict(min_side=8, max_aspect=6.0, max_pixels=10**6, animated=False),
-    **dict(shorter_side=0, quality=90, exact="pixels", near_bits=6),
-    **dict(near_difference=5.5, near_cosine=0.0, clusters=4, sample=0),
-    **dict(records_per_shard=10, seed=0, image_column="", label_column=""),
-  )
-  settings = jobs.Settings(**values | changes)
-  return jobs.Job(settings, folder / "out", folder / "out.work")
-
-
 def test_of_a_chain_only_duplicates_of_kept_images_are_dropped(tmp_path):
-  job = make_job(tmp_path)
+  job = ingest_jobs.make_job(tmp_path)
   value = {0: 0, 1: 1, 2: 2, 3: 3, 10: 10, 11: 11}
   size = {0: 1, 1: 3, 2: 1, 3: 1, 10: 1, 11: 1}
   dtype = [("width", np.uint32), ("height", np.uint32)]

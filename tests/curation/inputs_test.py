@@ -3,11 +3,11 @@
 import io
 import tarfile
 
+import ingest_jobs
 import numpy as np
 import pyarrow
 import pytest
 from array_record.python import array_record_module
-from duplicates_test import make_job
 from PIL import Image
 from pyarrow import parquet
 
@@ -36,7 +36,7 @@ def write_tar(path, files, mode="w"):
 
 
 def read(spec, tmp_path, rows=None, **changes):
-  settings = make_job(tmp_path, **changes).settings
+  settings = ingest_jobs.make_job(tmp_path, **changes).settings
   parts = inputs.plan([spec], [], settings)
   return [record for part in parts for record in inputs.read(part, settings, rows)]
 
@@ -171,7 +171,7 @@ def test_inputs_that_are_none_are_refused_at_once(tmp_path, spec, said):
 def test_an_input_that_changed_or_went_away_ends_the_run(contents, tmp_path):
   path = tmp_path / "0.tar"
   write_tar(path, [("0.png", contents[0])])
-  settings = make_job(tmp_path).settings
+  settings = ingest_jobs.make_job(tmp_path).settings
   (part,) = inputs.plan([f"tar:{path}"], [], settings)
   write_tar(path, [("0.png", contents[0]), ("1.png", contents[1])])
   with pytest.raises(errors.UserError, match="has changed since this ingest began"):

@@ -3,9 +3,9 @@
 import os
 import pathlib
 
+import ingest_jobs
 import numpy as np
 import pytest
-from duplicates_test import make_job
 
 from dinojax import durable, errors
 from dinojax.curation import work_folder
@@ -28,13 +28,13 @@ def is_scanned(job, given):
 
 
 def test_the_same_ingest_resumes(tmp_path):
-  job = make_job(tmp_path)
+  job = ingest_jobs.make_job(tmp_path)
   fail_after(job, {"min_side": 32}, scanned=True)
   assert is_scanned(job, {"min_side": 32})
 
 
 def test_other_settings_are_refused_with_what_to_remove(tmp_path):
-  job = make_job(tmp_path)
+  job = ingest_jobs.make_job(tmp_path)
   fail_after(job, {"min_side": 32}, scanned=True)
   with pytest.raises(errors.UserError) as raised:
     is_scanned(job, {"min_side": 40})
@@ -46,7 +46,7 @@ def test_other_settings_are_refused_with_what_to_remove(tmp_path):
 
 
 def test_a_finished_ingest_is_complete_for_the_same_settings_alone(tmp_path):
-  job = make_job(tmp_path)
+  job = ingest_jobs.make_job(tmp_path)
   assert not work_folder.is_complete(job, {"min_side": 32})
   with work_folder.opened(job, {"min_side": 32}):
     job.out.mkdir()
@@ -82,7 +82,7 @@ def test_differences_are_named_once_and_in_words():
 
 
 def test_without_its_settings_an_earlier_scan_counts_for_nothing(tmp_path):
-  job = make_job(tmp_path)
+  job = ingest_jobs.make_job(tmp_path)
   fail_after(job, {"min_side": 32}, scanned=True)
   job.out.with_name(f"{job.out.name}.json").unlink()
   assert not is_scanned(job, {"min_side": 40})
@@ -90,21 +90,21 @@ def test_without_its_settings_an_earlier_scan_counts_for_nothing(tmp_path):
 
 @pytest.mark.parametrize("content", ["", "[" * 100_000])
 def test_damaged_settings_of_a_work_folder_are_those_of_no_ingest(tmp_path, content):
-  job = make_job(tmp_path)
+  job = ingest_jobs.make_job(tmp_path)
   fail_after(job, {"min_side": 32}, scanned=True)
   (job.work / work_folder.SETTINGS_FILE).write_text(content)
   assert not is_scanned(job, {"min_side": 32})
 
 
 def test_an_attempt_that_scanned_nothing_leaves_nothing(tmp_path):
-  job = make_job(tmp_path)
+  job = ingest_jobs.make_job(tmp_path)
   fail_after(job, {"min_side": 32}, scanned=False)
   assert not list(tmp_path.rglob("*"))
   assert not is_scanned(job, {"min_side": 40})
 
 
 def test_a_folder_of_another_kind_is_not_removed(tmp_path):
-  job = make_job(tmp_path)
+  job = ingest_jobs.make_job(tmp_path)
   job.work.mkdir(parents=True)
   (job.work / "thesis.txt").write_text("my only copy")
   with pytest.raises(errors.UserError, match=r"which is no ingest's: it has no given"):
@@ -115,7 +115,7 @@ def test_a_folder_of_another_kind_is_not_removed(tmp_path):
 
 
 def test_two_ingests_into_one_output_at_a_time_are_refused(tmp_path):
-  job = make_job(tmp_path)
+  job = ingest_jobs.make_job(tmp_path)
   with work_folder.opened(job, {"min_side": 32}):
     for given in ({"min_side": 32}, {"min_side": 40}):
       with pytest.raises(ownership.TakenError, match=f"by process {os.getpid()} on "):
@@ -125,6 +125,6 @@ def test_two_ingests_into_one_output_at_a_time_are_refused(tmp_path):
 
 
 def test_another_version_of_a_data_set_is_another_output(tmp_path):
-  first, second = (make_job(tmp_path / name) for name in ("1.0.0", "2.0.0"))
+  first, second = (ingest_jobs.make_job(tmp_path / name) for name in ("1.0.0", "2.0.0"))
   with work_folder.opened(first, {}), work_folder.opened(second, {}):
     assert pathlib.Path(first.work).exists() and second.work.exists()

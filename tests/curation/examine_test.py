@@ -1,0 +1,125 @@
+"""The scan drops what cannot be used, with the reason, and no sound image."""
+
+import io
+
+import ingest_jobs
+import numpy as np
+import pytest
+from PIL import Image
+
+from dinojax.curation import examine, inputs, jobs
+from dinojax.data import images
+
+
+def scan(image, **changes):
+  """Row, reason and detail of an image, encoded or PIL's."""
+  settings = ingest_jobs.make_settings(**changes)
+  row, detail = examine.examine(inputs.Record(0, "x", image, -1, ""), settings)
+  return row, jobs.REASONS[row["reason"]], detail
+
+
+def encode(*frames, kind, **options):
+  file = io.BytesIO()
+  if len(frames) > 1:
+    options |= {"save_all": True, "append_images": frames[1:]}
+  frames[0].save(file, kind, **options)
+  return file.getvalue()
+
+
+@pytest.fixture
+def frames(pictures):
+  return [Image.fromarray(pixels) for pixels in pictures[:2]]
+
+
+def test_a_photo_with_smaller_versions_of_it_is_no_animation(frames):
+  small = frames[0].resize((32, 32))
+  for image in (encode(frames[0], small, kind="MPO"), encode(*frames, kind="MPO")):
+    row, reason, _ = scan(image)
+    assert reason == "" and row["width"] == 64
+
+
+@pytest.mark.parametrize("kind", ["GIF", "PNG", "WEBP"])
+def test_animations_are_dropped_or_kept_as_asked(frames, kind):
+  image = encode(*frames, kind=kind)
+  _, reason, detail = scan(image)
+  assert (reason, detail) == ("animated", "2 frames")
+  assert scan(image, animated=True)[1] == ""
+  assert scan(encode(frames[0], kind=kind))[1] == ""
+
+
+def test_limits_name_themselves(frames):
+  image = encode(frames[0].resize((64, 16)), kind="PNG")
+  _, reason, detail = scan(image, max_pixels=1000)
+  assert reason == "too many pixels"
+  assert detail == "64x16 pixels, over --max_pixels=1000"
+  assert scan(image, min_side=17)[1:] == ("too small", "64x16 pixels")
+  assert scan(image, max_aspect=3.9)[1:] == ("too elongated", "64x16 pixels")
+  assert scan(image, max_aspect=0)[1] == scan(image, max_aspect=4)[1] == ""
+
+
+@pytest.mark.parametrize(
+  ("image", "detail"),
+  [
+    (b"", "zero bytes"),
+    (b"<html>404</html>", "cannot identify"),
+    ("truncated", "damaged PNG"),
+  ],
+)
+def test_what_cannot_be_read_has_a_reason_on_one_line(frames, image, detail):
+  if image == "truncated":
+    image = encode(frames[0], kind="PNG")[:500]
+  _, reason, found = scan(image)
+  assert reason == "unreadable"
+  assert detail in found and "\n" not in found
+
+
+def test_a_large_jpeg_is_scanned_and_shrunk_at_a_fraction_of_its_size(
+  frames, monkeypatch
+):
+  monkeypatch.setattr(images, "MAX_PIXELS", 64 * 64 // 2)
+  jpeg = encode(frames[0], kind="JPEG")
+  row, reason, _ = scan(jpeg, shorter_side=16)
+  assert reason == ""
+  assert (row["width"], row["height"]) == (64, 64)
+  settings = ingest_jobs.make_settings(shorter_side=16)
+  shrunk = images.decode(examine.shrunk(jpeg, settings))
+  assert shrunk.shape == (16, 16, 3)
+  grey = np.asarray(Image.fromarray(shrunk).convert("L"), int)  # JPEG halves colours
+  expected = frames[0].convert("L").resize((16, 16), Image.Resampling.BOX)
+  assert np.abs(grey - np.asarray(expected)).mean() < 4
+
+
+def test_images_too_large_for_training_are_kept_where_they_are_shrunk(
+  frames, monkeypatch
+):
+  monkeypatch.setattr(images, "MAX_PIXELS", 64 * 64 // 2)
+  png, jpeg = (encode(frames[0], kind=kind) for kind in ("PNG", "JPEG"))
+  _, reason, detail = scan(png)
+  assert reason == "too many pixels" and "give --shorter_side" in detail
+  assert scan(png, shorter_side=64)[1] == "too many pixels", "which does not shrink it"
+  assert scan(png, shorter_side=16)[1] == ""
+  assert scan(jpeg)[1] == "", "training decodes it at half its size"
+
+
+@pytest.mark.parametrize(
+  ("width", "height"), [(100, 40), (40, 100), (37, 333), (50, 20)]
+)
+@pytest.mark.parametrize("kind", ["PNG", "JPEG"])
+def test_shrunk_images_have_the_shorter_side(width, height, kind):
+  image = encode(Image.new("RGB", (width, height), "red"), kind=kind)
+  short = examine.shrunk(image, ingest_jobs.make_settings(shorter_side=20))
+  shape = images.decode(short).shape[:2]
+  assert min(shape) == 20
+  ratio = min(width, height) / 20
+  assert max(shape) == round(max(width, height) / ratio)
+  assert (short == image) == (min(width, height) == 20)
+
+
+def test_rotation_counts_in_size_and_shrinking(frames):
+  exif = Image.Exif()
+  exif[0x0112] = 6
+  image = encode(frames[0].resize((64, 32)), kind="JPEG", exif=exif)
+  row, _, _ = scan(image)
+  assert (row["width"], row["height"]) == (32, 64)
+  short = examine.shrunk(image, ingest_jobs.make_settings(shorter_side=16))
+  assert images.decode(short).shape == (32, 16, 3)
