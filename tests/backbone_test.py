@@ -88,12 +88,12 @@ def test_a_column_is_the_feature_of_the_network_cut_off_after_that_block(kind, b
 
 
 def test_image_features_join_kinds_and_blocks_in_their_order():
-  loaded, images = backbone.of_weights(random_backbone()), images_of(2)
+  loaded, images = backbone.of_weights(random_backbone()), images_of(3)
   columns = backbone.columns("cls+gap", 2)
   joined = backbone.image_columns(loaded.module, loaded.params, images, columns)
   order = (("cls", -2), ("cls", -1), ("gap", -2), ("gap", -1))
   assert columns == order
-  assert joined.shape == (2, 4 * 32)
+  assert joined.shape == (3, 4 * 32)
   np.testing.assert_allclose(joined[:, 32:64], loaded(images).cls, atol=1e-5)
   np.testing.assert_allclose(joined[:, 96:], loaded(images).image, atol=1e-5)
 
@@ -159,11 +159,9 @@ def test_an_exported_program_takes_any_batch_and_needs_no_weights():
       np.testing.assert_allclose(found, wanted, atol=1e-5)
 
 
-@pytest.mark.parametrize("pool", ["gap", "cls"])
-def test_an_onnx_file_computes_the_same_on_another_runtime(
-  tmp_path, pool, capfd, caplog
-):
-  loaded = backbone.of_weights(random_backbone(pool))
+def test_an_onnx_file_computes_the_same_on_another_runtime(tmp_path, capfd, caplog):
+  # Of cls, so that one array has two names; the program above is of gap.
+  loaded = backbone.of_weights(random_backbone("cls"))
   export.onnx(loaded, 12, tmp_path / "model.onnx")
   session = onnxruntime.InferenceSession(tmp_path / "model.onnx")
   assert capfd.readouterr() == ("", "") and not caplog.records

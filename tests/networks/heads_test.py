@@ -83,25 +83,6 @@ def test_gradients_equal_pytorch_with_weight_norm():
     np.testing.assert_allclose(found, wanted.numpy(), 1e-4, 1e-5, err_msg=name)
 
 
-def test_logits_are_cosines_times_gains():
-  variables = random_params()
-  gain = np.abs(variables["params"]["prototypes"]["gain"])
-  logits = np.abs(make_head().apply(variables, 100 * inputs(500)))
-  assert (logits <= gain * (1 + 1e-5)).all()
-  assert (logits.max(0) > gain / 2).all()
-
-
-def test_the_bottleneck_is_a_unit_vector():
-  variables = random_params()
-  eye = np.eye(BOTTLENECK, PROTOTYPES, dtype=np.float32)
-  eye[0, BOTTLENECK:] = 1  # prototypes 0..7 are the axes; the others repeat the first
-  variables["params"]["prototypes"] = dict(
-    v=7 * eye, gain=np.ones(PROTOTYPES, np.float32)
-  )
-  coordinates = make_head().apply(variables, inputs(9))[:, :BOTTLENECK]
-  np.testing.assert_allclose(np.linalg.norm(coordinates, axis=-1), 1, rtol=1e-5)
-
-
 def test_a_zero_bottleneck_gives_zero_logits_and_finite_gradients():
   variables = jax.tree.map(np.zeros_like, random_params())
   variables["params"]["prototypes"] = random_params()["params"]["prototypes"]
@@ -123,20 +104,6 @@ def test_bfloat16_logits_are_float32_and_near_float32_ones():
   assert 1e-4 < error < 2e-2
   # Their spacing is finer than bfloat16's.
   assert (found != found.astype(jnp.bfloat16)).mean() > 0.5
-
-
-@pytest.mark.parametrize(
-  "bottleneck, parameters", [(384, 58_593_664), (256, 41_554_176)]
-)
-def test_the_heads_of_vit_g_have_the_published_number_of_parameters(
-  bottleneck, parameters
-):
-  head = heads.DINOHead(
-    hidden=2048, bottleneck=bottleneck, prototypes=131_072, dtype="bfloat16"
-  )
-  shapes = jax.eval_shape(head.init, jax.random.key(0), jnp.zeros((1, 1536)))
-  assert sum(math.prod(s.shape) for s in jax.tree.leaves(shapes)) == parameters
-  assert all(s.dtype == jnp.float32 for s in jax.tree.leaves(shapes))
 
 
 def test_initial_weights_have_the_spread_of_the_reference():

@@ -7,12 +7,23 @@ import shutil
 
 import jax
 import numpy as np
-import optax
 import pytest
 
-from dinojax import assembly, backbone, checkpoint, dino, errors, sharding
+from dinojax import assembly, backbone, checkpoint, errors, sharding
 from dinojax.weights import formats, runs
 from tests import tiny
+
+
+def random_state(config, *, seed, mesh=None):
+  """A training state of random numbers, and its abstract state; on a mesh, sharded."""
+  mesh = mesh or sharding.make_mesh(data=1, fsdp=1, devices=jax.devices()[:1])
+  shapes = assembly.assemble(config, mesh).abstract_state
+  rng = np.random.default_rng(seed)
+
+  def fill(x):
+    return jax.device_put(rng.normal(size=x.shape).astype(x.dtype), x.sharding)
+
+  return jax.tree.map(fill, shapes), shapes
 
 
 @pytest.fixture(scope="module")
@@ -22,12 +33,10 @@ def run(tmp_path_factory):
   config = tiny.config()
   with config.unlocked():
     config.backbone.update(width=64, depth=3)
-  nets, tx = assembly.make_nets(config), optax.adamw(1e-3)
-  init = jax.jit(lambda key: dino.init_state(key, nets=nets, tx=tx, cfg=config))
   saver = checkpoint.Checkpoints(workdir, every=1, keep_last=9, keep_best=0)
   with contextlib.closing(saver):
     for step in (3, 7):
-      states[step] = init(jax.random.key(step))
+      states[step], _ = random_state(config, seed=step)
       record = {"step": step, "data_fingerprint": "f", "config": config.to_dict()}
       saver.save(step, states[step], record, force=True)
   return workdir, states, config
@@ -124,7 +133,7 @@ def replace(old, new):
     ("state/_METADATA", os.remove),  # FileNotFoundError
     ("state/_METADATA", cut),  # JSONDecodeError
     ("state/_METADATA", replace('"key_type"', '"kez_type"')),  # KeyError
-    ("state/_sharding", replace("SingleDevice", "SingleDewice")),  # RuntimeError
+    ("state/_sharding", replace("NamedSharding", "NamedShardink")),  # RuntimeError
     ("state/manifest.ocdbt", os.remove),  # TensorStore's ValueErrors
     ("state/manifest.ocdbt", cut),
     ("record/metadata", os.remove),
@@ -188,44 +197,35 @@ def test_the_fingerprint_is_of_the_weights_alone(run, tmp_path):
   assert prints[3] != prints[0]
 
 
-@pytest.mark.parametrize("fsdp", [1, 4])
-def test_a_run_starts_from_weights_student_and_teacher_alike(run, tmp_path, fsdp):
+def test_a_run_starts_from_weights_student_and_teacher_alike(run, tmp_path):
   workdir, states, config = run
   formats.write(formats.read(str(workdir)), str(tmp_path / "w.pth"), "released")
-  with config.copy_and_resolve_references().unlocked() as changed:
-    changed.mesh.update(data=8 // fsdp, fsdp=fsdp)
-    changed.data.batch_size = 16
-  mesh = sharding.make_mesh(**changed.mesh)
-  made = assembly.assemble(changed, mesh)
-  with jax.set_mesh(mesh):
-    state = made.init(jax.random.key(0))
-    fresh_head = np.asarray(state.student["dino_head"]["fc1"]["kernel"])
-    state = assembly.start_from(str(tmp_path / "w.pth"), state, changed)
+  mesh = sharding.make_mesh(data=2, fsdp=4)
+  before, abstract = random_state(config, seed=0, mesh=mesh)
+  state = assembly.start_from(str(tmp_path / "w.pth"), before, config)
+  # Placed as the compiled step wants it, and nothing else of the state has changed.
+  assert jax.tree.map(lambda x: x.sharding, state) == jax.tree.map(
+    lambda x: x.sharding, abstract
+  )
   wanted = states[7].teacher["backbone"]
-  for tree in (state.student, state.teacher):
-    jax.tree.map(np.testing.assert_array_equal, tree["backbone"], wanted)
-  where = jax.tree.map(lambda x: x.sharding, state)
-  assert where == jax.tree.map(lambda x: x.sharding, made.abstract_state)
-  np.testing.assert_array_equal(state.student["dino_head"]["fc1"]["kernel"], fresh_head)
-  batch = sharding.put_batch(mesh, tiny.batch(changed), range(8), 8)
-  with jax.set_mesh(mesh):
-    after, scalars = made.train_step(state, batch, jax.random.key(1))
-  assert int(after.step) == 1 and np.isfinite(scalars["loss"])
+  replaced = (
+    {**before.student, "backbone": wanted},
+    {**before.teacher, "backbone": wanted},
+  )
+  wanted = before.replace(student=replaced[0], teacher=replaced[1])
+  jax.tree.map(np.testing.assert_array_equal, state, wanted)
 
 
 def test_weights_of_another_grid_are_resized_and_of_another_depth_refused(run):
-  workdir, _, config = run
-  state = dino.init_state(
-    jax.random.key(0), nets=assembly.make_nets(config), tx=optax.sgd(1.0), cfg=config
-  )
+  workdir, states, config = run
   changed = config.copy_and_resolve_references()
   with changed.unlocked():
     changed.backbone.pos_grid = 6
-  started = assembly.start_from(str(workdir), state, changed)
+  started = assembly.start_from(str(workdir), states[3], changed)
   assert started.student["backbone"]["pos_embed"].shape == (1, 37, 64)
   with changed.unlocked():
     changed.backbone.update(depth=5, ffn="mlp")
   with pytest.raises(
     errors.UserError, match=r"depth=3 there and .*depth=5; ffn=swiglu"
   ):
-    assembly.start_from(str(workdir), state, changed)
+    assembly.start_from(str(workdir), states[3], changed)
