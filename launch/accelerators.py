@@ -4,7 +4,9 @@ A name counts chips: v5p-128 is 128 chips, 4x4x8. (Google's own v5p-256 is the s
 slice, counted in TensorCores, of which a v4 or v5p chip has two.)
 
 Sources: GKE documentation, "Plan TPUs in GKE" (machine types and topologies) and "About
-GPUs in GKE" (accelerator labels); xpk, src/xpk/core/system_characteristics.py.
+GPUs in GKE" (accelerator labels); Compute Engine documentation, "Accelerator-optimized
+machine family" and "TPU machines" (vCPUs, memory); xpk, src/xpk/core/
+system_characteristics.py.
 """
 
 import dataclasses
@@ -47,6 +49,22 @@ _TORUS = {
 SLICES = {"v5e": _FLAT, "v5p": _TORUS, "v6e": _FLAT}
 
 
+MACHINES = {  # machine type: (vCPUs, GB of memory)
+  "ct5lp-hightpu-1t": (24, 48),
+  "ct5lp-hightpu-4t": (112, 192),
+  "ct5lp-hightpu-8t": (224, 384),
+  "ct5p-hightpu-4t": (208, 448),
+  "ct6e-standard-1t": (44, 176),
+  "ct6e-standard-4t": (180, 720),
+  "ct6e-standard-8t": (180, 1440),
+  "a3-highgpu-8g": (208, 1872),
+  "a3-megagpu-8g": (208, 1872),
+  "a3-ultragpu-8g": (224, 2952),
+}
+# Of a machine, for the pod that trains; the rest is for the system and for buckets.
+SHARE = 0.8
+
+
 @dataclasses.dataclass(frozen=True)
 class Accelerator:
   """One TPU slice, or some GPU nodes."""
@@ -72,6 +90,12 @@ class Accelerator:
   def resource(self) -> str:
     """What Kubernetes counts the chips of a host by."""
     return "google.com/tpu" if self.is_tpu else "nvidia.com/gpu"
+
+  @property
+  def requests(self) -> dict[str, str]:
+    """CPU and memory that a host's pod is sure to have, in Kubernetes' units."""
+    cpus, gigabytes = MACHINES[self.machine]
+    return {"cpu": f"{int(SHARE * cpus)}", "memory": f"{int(SHARE * gigabytes)}G"}
 
   @property
   def selector(self) -> dict[str, str]:

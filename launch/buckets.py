@@ -1,8 +1,8 @@
 """Buckets as folders: gs:// in a config becomes a path at which the bucket is mounted.
 
 dinojax reads and writes folders. GKE's Cloud Storage FUSE driver mounts a bucket in
-each pod, with the rights of the pod's service account. The workdir's bucket is mounted
-to be written to; every other gs:// of the config, and of the environment, to be read.
+each pod, with the rights of the pod's service account: the bucket of the workdir
+read-write, that of every other gs:// in the config or the environment read-only.
 
 Sources: GKE documentation, "Cloud Storage FUSE CSI driver" (volume attributes);
 Cloud Storage FUSE, docs/semantics.md and its configuration file (options).
@@ -15,7 +15,7 @@ from typing import Any
 from dinojax import errors
 
 BUCKET = re.compile("gs://([^/]*)")
-NAME = re.compile("[a-z0-9][a-z0-9._-]{1,220}[a-z0-9]")
+SHORTEST, LONGEST = 3, 222  # letters of a name
 
 
 @dataclasses.dataclass(frozen=True, order=True)
@@ -36,13 +36,27 @@ class Mount:
         "metadata-cache:stat-cache-max-size-mb:-1,"
         "metadata-cache:type-cache-max-size-mb:-1"
       )
-    # Hosts write to one checkpoint and must see what the others did. A checkpoint is
-    # whole once its folder is renamed, which a bucket without a hierarchical namespace
-    # does file by file, and by default not at all. An image may have any user.
+    # Hosts write to one checkpoint and must see what the others wrote. A checkpoint is
+    # complete once its folder is renamed, which a bucket without a hierarchical
+    # namespace does file by file, and by default not at all. An image may have any
+    # user.
     return (
       "implicit-dirs,metadata-cache:ttl-secs:0,metadata-cache:negative-ttl-secs:0,"
       "file-system:rename-dir-limit:200000,file-mode=666,dir-mode=777"
     )
+
+
+def _what_is_wrong(name: str) -> str:
+  """What keeps a name from being a bucket's; "" if nothing does."""
+  if not name:
+    return "follows gs://, as in gs://BUCKET/PATH"
+  if not SHORTEST <= len(name) <= LONGEST:
+    return f"has {SHORTEST} to {LONGEST} letters, and {name!r} has {len(name)}"
+  if not re.fullmatch("[a-z0-9._-]+", name):
+    return f"has a-z, 0-9, dots, dashes and underscores alone, unlike {name!r}"
+  if not re.fullmatch("[a-z0-9].*[a-z0-9]", name):
+    return f"begins and ends with a letter or a digit, unlike {name!r}"
+  return ""
 
 
 def mount(text: str, *, field: str, read_only: bool) -> tuple[str, set[Mount]]:
@@ -50,8 +64,8 @@ def mount(text: str, *, field: str, read_only: bool) -> tuple[str, set[Mount]]:
   mounts = set()
 
   def replace(match: re.Match) -> str:
-    if not NAME.fullmatch(match[1]):
-      raise errors.UserError(f"{field}={text!r} must have the form gs://BUCKET/PATH")
+    if wrong := _what_is_wrong(match[1]):
+      raise errors.UserError(f"{field}={text!r}: a bucket's name {wrong}")
     root = f"/gcs/{'data' if read_only else 'workdir'}/{match[1]}"
     mounts.add(Mount(root, match[1], read_only))
     return root
@@ -60,7 +74,7 @@ def mount(text: str, *, field: str, read_only: bool) -> tuple[str, set[Mount]]:
 
 
 def mount_all(value: Any, *, field: str) -> tuple[Any, set[Mount]]:
-  """The same for a value of a config, which may hold several: to be read alone."""
+  """The same for a value of a config, which may hold several: read-only."""
   mounts = set()
   if isinstance(value, tuple | list):
     parts = [mount_all(v, field=f"{field}[{i}]") for i, v in enumerate(value)]

@@ -212,6 +212,11 @@ class Cluster:
       return (
         f"there is no {name} in {where}; kubectl get jobsets -A lists what there is"
       )
+    if "strict decoding error: unknown field" in said:
+      return (
+        f"the cluster's JobSets are older than this manifest ({said}); renew them:"
+        f" {INSTALL_JOBSET}"
+      )
     if error.status == 400 and "waiting to start" in said:
       return f"no log yet ({said}); see status {name}"
     return f"the cluster did not {verb} {name}: {error.status} {said}"

@@ -19,21 +19,27 @@ Buckets are mounted in the pods by Cloud Storage FUSE: the workdir's at
 config.init.backbone) or of --env its bucket at /gcs/data/BUCKET, to be read. The pods'
 service account needs the rights, by workload identity.
 
-A preempted run saves, and is restarted without limit; after an error it is restarted
---max_restarts times. The same command goes on from the newest checkpoint.
+A preempted run saves, and is restarted without limit; one that hangs or loses a host is
+restarted --max_restarts times; after a user error or a bug it is not. The same command
+resumes from the newest checkpoint.
 """
 
 import pathlib
+import shlex
 import sys
 
 if __package__ in (None, ""):  # run as a file, not imported: the project is its parent
   sys.path[0] = str(pathlib.Path(__file__).resolve().parent.parent)
+  from dinojax.runtime import signals
+
+  signals.end_at_once()
 
 from absl import app, flags
 from ml_collections import config_flags
 
 from dinojax import errors
-from dinojax.commands import mistakes
+from dinojax.commands import mistakes, parsing
+from dinojax.runtime import signals
 from launch import accelerators, jobs, jobset, requirements
 
 CONFIG = config_flags.DEFINE_config_file("config", None, "Experiment file to run.")
@@ -56,7 +62,7 @@ NODE_SELECTOR = flags.DEFINE_multi_string(
   "node_selector", [], "LABEL=VALUE of the nodes to run on, such as a reservation's."
 )
 MAX_RESTARTS = flags.DEFINE_integer(
-  "max_restarts", 10, "After errors; preemptions don't count.", lower_bound=0
+  "max_restarts", 10, "After failures; preemptions don't count.", lower_bound=0
 )
 GRACE_SECONDS = flags.DEFINE_integer(
   "grace_seconds", 600, "To save in, between SIGTERM and SIGKILL.", lower_bound=1
@@ -110,16 +116,17 @@ def make_job(config, overrides: dict, *, name="", workdir="") -> jobs.Job:
   )
 
 
-def submit() -> None:
-  """Prints the manifest, or creates the job and says what to do with it."""
+def submit(argv: list[str]) -> None:
+  """Prints the manifest, or creates the job and lists the commands for it."""
   job = make_job(CONFIG.value, config_flags.get_override_values(flags.FLAGS["config"]))
-  for line in requirements.of(job, CONFIG.value):
-    print(f"note: {line}", file=sys.stderr)
+  cluster = None if DRY_RUN.value else open_cluster()
+  print_notes(job, CONFIG.value)
   manifest = jobset.render(job)
   if DRY_RUN.value:
-    print(jobset.to_yaml(manifest), end="")
+    print(jobset.to_yaml(manifest), end="", flush=True)
+    print_next(["python", "launch/gke.py", *argv[1:]])
     return
-  open_cluster().submit(manifest)
+  cluster.submit(manifest)
   here = "" if NAMESPACE.value == "default" else f" --namespace={NAMESPACE.value}"
   chips = job.accelerator.chips * job.slices
   print(
@@ -128,6 +135,24 @@ def submit() -> None:
     f"\n  python launch/gke.py logs {job.name}{here} --follow"
     f"\n  python launch/gke.py stop {job.name}{here}"
   )
+
+
+def print_notes(job: jobs.Job, config) -> None:
+  """Prints on stderr what a job needs; first of all a cluster, where none is known."""
+  lines = requirements.of(job, config)
+  if DRY_RUN.value:
+    try:
+      open_cluster()
+    except errors.UserError as error:
+      lines = [f"before this job can be submitted: {error}", *lines]
+  for line in lines:
+    print(f"note: {line}", file=sys.stderr)
+
+
+def print_next(command: list[str]) -> None:
+  """Prints on stderr the command that does what --dry_run shows."""
+  words = [word for word in command if not word.lstrip("-").startswith("dry_run")]
+  print(f"next: {shlex.join(words)}", file=sys.stderr)
 
 
 def open_cluster():
@@ -147,7 +172,7 @@ def main(argv: list[str]) -> None:
   if verb in ("submit", "accelerators") and names:
     raise errors.UserError(f"{names[0]!r} is no option; options start with --")
   if verb == "submit":
-    submit()
+    submit(sys.argv)
   elif verb == "accelerators":
     print(accelerators.table())
   elif len(names) != 1:
@@ -157,7 +182,7 @@ def main(argv: list[str]) -> None:
 
 
 def look_after(verb: str, name: str) -> None:
-  """Says how a job is, prints its log, or ends it."""
+  """Prints the status or the log of a job, or ends it."""
   cluster = open_cluster()
   if verb == "status":
     print(cluster.status(name))
@@ -167,31 +192,33 @@ def look_after(verb: str, name: str) -> None:
   else:
     cluster.stop(name)
     print(
-      f"{name} is stopping: its pods have been told to save and end. The command that"
-      " submitted it goes on from there"
+      f"{name} is stopping: its pods save and end. The command that submitted it"
+      " resumes from there"
     )
 
 
 def parse(argv: list[str]) -> list[str]:
   """Flags, verb and, to submit, the config; what is wrong becomes one line."""
-  with mistakes.explained():
-    rest = flags.FLAGS(argv)
-    verb = rest[1] if len(rest) > 1 else "submit"
-    if verb not in VERBS:
-      raise errors.UserError(f"{verb!r} is no verb; there are {', '.join(VERBS)}")
-    if verb == "submit" and flags.FLAGS.config is None:
-      raise errors.UserError("--config=FILE is missing; try experiments/vitg14.py")
-    if verb == "submit":
+  rest = parsing.parse_flags(argv)
+  verb = rest[1] if len(rest) > 1 else "submit"
+  if verb not in VERBS:
+    raise errors.UserError(f"{verb!r} is no verb; there are {', '.join(VERBS)}")
+  if verb == "submit" and flags.FLAGS.config is None:
+    raise errors.UserError("--config=FILE is missing; try experiments/vitg14.py")
+  if verb == "submit":
+    with mistakes.explained():
       _ = flags.FLAGS.config.workdir  # a file that cannot be loaded shows only now
   return rest
 
 
 if __name__ == "__main__":
+  signals.end_in_order()
   try:
     app.run(main, flags_parser=parse)
   except errors.UserError as error:
     sys.exit(f"dinojax: {error}")
-  except KeyboardInterrupt:
-    sys.exit("dinojax: interrupted; a job that runs goes on")
+  except signals.Interrupted:
+    print("dinojax: interrupted; a job that runs continues", file=sys.stderr)
+    sys.exit(signals.status())
   except BrokenPipeError:
     sys.exit(1)

@@ -1,22 +1,30 @@
-"""A job as one JobSet manifest (jobset.x-k8s.io/v1alpha2): a pure function.
+"""JobSet manifest of a job (jobset.x-k8s.io/v1alpha2): a pure function.
 
 A JobSet runs one Job for each slice and in it one pod for each host, gives them names
-in DNS, and starts all of them anew when one fails. What `dinojax.main` leaves behind on
-its exit decides whether that counts:
+in DNS, and restarts all of them when one fails. The exit status of `dinojax.main` (see
+dinojax/errors.py) decides whether it does:
 
+  1               a user error or a bug, which would come again: the JobSet fails.
   143             ended by SIGTERM with everything saved: any host's preemption ends all
-                  hosts so. Restarted, without limit, as are pods that were disrupted.
-  anything else   an error, lost peers, a hang: restarted at most max_restarts times.
+                  hosts so. Restarted without limit, as are pods that were disrupted.
+  anything else   lost peers, a hang, no memory: restarted at most max_restarts times.
 
-Sources: JobSet documentation, "Failure Policy" and "Exclusive placement"; Kubernetes
-documentation, "Pod failure policy"; GKE documentation, "Deploy TPU Multislices in GKE"
-and "Deploy TPU workloads in GKE Standard" (privileged mode).
+A disrupted pod counts as disrupted whatever its status: the first rule that fits a pod
+is applied, and the first that fits a Job. A JobSet tells Jobs that failed by a rule
+apart by their message alone, which JobSet 0.10.1 and newer can read.
+
+Sources: JobSet documentation, "Failure Policy", "Labels and annotations" and "Exclusive
+placement"; Kubernetes documentation, "Pod failure policy" (rules, and the message of a
+Job that fails by one); GKE documentation, "Deploy TPU Multislices in GKE" and "Deploy
+TPU workloads in GKE Standard" (privileged mode).
 """
 
 from typing import Any
 
 import yaml
 
+from dinojax import errors
+from dinojax.runtime import rendezvous
 from launch import buckets, jobs
 
 GROUP, VERSION, PLURAL = "jobset.x-k8s.io", "v1alpha2", "jobsets"
@@ -50,10 +58,18 @@ def render(job: jobs.Job) -> dict[str, Any]:
         "maxRestarts": job.max_restarts,
         "rules": [
           {
+            "name": "mistaken",
+            "action": "FailJobSet",
+            "onJobFailureReasons": ["PodFailurePolicy"],
+            "onJobFailureMessagePatterns": [
+              f"exit code {errors.UserError.status} matching FailJob rule"
+            ],
+          },
+          {
             "name": "preempted",
             "action": "RestartJobSetAndIgnoreMaxRestarts",
             "onJobFailureReasons": ["PodFailurePolicy"],
-          }
+          },
         ],
       },
       "replicatedJobs": [
@@ -66,7 +82,7 @@ def render(job: jobs.Job) -> dict[str, Any]:
               "completions": chips.hosts,
               "completionMode": "Indexed",
               "backoffLimit": 0,
-              "podFailurePolicy": {"rules": _preemptions()},
+              "podFailurePolicy": {"rules": _pod_rules()},
               "template": _pod(job, labels),
             }
           },
@@ -88,8 +104,8 @@ class _PlainDumper(yaml.SafeDumper):
     return True
 
 
-def _preemptions() -> list[dict]:
-  """Failures that are no error; without containerName a sidecar's exit would count."""
+def _pod_rules() -> list[dict]:
+  """Failures of pods that a rule of the JobSet is for; all others count as restarts."""
   return [
     {
       "action": "FailJob",
@@ -98,9 +114,9 @@ def _preemptions() -> list[dict]:
     {
       "action": "FailJob",
       "onExitCodes": {
-        "containerName": CONTAINER,
+        "containerName": CONTAINER,  # without it, a sidecar's exit would count
         "operator": "In",
-        "values": [SAVED_AND_ENDED],
+        "values": [errors.UserError.status, SAVED_AND_ENDED],
       },
     },
   ]
@@ -155,7 +171,10 @@ def _container(job: jobs.Job) -> dict:
       {"name": name, "value": value.replace("$(", "$$(")}
       for name, value in {**_own_env(job), **job.env}.items()
     ],
-    "resources": {"limits": {chips.resource: chips.chips_per_host}},
+    "resources": {
+      "limits": {chips.resource: chips.chips_per_host},
+      "requests": chips.requests,
+    },
     "volumeMounts": [
       {"name": "shm", "mountPath": "/dev/shm"},
       *(
@@ -164,9 +183,14 @@ def _container(job: jobs.Job) -> dict:
       ),
     ],
   }
+  # The same in all pods of the run, and no other's.
+  field = "metadata.labels['jobset.sigs.k8s.io/jobset-uid']"
   container["env"] += [
-    {"name": name, "valueFrom": {"secretKeyRef": {"name": secret, "key": key}}}
-    for name, (secret, key) in job.secret_env.items()
+    {"name": rendezvous.SECRET, "valueFrom": {"fieldRef": {"fieldPath": field}}},
+    *(
+      {"name": name, "valueFrom": {"secretKeyRef": {"name": secret, "key": key}}}
+      for name, (secret, key) in job.secret_env.items()
+    ),
   ]
   if chips.is_tpu:
     # Their driver locks memory for the chips' direct access, without limit.

@@ -18,8 +18,8 @@ def of(job: jobs.Job, config) -> list[str]:
   topology = f" with topology {chips.topology}" if chips.is_tpu else ""
   many = f"{chips.hosts} {chips.machine}{topology}"
   notes = [
-    f"the cluster needs JobSet, {pools} of {many}{each} (or autoscaling, and quota for"
-    f" {chips.chips * job.slices} chips)"
+    f"the cluster needs JobSet 0.10.1 or newer, {pools} of {many}{each} (or"
+    f" autoscaling, and quota for {chips.chips * job.slices} chips)"
   ]
   if job.queue:
     notes[0] += f", and Kueue with a LocalQueue {job.queue} in {job.namespace}"

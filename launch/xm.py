@@ -8,18 +8,22 @@ r"""Trains under XManager, on this machine or on a GKE cluster: one run, or a sw
 Takes the flags of gke.py. --sweep may be given several times, for every combination;
 each is a work unit, and has the folder FIELD=VALUE of the workdir to itself. Here they
 run one after the other, in processes of this Python, without Docker; on a cluster each
-is a JobSet, NAME-1, NAME-2 and so on, that python launch/gke.py status, logs and stop
-look after. --dry_run prints instead. The same command again goes on with every run.
+is a JobSet, NAME-1, NAME-2 and so on, for python launch/gke.py status, logs and stop.
+--dry_run prints instead. The same command again resumes every run.
 """
 
 import asyncio
+import os
 import pathlib
 import shlex
 import sys
 import traceback
 
-# XManager has this file's folder first, and takes it away once this is imported.
-sys.path.append(str(pathlib.Path(__file__).resolve().parent.parent))
+if __name__ == "xm":  # as XManager's command imports this file, by its folder
+  sys.path.append(str(pathlib.Path(__file__).resolve().parent.parent))
+  from dinojax.runtime import signals
+
+  signals.end_at_once()
 
 from absl import flags, logging
 from ml_collections import config_flags
@@ -28,13 +32,15 @@ from xmanager.xm import job_operators
 from xmanager.xm_local import executables, registry
 
 from dinojax import errors
-from dinojax.commands import mistakes
-from launch import gke, jobs, jobset, requirements, sweeps
+from dinojax.commands import mistakes, parsing
+from dinojax.runtime import signals
+from launch import gke, jobs, jobset, sweeps
 
 PLATFORM = flags.DEFINE_enum("platform", "local", ["local", "gke"], "Where to train.")
 SWEEP = flags.DEFINE_multi_string(
   "sweep", [], "config.FIELD=VALUE,VALUE,...: a run for each value."
 )
+COMMAND = ["xmanager", *sys.argv[1:]]  # before XManager changes it
 
 
 class JobSets(xm.Executor):
@@ -64,6 +70,7 @@ def load(overrides: dict) -> tuple:
   argv = ["", f"--config={config_file}", *_options(overrides)]
   values = flags.FlagValues()
   config_flags.DEFINE_config_file("config", None, "", flag_values=values, sys_argv=argv)
+  parsing.find_experiments(argv)
   with mistakes.explained():
     values(argv)
     return values.config, config_flags.get_override_values(values["config"])
@@ -87,6 +94,8 @@ def _options(overrides: dict) -> list[str]:
 async def train_here(runs: list[sweeps.Run], commands: list[list[str]]) -> None:
   """Runs one after the other; UserError at the end if some failed."""
   failed = []
+  path = filter(None, (str(jobs.ROOT), os.environ.get("PYTHONPATH")))
+  os.environ["PYTHONPATH"] = os.pathsep.join(path)  # for this command from elsewhere
   async with xm_local.create_experiment(title()) as experiment:
     # XManager starts and ends a shell, which the command is to replace.
     executable = executables.LocalBinary("dinojax", "exec")
@@ -104,9 +113,8 @@ async def train_here(runs: list[sweeps.Run], commands: list[list[str]]) -> None:
       raise errors.UserError(f"failed: {'; '.join(failed)}")
 
 
-async def train_there(named_jobs: list[jobs.Job]) -> None:
-  """Submits all runs."""
-  cluster = gke.open_cluster()
+async def train_there(cluster, named_jobs: list[jobs.Job]) -> None:
+  """Submits all runs to a `cluster.Cluster`."""
   async with xm_local.create_experiment(title()) as experiment:
     for job in named_jobs:
       executable = executables.GoogleContainerRegistryImage("dinojax", job.image)
@@ -123,6 +131,7 @@ def title() -> str:
 
 def main(_) -> None:
   """Checks all runs, and then starts them."""
+  signals.end_in_order()
   if not flags.FLAGS["verbosity"].present:
     logging.set_verbosity(logging.WARNING)
   if flags.FLAGS["config"].value is None:
@@ -137,17 +146,20 @@ def main(_) -> None:
         raise errors.UserError(f"--{flag.name} is for --platform=gke{instead}")
     commands = [local_command(run) for run in runs]
     if gke.DRY_RUN.value:
-      print("\n".join(map(shlex.join, commands)))
+      print("\n".join(map(shlex.join, commands)), flush=True)
+      gke.print_next(COMMAND)
     else:
       asyncio.run(train_here(runs, commands))
     return
   made = [make_job(run, number, len(runs)) for number, run in enumerate(runs, 1)]
-  for line in requirements.of(made[0], flags.FLAGS.config):
-    print(f"note: {line}", file=sys.stderr)
-  if gke.DRY_RUN.value:
-    print("---\n".join(jobset.to_yaml(jobset.render(job)) for job in made), end="")
+  cluster = None if gke.DRY_RUN.value else gke.open_cluster()
+  gke.print_notes(made[0], flags.FLAGS.config)
+  if cluster is None:
+    manifests = [jobset.to_yaml(jobset.render(job)) for job in made]
+    print("---\n".join(manifests), end="", flush=True)
+    gke.print_next(COMMAND)
   else:
-    asyncio.run(train_there(made))
+    asyncio.run(train_there(cluster, made))
 
 
 def make_job(run: sweeps.Run, number: int, count: int) -> jobs.Job:
@@ -165,33 +177,36 @@ def make_job(run: sweeps.Run, number: int, count: int) -> jobs.Job:
   )
 
 
-def tell(kind, error, trace) -> None:
-  """Shows a mistake in one line, where XManager's command would show a traceback."""
+def report(kind, error, trace) -> None:
+  """Prints a user error in one line, where XManager's command prints a traceback."""
   files = [frame.filename for frame in traceback.extract_tb(trace)]
   try:
     # Overrides of fields that do not exist come up while XManager parses the flags.
     if any("ml_collections" in file for file in files):
       with mistakes.explained():
         raise error
-  except errors.UserError as told:
-    error = told
+  except errors.UserError as explained:
+    error = explained
   except Exception:
     pass
+  if status := signals.status():
+    print("dinojax: interrupted; what runs here saves and ends", file=sys.stderr)
+    sys.stdout.flush()
+    os._exit(status)  # a hook cannot choose Python's status
   if isinstance(error, errors.UserError):
     print(f"dinojax: {error}", file=sys.stderr)
-  elif isinstance(error, KeyboardInterrupt):
-    print("dinojax: interrupted; what runs here saves and ends", file=sys.stderr)
   else:
     sys.__excepthook__(kind, error, trace)
 
 
 def describe() -> str:
-  """What --help says: XManager's own knows nothing of the script that it launches."""
+  """What --help prints: XManager's own does not know the script that it launches."""
   modules = [sys.modules[__name__], gke]
   return "\n".join([__doc__, *map(flags.FLAGS.module_help, modules)])
 
 
-sys.excepthook = tell
-if "--help" in sys.argv:
+sys.excepthook = report
+if {"-h", "-help", "--help", "--helpshort", "--helpfull"} & set(sys.argv):
   print(describe())
   sys.exit()
+parsing.find_experiments(sys.argv)

@@ -15,7 +15,7 @@ from absl import flags
 from orbax.checkpoint import multihost
 
 from dinojax import errors
-from dinojax.runtime import allocator, exits, peers
+from dinojax.runtime import allocator, exits, listener, peers
 
 COORDINATOR = flags.DEFINE_string(
   "coordinator", None, "HOST:PORT of process 0, the same on every process of a run."
@@ -94,6 +94,7 @@ def join(*, apart: bool = False, saves: bool = False) -> tuple[int, int]:
     place.number,
     local_device_ids=place.devices,
     cluster_detection_method="deactivate",
+    coordinator_bind_address=listener.bind_address(place.coordinator),
     initialization_timeout=JOIN_SECONDS.value,
   )
   print(

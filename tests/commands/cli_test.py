@@ -7,6 +7,7 @@ import sys
 
 import pytest
 
+pytestmark = pytest.mark.process
 ROOT = pathlib.Path(__file__).parents[2]
 # dinojax can be imported and its project is not on Python's path, as when installed.
 COMMAND = f"""

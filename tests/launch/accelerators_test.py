@@ -36,14 +36,25 @@ def test_a_name_gives_what_gke_calls_it(name):
   assert (*shown, found.chips_per_host) == KNOWN[name]
 
 
-@pytest.mark.parametrize("name", accelerators.names())
-def test_a_name_counts_the_chips_of_topology_and_hosts(name):
-  found = accelerators.find(name)
-  chips = int(name.rpartition("-")[2])
-  assert found.hosts * found.chips_per_host == found.chips == chips
-  if found.is_tpu:
-    assert math.prod(map(int, found.topology.split("x"))) == chips
-    assert found.machine.endswith(f"-{found.chips_per_host}t")
+def test_a_slice_has_the_chips_of_its_topology_and_machines_that_hold_them():
+  for family, slices in accelerators.SLICES.items():
+    for chips, (topology, per_host) in slices.items():
+      assert math.prod(map(int, topology.split("x"))) == chips
+      found = accelerators.find(f"{family}-{chips}")
+      assert found.machine.endswith(f"-{per_host}t")
+      assert chips % per_host == 0
+
+
+def test_a_pod_asks_for_most_of_its_machine_and_leaves_the_system_its_share():
+  # What GKE keeps of a node: some CPUs for its daemons, and of memory a quarter of the
+  # first 4 GiB, a fifth of the next 4, a tenth of 8, 6% of 112 and 2% of the rest.
+  for name in accelerators.names():
+    found = accelerators.find(name)
+    cpus, gigabytes = accelerators.MACHINES[found.machine]
+    kept = 1 + 0.8 + 0.8 + 0.06 * min(gigabytes, 112) + 0.02 * gigabytes
+    asked = found.requests
+    assert cpus / 2 < int(asked["cpu"]) <= cpus - 4
+    assert gigabytes / 2 < int(asked["memory"].removesuffix("G")) < gigabytes - kept
 
 
 def test_every_slice_of_tpus_from_one_chip_to_256_is_there():

@@ -90,8 +90,8 @@ FORBIDDEN = (
       "is still stopping in namespace",
     ),
     (
-      (400, "strict decoding error: unknown field"),
-      "create vitg14-h200-16: 400 strict",
+      (400, 'strict decoding error: unknown field "spec.x"'),
+      "JobSets are older than this manifest (strict decoding error: unknown field",
     ),
     (
       (422, "spec.x: Invalid value:\n  too long"),

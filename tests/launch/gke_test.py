@@ -10,6 +10,7 @@ import yaml
 
 from launch import jobs
 
+pytestmark = pytest.mark.process
 VALID = (
   *("--config=experiments/vitg14.py", "--accelerator=v5p-128", "--image=i:1"),
   "--workdir=gs://runs/vitg14",
@@ -44,10 +45,15 @@ def test_a_dry_run_prints_the_manifest_alone_and_notes_beside_it():
   manifest = yaml.safe_load(result.stdout)
   assert manifest["metadata"]["name"] == "vitg14-v5p-128"
   assert "--config.total_steps=2000000" in result.stdout
-  notes = result.stderr.splitlines()
+  first, *notes, last = result.stderr.splitlines()
+  assert first.startswith(
+    "note: before this job can be submitted: no cluster to talk to"
+  )
   assert all(line.startswith("note: ") for line in notes)
+  given = (*VALID, "--config.total_steps=2000000", "--spot")
+  assert last == f"next: python launch/gke.py {' '.join(given)}"
   for said in (
-    "JobSet, a node pool of 32 ct5p-hightpu-4t with topology 4x4x8",
+    "JobSet 0.10.1 or newer, a node pool of 32 ct5p-hightpu-4t with topology 4x4x8",
     "quota for 128 chips",
     "pods with TPUs run privileged, which policies of namespace default must allow",
     "service account default/default by workload identity roles/storage.objectUser on"
@@ -85,7 +91,8 @@ def test_gpus_and_a_queue_are_noted_and_data_that_pods_find_are_not():
     ((*VALID, "--slices=two"), "flag --slices=two"),
     ((*VALID, "--slice=2"), "Unknown command line flag 'slice'"),
     ((*VALID, "--env=API_KEY=k"), "--secret_env=API_KEY=SECRET:KEY"),
-    (("--config=experiments/none.py",), "experiments/none.py"),
+    (("--config=experiments/none.py",), "experiments/none.py: there is no such file"),
+    (VALID, "no cluster to talk to"),
     (("start",), "'start' is no verb; there are submit, status, logs, stop"),
     (("stop",), "stop needs the name of one job"),
     (("submit", "x", *VALID), "'x' is no option"),
@@ -126,4 +133,7 @@ def test_a_job_is_submitted_looked_at_read_and_stopped(fake, tmp_path):
 
 def test_the_accelerators_are_listed_and_help_explains_how_they_count():
   assert "v5p-128          128    32  4x4x8" in gke("accelerators").stdout
-  assert "v5p-128 is 128 chips" in gke("--help").stdout
+  for flag in ("--help", "--helpshort"):
+    result = gke(flag)
+    assert (result.returncode, result.stderr) == (0, "")
+    assert "v5p-128 is 128 chips" in result.stdout

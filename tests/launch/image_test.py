@@ -4,10 +4,11 @@ import importlib.metadata
 import pathlib
 import re
 
-from packaging import markers, requirements, utils
+from packaging import markers, requirements, specifiers, utils
 
 ROOT = pathlib.Path(__file__).parent.parent.parent
 LINES = (ROOT / "launch" / "Dockerfile").read_text().replace("\\\n", " ").splitlines()
+PYTHON = "3.12"
 PLATFORMS = ("cpu", "cuda", "tpu")
 
 
@@ -20,7 +21,7 @@ def pins():
 
 def test_every_package_that_setup_py_asks_for_is_pinned_within_its_range():
   pinned = pins()
-  python = {**markers.default_environment(), "python_version": "3.12"}
+  python = {**markers.default_environment(), "python_version": PYTHON}
   for text in importlib.metadata.requires("dinojax"):
     wanted = requirements.Requirement(text)
     extras = [e for e in PLATFORMS if f'"{e}"' in text]
@@ -47,7 +48,16 @@ def test_what_is_copied_is_there_and_reaches_the_builder():
     assert pathlib.Path(source).parts[0] in sent
 
 
-def test_the_base_is_of_one_version_and_the_user_has_no_rights():
-  assert re.fullmatch(r"FROM python:3\.12\.\d+-slim-\w+(@sha256:\w+)?", LINES[5])
-  users = [line for line in LINES if line.startswith("USER ")]
-  assert users == ["USER 1000:1000"]
+def test_the_base_is_one_version_of_the_python_that_packages_are_pinned_for():
+  [base] = [line for line in LINES if line.startswith("FROM ")]
+  version = re.match(r"FROM python:(\d+\.\d+)\.\d+-", base)[1]
+  assert version == PYTHON
+  wanted = importlib.metadata.metadata("dinojax")["Requires-Python"]
+  assert version in specifiers.SpecifierSet(wanted)
+
+
+def test_what_runs_has_no_rights():
+  users = [line for line in LINES if line.startswith(("USER ", "ENTRYPOINT "))]
+  assert users[0].startswith("USER ") and not users[0].startswith(
+    ("USER 0", "USER root")
+  )

@@ -9,20 +9,20 @@ import sys
 import time
 
 import children
-import main_test
 import pytest
 
+pytestmark = pytest.mark.process
 ROOT = pathlib.Path(__file__).parent.parent.parent
 
 
-def start(*flags, environment=None):
+def start(*flags, environment=None, cwd=ROOT, stderr=subprocess.STDOUT):
   """Starts local.py in a process."""
   return subprocess.Popen(
-    [sys.executable, "launch/local.py", *flags],
-    cwd=ROOT,
+    [sys.executable, ROOT / "launch/local.py", *flags],
+    cwd=cwd,
     env={**os.environ, "PYTHONPATH": str(ROOT / "tests/launch"), **(environment or {})},
     stdout=subprocess.PIPE,
-    stderr=subprocess.STDOUT,
+    stderr=stderr,
     text=True,
   )
 
@@ -59,6 +59,15 @@ def test_lines_and_returned_carriages_have_the_process_in_front_and_all_end_well
     own = [line for line in output.splitlines() if line.startswith(f"[{number}] ")]
     assert own[0].endswith("of 2, devices 3")
     assert own[1:] == [f"[{number}] {said}" for said in ("a", "50%", "100%", "b")]
+
+
+def test_results_and_notes_of_processes_stay_apart(tmp_path):
+  flags = ("--processes=2", "--module=child", r"--say=result\n", r"--note=note\n")
+  process = start(*flags, cwd=tmp_path, stderr=subprocess.PIPE)
+  output, notes = process.communicate(timeout=60)
+  assert sorted(notes.splitlines()) == ["[0] note", "[1] note"]
+  assert sorted(re.findall(r"\[\d\] result", output)) == ["[0] result", "[1] result"]
+  assert "note" not in output
 
 
 @pytest.mark.parametrize(
@@ -101,10 +110,10 @@ def test_a_second_signal_kills():
   process = child("--only=7", "--stubborn")
   numbers = started(process)
   process.send_signal(signal.SIGTERM)
-  time.sleep(0.3)
-  assert process.poll() is None
+  answers = [process.stdout.readline() for _ in range(2)]
+  assert sorted(answers) == ["[0] no\n", "[1] no\n"]
   process.send_signal(signal.SIGTERM)
-  assert "was killed by SIGKILL" in finish(process, code=137)
+  assert "ended at once, unsaved, by a second signal" in finish(process, code=137)
   children.wait_until_gone(numbers)
 
 
@@ -139,16 +148,65 @@ def test_a_mistake_is_told_in_one_line(flag, said):
   assert finish(start(flag), code=1) == f"dinojax: {said}\n"
 
 
-def test_processes_train_together_and_see_the_devices_of_all():
-  # As far as it goes before the compiler starts, which takes a minute: a batch that
-  # does not fit. That a run survives SIGKILL and SIGTERM is main_test.py's.
+@pytest.mark.parametrize("flag", ["-h", "--help", "--helpshort", "--helpfull"])
+def test_help_starts_nothing_and_ends_with_0(flag):
+  output = finish(start(flag, "--module=child"), code=0)
+  assert "--processes" in output
+  assert "pid" not in output
+
+
+def test_an_error_of_several_processes_is_printed_once():
+  note = r"--note=dinojax: config.foo=3 must be 4\n"
+  lines = finish(child(note, "--status=1"), code=1).splitlines()
+  lines = [line for line in lines if " pid " not in line]
+  [said] = [line for line in lines if "must be 4" in line]
+  assert lines[-1] == f"dinojax: the run ended with status 1; {said[:3]} says why above"
+  assert len(lines) == 2
+
+
+def test_an_error_of_one_process_is_not_repeated_by_those_that_hear_of_it():
+  # As both print it that have met: the one that has failed, and the other one.
+  note = r"--note=dinojax: process 1 of 2 ended: config.foo=3 must be 4\n"
+  output = finish(child(note, "--status=1"), code=1)
+  assert output.count("config.foo=3 must be 4") == 1
+
+
+def test_what_each_process_says_of_itself_is_printed():
+  output = finish(child(r"--note=dinojax: process PROCESS waits\n" * 2), code=0)
+  assert "[0] dinojax: process 0 waits" in output
+  assert "[1] dinojax: process 1 waits" in output
+
+
+@pytest.mark.parametrize(
+  ("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)]
+)
+def test_a_signal_before_anything_is_started_ends_it(number, status):
+  process = subprocess.Popen(
+    [sys.executable, "-X", "importtime", "launch/local.py", "--module=child"],
+    cwd=ROOT,
+    env={**os.environ, "PYTHONPATH": str(ROOT / "tests/launch")},
+    stdout=subprocess.PIPE,
+    stderr=subprocess.STDOUT,
+    text=True,
+  )
+  for line in process.stdout:
+    if line.rstrip().endswith(" launch.children"):
+      break
+  process.send_signal(number)
+  finish(process, status)
+
+
+def test_processes_see_the_devices_of_all_from_any_folder(tmp_path):
+  # As far as it goes before the compiler starts: a batch that does not fit. That a run
+  # survives SIGKILL and SIGTERM is main_test.py's.
   output = finish(
     start(
-      *("--processes=2", "--devices=3", "--config=experiments/quickstart.py"),
-      *(f"--config.{setting}" for setting in main_test.SMALL),
+      *("--processes=2", "--devices=3", f"--config={ROOT}/experiments/quickstart.py"),
+      *("--config.data.batch_size=16", "--config.group_size=2"),
       environment={"PYTHONPATH": ""},
+      cwd=tmp_path,
     ),
     code=1,
   )
-  assert "config.group_size=2 times 6 devices" in output
-  assert re.fullmatch("dinojax: the run ended with status 1", output.splitlines()[-1])
+  assert output.count("config.group_size=2 times 6 devices") == 1
+  assert re.search(r"the run ended with status 1; \[[01]\] says why", output)

@@ -10,6 +10,7 @@ import sys
 import fake_cluster
 import pytest
 
+pytestmark = pytest.mark.process
 ROOT = pathlib.Path(__file__).parent.parent.parent
 QUICKSTART = "--config=experiments/quickstart.py"
 GKE = (
@@ -70,6 +71,8 @@ def test_each_run_has_its_values_and_a_folder_of_its_own(launch):
     "--sweep=config.seed=3,4",
   )
   assert result.returncode == 0, result.stderr
+  assert result.stderr.startswith("next: xmanager launch launch/xm.py -- ")
+  assert "--dry_run" not in result.stderr
   for seed, line in zip((3, 4), result.stdout.splitlines(), strict=True):
     _, *arguments = line.split()
     assert arguments[:3] == ["-m", "dinojax.main", QUICKSTART]
@@ -110,6 +113,12 @@ def test_one_run_on_a_cluster_is_as_gke_py_would_submit_it(launch):
   )
   assert mine.returncode == 0, mine.stderr
   assert mine.stdout == theirs.stdout
+
+
+def test_help_is_a_result_and_ends_with_0(launch):
+  result = launch("--helpshort")
+  assert (result.returncode, result.stderr) == (0, "")
+  assert "--sweep" in result.stdout and "--accelerator" in result.stdout
 
 
 @pytest.mark.parametrize(

@@ -160,6 +160,7 @@ exits.leave()
 """
 
 
+@pytest.mark.process
 def test_processes_join_where_a_proxy_is_set_and_tell_what_they_are():
   with socket.socket() as probe:
     probe.bind(("localhost", 0))

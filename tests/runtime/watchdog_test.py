@@ -5,6 +5,9 @@ import pathlib
 import subprocess
 import sys
 
+import pytest
+
+pytestmark = pytest.mark.process
 ROOT = pathlib.Path(__file__).parents[2]
 PROCESS = """
 import ctypes, sys, time
