@@ -176,12 +176,16 @@ def fsync(path: pathlib.Path) -> None:
 
 @contextlib.contextmanager
 def os_errors_as_user_errors(out: pathlib.Path) -> Iterator[None]:
-  """Turns an OSError of writing into a UserError with the way out."""
+  """Turns an OSError of writing into a UserError with the way out.
+
+  A disk that fails may be well at the next start, which is a TemporaryError.
+  """
   try:
     yield
   except OSError as error:
     way_out = WAYS_OUT.get(error.errno, "see to that")
-    raise errors.UserError(
+    temporary = error.errno in errors.FAILED_DISK
+    raise (errors.TemporaryError if temporary else errors.UserError)(
       f"--out={out} cannot be written ({error.strerror or error}); {way_out}, then"
       " restart the same command: it resumes"
     ) from error

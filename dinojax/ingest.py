@@ -27,25 +27,22 @@ all cores), or where --runner and its own options say, on workers that find inpu
 OUT at the same paths.
 """
 
+from __future__ import annotations
+
 import dataclasses
 import json
 import pathlib
+import typing
 
-import jax
 from absl import flags
 
 import dinojax
-from dinojax import durable, errors, sharding
+from dinojax import durable, errors
 from dinojax.commands import backbone_flags, cli
-from dinojax.curation import (
-  embedding,
-  engine,
-  inputs,
-  jobs,
-  manifest,
-  steps,
-  work_folder,
-)
+from dinojax.curation import engine, inputs, jobs, manifest, steps, work_folder
+
+if typing.TYPE_CHECKING:
+  from dinojax.curation import embedding
 
 IMAGES = flags.DEFINE_multi_string("images", [], "Where images come from; see above.")
 EXCLUDE = flags.DEFINE_multi_string(
@@ -198,6 +195,11 @@ def open_network(settings: jobs.Settings) -> tuple[embedding.Network | None, str
   """The backbone that embeds images, checked, and the fingerprint of its weights."""
   if not (settings.near_cosine or settings.sample):
     return None, ""
+  import jax
+
+  from dinojax import sharding
+  from dinojax.curation import embedding
+
   mesh = sharding.make_mesh(data=1, fsdp=1, devices=jax.local_devices()[:1])
   loaded = backbone_flags.load(mesh)
   network = embedding.Network(

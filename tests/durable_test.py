@@ -185,6 +185,7 @@ def test_only_a_full_disk_asks_for_room(number, way_out):
     raise OSError(number, os.strerror(number))
   message = str(raised.value)
   assert f"({os.strerror(number)});" in message and way_out in message
+  assert raised.value.status == (75 if number == errno.EIO else 1)
   assert ("make room" in message) == (number in (errno.ENOSPC, errno.EDQUOT))
 
 

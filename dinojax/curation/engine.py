@@ -243,7 +243,7 @@ def _local_runner(options: list[str]) -> tuple[Any, list[str]]:
 
 def log(line: str) -> None:
   """Prints one line without tearing the bar; unlike console.say, without JAX."""
-  tqdm.tqdm.write(line, file=sys.stderr)
+  tqdm.tqdm.write(errors.printable(line), file=sys.stderr)
 
 
 def file_counter(folder: pathlib.Path) -> Callable[[], int]:

@@ -1,11 +1,16 @@
-"""The steps of an ingest: scan, deduplicate, embed, sample, write."""
+"""The steps of an ingest: scan, deduplicate, embed, sample, write.
+
+JAX and faiss are loaded only where images are embedded.
+"""
+
+from __future__ import annotations
 
 import functools
+import typing
 
 from dinojax import durable, errors
 from dinojax.curation import (
   candidates,
-  embedding,
   engine,
   examine,
   inputs,
@@ -17,6 +22,9 @@ from dinojax.curation import (
   work_folder,
 )
 from dinojax.runtime import ownership
+
+if typing.TYPE_CHECKING:
+  from dinojax.curation import embedding
 
 
 def choose_images(
@@ -48,6 +56,8 @@ def choose_images(
       is_duplicate=near_duplicates.same_thumbnails,
     )
   if network:
+    from dinojax.curation import embedding
+
     engine.run_tasks(
       functools.partial(embedding.compute_features, job=job, network=network),
       [part for part in parts if not job.path("features", part.number).exists()],
@@ -56,15 +66,15 @@ def choose_images(
       label="embedding images",
       count_done=engine.file_counter(job.work / "features"),
     )
-  if job.settings.near_cosine:
-    pairs = embedding.candidate_pairs(job, parts, images, options)
-    near_duplicates.drop_duplicates(
-      *(job, parts, pairs, options),
-      **dict(step="embedding", reason="similar embedding"),
-      is_duplicate=embedding.similar,
-    )
-  if job.settings.sample:
-    embedding.drop_unsampled(job, parts, options)
+    if job.settings.near_cosine:
+      pairs = embedding.candidate_pairs(job, parts, images, options)
+      near_duplicates.drop_duplicates(
+        *(job, parts, pairs, options),
+        **dict(step="embedding", reason="similar embedding"),
+        is_duplicate=embedding.similar,
+      )
+    if job.settings.sample:
+      embedding.drop_unsampled(job, parts, options)
 
 
 def write_output(
