@@ -14,7 +14,7 @@ import sys
 import jax
 from absl import flags
 
-from dinojax import assembly, checkpoint, losses, preflight, sharding
+from dinojax import assembly, checkpoint, losses, preflight, schedules, sharding
 from dinojax.commands import cli
 from dinojax.data import feed, mixture
 from dinojax.evals import knn
@@ -53,6 +53,8 @@ def train(config) -> None:
     state = restored[0] if restored else run.init(init_key)
     start, end = int(state.step), config.total_steps
     introduce(config, mesh, data, run.abstract_state.student, start)
+    if restored and (line := describe_extension(restored[1]["config"], config, start)):
+      console.say(line)
     folder.write_config()
     log = open_log(config, start)
     stack.callback(log.close)
@@ -118,6 +120,17 @@ def open_log(config, start: int) -> metrics.Log:
       ibot_prototypes=heads.get("ibot", heads.dino).prototypes,
     ),
   )
+
+
+def describe_extension(before: dict, config, start: int) -> str | None:
+  """One line if the run is longer, or shorter, than at its checkpoint."""
+  old, new = before["total_steps"], config.total_steps
+  change = schedules.describe_change(
+    schedules.make_schedules(**before["schedules"], total_steps=old),
+    schedules.make_schedules(**config.schedules, total_steps=new),
+    step=start,
+  )
+  return None if old == new else f"extended from {old} to {new} steps; {change}"
 
 
 def introduce(config, mesh, data, student, start: int) -> None:

@@ -26,6 +26,16 @@ def cosine(*, start: float, final: float, total_steps: int) -> Callable:
   return schedule
 
 
+def describe_change(before: Schedules, after: Schedules, *, step: int) -> str:
+  """One line: the values at a step that differ between two sets of schedules."""
+  pairs = zip(before._fields, before, after, strict=True)
+  values = [(name, float(old(step)), float(new(step))) for name, old, new in pairs]
+  changes = [
+    f"{name} {old:.3g} -> {new:.3g}" for name, old, new in values if old != new
+  ]
+  return f"at step {step}: {', '.join(changes) or 'no schedule changes'}"
+
+
 def make_schedules(
   *,
   learning_rate: dict,
@@ -38,6 +48,9 @@ def make_schedules(
 
   Args:
     learning_rate: peak, final, warmup_steps: linear from 0, then half a cosine.
+      DIFFERS: step i of a warm-up of W steps has i/W of the peak, so that W = 0 and 1
+      mean something; the reference divides by W - 1, and reaches the peak a step
+      earlier. So for `teacher_temp`.
     weight_decay: start, final: half a cosine.
     teacher_momentum: start, final: half a cosine.
     teacher_temp: start, final, warmup_steps: linear, then constant.

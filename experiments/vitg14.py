@@ -7,9 +7,9 @@ Hardware:  128 accelerators, bfloat16 matmuls over float32 weights.
 Wall time: about 6 weeks for 80 epochs (5.5 M steps).
 Expected:  78.5% k-NN top-1 on ImageNet-1k validation (published; not yet reproduced).
 
-Every field of a run stands here; variants import this file and override. A group is
-handed whole to the function or class it is named after, so a stray key fails at once.
-Batch sizes are global. Time is in optimiser steps.
+Every field of a run stands here; variants import this file and override it. A field
+that does not exist, or is missing, is an error at start-up. Batch sizes are global.
+Time is in optimiser steps.
 """
 
 import ml_collections
@@ -47,6 +47,8 @@ def get_config():
   config.hang_minutes = 30.0
   # A save costs seconds, a lost step costs 128 chips: 5,000 steps are under an hour.
   config.checkpoint = dict(every=5_000, keep_last=3, keep_best=1)
+  # Resume a run with another total_steps, and schedules of that length.
+  config.extend = False
 
   # 2. Method.
   config.seed = 0

@@ -5,6 +5,7 @@ import json
 import os
 import pathlib
 import re
+import shutil
 import signal
 import socket
 import subprocess
@@ -230,6 +231,17 @@ def test_a_finished_run_says_so_and_evaluates_its_teacher_again(whole_run):
   assert "the first step" not in output
   for row in ("trained teacher", "same network, untrained", "raw pixels"):
     assert re.search(rf"{row} +\d+\.\d% +\d+\.\d%", output), output
+
+
+def test_a_finished_run_is_extended_on_request(whole_run, tmp_path):
+  longer = tmp_path / "longer"
+  shutil.copytree(whole_run, longer)
+  output = finish(start(longer, "total_steps=8"), code=1)
+  assert "config.total_steps: 6 in the workdir, 8 now" in output
+  assert "add --config.extend=True" in output
+  output = finish(start(longer, "total_steps=8", "extend=True"))
+  assert "extended from 6 to 8 steps; at step 6: learning_rate" in output
+  assert [entry["step"] for entry in logged(longer)] == list(range(1, 9))
 
 
 def test_a_loss_that_is_not_finite_ends_the_run_before_the_next_save(tmp_path):

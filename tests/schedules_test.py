@@ -100,3 +100,14 @@ def test_schedules_are_traced_by_jit():
     value = jax.jit(schedule)(jnp.int32(1_000_000))
     assert value.dtype == jnp.float32 and value.shape == ()
     np.testing.assert_allclose(value, schedule(jnp.int32(1_000_000)), rtol=1e-5)
+
+
+def test_a_change_of_schedules_names_what_differs_at_a_step():
+  config = vitg14.get_config()
+  before = build(config)
+  config.schedules.learning_rate.peak = 2e-4
+  line = schedules.describe_change(before, build(config), step=693_350)
+  assert line == "at step 693350: learning_rate 0.0001 -> 0.0002"
+  assert schedules.describe_change(before, before, step=7) == (
+    "at step 7: no schedule changes"
+  )

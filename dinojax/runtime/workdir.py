@@ -22,8 +22,10 @@ FREE_FIELDS = (
   *("workdir", "mesh", "remat", "unroll", "attention", "compiler_options"),
   *("accumulation", "workers", "log_every", "checkpoint", "hang_minutes"),
   *("knn", "alarm_window", "data.sources", "data.max_bad_share"),
-  "data.accept_changed",
+  *("data.accept_changed", "extend"),
 )
+# Fields that may change when a run is extended, by config.extend.
+LENGTH_FIELDS = ("total_steps", "schedules", "optimizer.freeze_prototypes_steps")
 
 
 class Workdir:
@@ -64,7 +66,13 @@ class Workdir:
 
   def check(self, record: dict) -> None:
     """Raises UserError if the record of a checkpoint is of another run."""
-    check_same_run(record, **self.record, free=FREE_FIELDS)
+    longer = LENGTH_FIELDS if self.record["config"]["extend"] else ()
+    check_same_run(record, **self.record, free=(*FREE_FIELDS, *longer))
+    if record["step"] > self.record["config"]["total_steps"]:
+      raise errors.UserError(
+        f"config.total_steps={self.record['config']['total_steps']} is below step"
+        f" {record['step']}, which config.workdir={self.path} has reached; raise it"
+      )
 
   def check_owned(self) -> None:
     """Raises UserError if the folder was removed, or taken over, meanwhile."""
@@ -103,15 +111,23 @@ def check_same_run(
       have changed are refused, too, unless config.data.accept_changed.
   """
   before, now = _fields(saved["config"], free), _fields(config, free)
-  differing = [
-    f"{name}: {before.get(name)} in the workdir, {now.get(name)} now"
-    for name in {**before, **now}
-    if before.get(name) != now.get(name)
-  ]
-  if differing:
+  names = [name for name in {**before, **now} if before.get(name) != now.get(name)]
+  if names:
+    length = tuple(f"config.{name}" for name in LENGTH_FIELDS)
+    if all(name.startswith(length) for name in names):
+      way_out = (
+        "to train that run longer, add --config.extend=True: it resumes from its"
+        " newest checkpoint under the new schedules (copy the folder first to keep"
+        " both); for a new run choose another config.workdir"
+      )
+    else:
+      way_out = "choose another config.workdir, or remove this one"
+    differing = "; ".join(
+      f"{name}: {before.get(name)} in the workdir, {now.get(name)} now"
+      for name in names
+    )
     raise errors.UserError(
-      f"config.workdir={config['workdir']} holds another run ({'; '.join(differing)});"
-      " choose another config.workdir, or remove this one"
+      f"config.workdir={config['workdir']} holds another run ({differing}); {way_out}"
     )
   changed = [
     f"config.data.sources[{i}]={source!r}"

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 
 import pytest
 
@@ -57,6 +58,55 @@ def test_data_that_changed_are_named_and_can_be_accepted():
   assert str(caught.value).startswith("config.data.sources[1]='folder:/b' holds other")
   accepting = {**config, "data": {**config["data"], "accept_changed": True}}
   check(record, accepting, ["1", "3"], free)
+
+
+def test_a_run_of_another_length_is_refused_with_the_way_to_extend_it(tmp_path):
+  config = vitg14.get_config()
+  record = {"step": 9, "config": config.to_dict(), "data_fingerprint": ["f"]}
+  with config.unlocked():
+    config.workdir = str(tmp_path)
+    config.total_steps *= 2
+    config.schedules.learning_rate.warmup_steps = 10
+  with pytest.raises(errors.UserError, match=r"longer, add --config\.extend=True"):
+    workdir.Workdir(config, ["f"]).check(record)
+  config.extend = True
+  workdir.Workdir(config, ["f"]).check(record)
+  with config.unlocked():
+    config.backbone.depth = 41
+  with pytest.raises(errors.UserError, match=r"config\.backbone\.depth: 40 in the"):
+    workdir.Workdir(config, ["f"]).check(record)
+
+
+def test_a_run_is_not_extended_to_fewer_steps_than_it_has(tmp_path):
+  config = vitg14.get_config()
+  record = {"step": 30, "config": config.to_dict(), "data_fingerprint": ["f"]}
+  with config.unlocked():
+    config.update(workdir=str(tmp_path), total_steps=20, extend=True)
+  with pytest.raises(errors.UserError, match=r"total_steps=20 is below step 30"):
+    workdir.Workdir(config, ["f"]).check(record)
+
+
+def test_a_second_run_in_the_folder_is_refused_while_the_first_is_there(tmp_path):
+  config = vitg14.get_config()
+  config.workdir = str(tmp_path)
+  first, second = (workdir.Workdir(config, ["f"]) for _ in range(2))
+  with first.owned():
+    with pytest.raises(errors.UserError, match=rf"in use by process {os.getpid()} on"):
+      second.owned().__enter__()
+    first.check_owned()
+  with second.owned():
+    pass
+  assert list(tmp_path.iterdir()) == []
+
+
+def test_a_folder_that_was_removed_meanwhile_is_an_error(tmp_path):
+  config = vitg14.get_config()
+  config.workdir = str(tmp_path / "run")
+  run = workdir.Workdir(config, ["f"])
+  with run.owned():
+    shutil.rmtree(tmp_path / "run")
+    with pytest.raises(errors.UserError, match="was removed"):
+      run.check_owned()
 
 
 SAVED = {"workdir": "runs/a", "seed": 0, "backbone": {"depth": 12, "sizes": (1, 2)}}
