@@ -61,6 +61,13 @@ def printable(text: str) -> str:
   r"""Escapes what a terminal would obey, or not show: names of files may hold anything.
 
   Control characters, line breaks, marks that reverse the direction of text, and bytes
-  that are no UTF-8 become what `repr` makes of them, such as \x1b.
+  that are no UTF-8 are escaped, as \x1b.
   """
-  return "".join(x if x.isprintable() else repr(x)[1:-1] for x in text)
+  return "".join(x if x.isprintable() else _escape(x) for x in text)
+
+
+def _escape(character: str) -> str:
+  code = ord(character)
+  if 0xDC80 <= code <= 0xDCFF:  # what os.fsdecode makes of a byte that is no UTF-8
+    return f"\\x{code - 0xDC00:02x}"
+  return repr(character)[1:-1]

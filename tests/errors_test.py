@@ -27,5 +27,5 @@ def test_what_may_not_come_again_is_worth_a_restart(error, status):
 
 def test_names_of_files_cannot_command_a_terminal():
   name = "a\x1b[2J\r\n\x07\x9b\u202egpj.exe\udcff\x7f"
-  assert errors.printable(name) == (r"a\x1b[2J\r\n\x07\x9b\u202egpj.exe\udcff\x7f")
+  assert errors.printable(name) == (r"a\x1b[2J\r\n\x07\x9b\u202egpj.exe\xff\x7f")
   assert errors.printable("Früchte/日本 🍐.jpg") == "Früchte/日本 🍐.jpg"

@@ -1,16 +1,13 @@
-"""Where ingest reads: tar and Parquet files, and every source that training reads.
+"""Inputs of an ingest: parts of sources, read in order.
 
-  tar:GLOB       tar files of img2dataset or webdataset
-  parquet:GLOB   Parquet files with a column of encoded images
-  folder:PATH, arrayrecord:GLOB, tfds:NAME:SPLIT, embedded:digits:SPLIT   sources.py
-
-An input is cut into parts, which tasks read in order, and read again when the output is
-written: images never travel between processes.
+An input is any of the sources that training reads (data/sources.py). It is cut into
+parts, which tasks read in order, and read again when the output is written: images
+never travel between processes. A part of tar is one file, of Parquet one row group, of
+other kinds RECORDS records.
 """
 
 import collections
 import functools
-import glob
 import hashlib
 import io
 import os
@@ -22,11 +19,11 @@ from PIL import Image
 
 from dinojax import errors
 from dinojax.curation import jobs
-from dinojax.data import parquet, sources, tar_shards
+from dinojax.data import class_labels, files, folder, parquet, sources, tar_shards
 
-RECORDS = 2048  # of a part, where records can be had in any order
+RECORDS = 2048  # of a part, where records can be read in any order
 MOST = 5  # extensions that are logged
-KINDS = "folder:PATH, tar:GLOB, parquet:GLOB, arrayrecord:GLOB or tfds:NAME:SPLIT"
+IN_ORDER = ("tar", "parquet")  # kinds that are read file by file
 
 
 class Record(NamedTuple):
@@ -42,7 +39,7 @@ class Record(NamedTuple):
 def plan(
   images: list[str], excluded: list[str], settings: jobs.Settings
 ) -> list[jobs.Part]:
-  """The parts of all inputs in order, sets to exclude first.
+  """Returns the parts of all inputs in order, sets to exclude first.
 
   Raises:
     UserError: an input is no source, matches nothing, or cannot be read.
@@ -71,79 +68,82 @@ def _pieces(
 ) -> Iterator[tuple[str, int, int, str]]:
   """Yields spec, start, stop and fingerprint of an input's parts."""
   kind, _, pattern = spec.partition(":")
-  where = f'{field}="{spec}"'
-  if kind not in ("tar", "parquet"):
-    try:
-      source = sources.open_source(spec, field=field)
-    except errors.UserError as error:
-      if kind in ("folder", "arrayrecord", "tfds", "embedded"):
-        raise
-      raise errors.UserError(f"{where} must be {KINDS}") from error
+  if kind not in IN_ORDER or not pattern:
+    source = sources.open_source(spec, field=field)
     for start in range(0, len(source), RECORDS):
       stop = min(start + RECORDS, len(source))
       yield spec, start, stop, source.fingerprint
     return
-  paths = sorted(glob.glob(os.path.expanduser(pattern), recursive=True))
-  if not paths:
-    raise errors.UserError(f"{where} matches no file; give a pattern of {kind} files")
-  if folders := [path for path in paths if os.path.isdir(path)]:
+  where = errors.printable(f'{field}="{spec}"')
+  found = files.match(pattern, where, kind=kind)
+  # One will do: a damaged file among many is reported, and the others are read.
+  if kind == "tar" and not any(tar_shards.is_tar(file.path) for file in found):
     raise errors.UserError(
-      f"{where}: {folders[0]} is a folder; give {kind}:{folders[0]}/*.{kind}"
+      f"{where} matches no tar file, but such as {errors.printable(found[0].path)}"
     )
-  # One is enough: a damaged file among many is reported, and the others are read.
-  if kind == "tar" and not any(map(tar_shards.is_one, paths)):
-    raise errors.UserError(f"{where} matches no tar file, but such as {paths[0]}")
-  for path in paths:
-    identity = _identity(path)
+  named = {}
+  for file in found:
+    identity = f"{file.size} {file.modified}"
     if kind == "tar":
-      yield f"tar:{path}", 0, 1, identity
+      yield f"tar:{file.path}", 0, 1, identity
       continue
-    columns = settings.image_column, settings.label_column
-    for group in range(parquet.row_groups(path, where, *columns)):
-      yield f"parquet:{path}", group, group + 1, identity
+    groups, names = parquet.row_groups(file.path, where, *_columns(settings))
+    named.setdefault(names, errors.printable(file.path))
+    if len(named) > 1:
+      raise errors.UserError(
+        f"{where}: {' and '.join(named.values())} name their classes differently; give"
+        f" {field} once for each kind"
+      )
+    for group in range(groups):
+      yield f"parquet:{file.path}", group, group + 1, identity
+
+
+def _columns(settings: jobs.Settings) -> tuple[str, str]:
+  return settings.image_column, settings.label_column
 
 
 def fingerprint(parts: list[jobs.Part]) -> str:
-  """16 hex digits of all inputs and how they are cut."""
+  """Returns 16 hex digits of all inputs and how they are cut."""
   identity = "\n".join(map(str, parts))
-  return hashlib.sha256(identity.encode()).hexdigest()[:16]
-
-
-def _identity(path: str) -> str:
-  status = os.stat(path)
-  return f"{status.st_size} {status.st_mtime_ns}"
+  return hashlib.sha256(os.fsencode(identity)).hexdigest()[:16]
 
 
 def skipped_files(specs: list[str]) -> list[str]:
-  """Counts, for each folder, the files skipped because of their extension; lines."""
+  """Returns a line for each folder with files skipped because of their extension."""
   lines = []
   for spec in specs:
     kind, _, root = spec.partition(":")
-    if kind != "folder":
+    root = os.path.expanduser(root)
+    if kind != "folder" or not os.path.isdir(root):
       continue
     endings = collections.Counter()
-    for _, subfolders, files in os.walk(os.path.expanduser(root), followlinks=True):
-      subfolders[:] = [name for name in subfolders if not name.startswith(".")]
-      lower = (name.lower() for name in files if not name.startswith("."))
-      others = (name for name in lower if not name.endswith(sources.ENDINGS))
+    for _, entries in folder.walk(root, spec, []):
+      names = (entry.name.lower() for entry in entries)
+      others = (name for name in names if not name.endswith(folder.ENDINGS))
       endings.update(os.path.splitext(name)[1] or "without" for name in others)
     if endings:
       most = [f"{count:,} {ending}" for ending, count in endings.most_common(MOST)]
       more = ", ..." if len(endings) > MOST else ""
       lines.append(
-        f"{spec}: files skipped because of their extension: {', '.join(most)}{more}"
+        errors.printable(
+          f"{spec}: files skipped because of their extension: {', '.join(most)}{more}"
+        )
       )
   return lines
 
 
-def class_names(parts: list[jobs.Part]) -> dict[int, tuple[str, ...]]:
-  """By label, of each input that names its classes."""
-  specs = {part.source: part for part in parts if not part.excluded}
-  return {
-    number: _open_unchanged(part).class_names
-    for number, part in specs.items()
-    if not part.spec.startswith(("tar:", "parquet:"))
-  }
+def class_names(
+  parts: list[jobs.Part], settings: jobs.Settings
+) -> dict[int, tuple[str, ...]]:
+  """Returns the names of classes, by label, of each input that has any."""
+  found = {}
+  for part in {part.source: part for part in parts if not part.excluded}.values():
+    kind, _, path = part.spec.partition(":")
+    if kind == "parquet":
+      found[part.source] = parquet.row_groups(path, part.spec, *_columns(settings))[1]
+    elif kind != "tar":
+      found[part.source] = _open_unchanged(part).class_names
+  return found
 
 
 @functools.lru_cache(maxsize=4)
@@ -170,25 +170,26 @@ def read(
   wanted = None if rows is None else frozenset(rows)
   kind, _, path = part.spec.partition(":")
   try:
-    if kind not in ("tar", "parquet"):
+    if kind not in IN_ORDER:
       yield from _read_source(part, wanted)
       return
-    if _identity(path) != part.fingerprint:
+    status = os.stat(path)
+    if f"{status.st_size} {status.st_mtime_ns}" != part.fingerprint:
       raise _changed(part)
-    columns = settings.image_column, settings.label_column
     if kind == "tar":
-      found = tar_shards.read(path)
+      found, separator = tar_shards.read(path), ":"
     else:
-      found = parquet.read(path, part.start, *columns)
-    separator = ":" if kind == "tar" else f"#{part.start}."
+      found = parquet.read(path, part.start, *_columns(settings))
+      separator = f"#{part.start}."
     for row, (name, image, label, trouble) in enumerate(found):
       if wanted is None or row in wanted:
-        name = f"{path}{separator}{name}" if name else path
-        yield Record(row, name, image, label, trouble)
+        name = f"{separator}{name}" if name else ""
+        yield Record(row, f"{errors.printable(path)}{name}", image, label, trouble)
   except OSError as error:
     raise errors.UserError(
-      f"{part.spec} cannot be read any more ({error.strerror or error}); put it back,"
-      " and the same command goes on"
+      f"{errors.printable(part.spec)} cannot be read any more"
+      f" ({error.strerror or error}); put it back, and run the same command again to"
+      " resume"
     ) from error
 
 
@@ -202,7 +203,7 @@ def _read_source(part: jobs.Part, wanted: frozenset[int] | None) -> Iterator[Rec
     try:
       found = source[index]
     except sources.UNREADABLE as error:
-      yield Record(row, name, None, -1, " ".join(str(error).split()))
+      yield Record(row, name, None, class_labels.NO_LABEL, " ".join(str(error).split()))
       continue
     image = found["image"]
     if isinstance(image, np.ndarray):
@@ -211,7 +212,7 @@ def _read_source(part: jobs.Part, wanted: frozenset[int] | None) -> Iterator[Rec
 
 
 def _encode(pixels: np.ndarray) -> bytes:
-  """Pixels that a source has in memory, as PNG."""
+  """Returns pixels that a source has in memory, as PNG."""
   file = io.BytesIO()
   Image.fromarray(pixels).save(file, "PNG")
   return file.getvalue()
@@ -219,6 +220,6 @@ def _encode(pixels: np.ndarray) -> bytes:
 
 def _changed(part: jobs.Part) -> errors.UserError:
   return errors.UserError(
-    f"{part.spec} has changed since this ingest began; begin another one, with another"
-    " --out"
+    f"{errors.printable(part.spec)} has changed since this ingest began; begin another"
+    " one, with another --out"
   )

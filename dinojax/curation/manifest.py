@@ -12,11 +12,10 @@ import numpy as np
 
 import dinojax
 from dinojax.curation import jobs
-from dinojax.data import tar_shards
+from dinojax.data import class_labels
 
 VERSIONS = ("apache-beam", "array_record", "faiss-cpu", "numpy", "pillow", "pyarrow")
 VERSIONS += ("opencv-python-headless", "tensorflow-datasets")
-MAX_CLASSES = 1 << 20
 # Reasons that are suspect where they drop most images, and what may be behind each.
 SUSPECT = {
   "unreadable": "dropped.csv says why",
@@ -56,7 +55,7 @@ def count_images(job: jobs.Job, parts: list[jobs.Part]) -> dict[str, Any]:
     powers = np.floor(np.log2(np.maximum(shorter, 1))).astype(int)
     sides.update(powers.tolist())
     labels[part.source] |= set(np.unique(np.maximum(kept["label"], -1)).tolist())
-    text_labels += int((kept["label"] == tar_shards.NO_NUMBER).sum())
+    text_labels += int((kept["label"] == class_labels.NOT_A_CLASS).sum())
   return {
     "inputs": {number: dict(counts) for number, counts in sorted(inputs.items())},
     "kept_bytes": kept_bytes,
@@ -83,7 +82,8 @@ def classes(
     names by the output's label, and of each input its labels in the output. Nothing,
     if labels are so large that they number something else.
   """
-  if max((max(found) for found in labels.values()), default=0) >= MAX_CLASSES:
+  top = max((max(found) for found in labels.values()), default=0)
+  if top >= class_labels.MAX_CLASSES:
     return [], {}
   numbers = {}
   for source, found in labels.items():
@@ -132,8 +132,8 @@ def class_notes(
     )
   if found["text_labels"]:
     lines.append(
-      f"warning: {found['text_labels']:,} kept images have no label: their .cls is no"
-      " number; give numbers, or sub-folders as classes"
+      f"warning: {found['text_labels']:,} kept images have no label: theirs is no number"
+      " of at most 63 bits; give numbers, or sub-folders as classes"
     )
   return lines
 

@@ -109,7 +109,7 @@ def write_output(
       " options that drop images"
     )
   folder = job.work / "out"
-  class_names = inputs.class_names(parts)
+  class_names = inputs.class_names(parts, job.settings)
   names, labels = manifest.classes(found["labels"], class_names)
   engine.run_tasks(
     functools.partial(

@@ -4,20 +4,16 @@ Both meet `sources.Source`. The storage libraries are imported where they are us
 costs up to a second in every worker process, and a run needs one of them.
 """
 
-import bisect
 import functools
-import glob
-import hashlib
 import os
-import resource
+import re
 from typing import Any
 
 import numpy as np
 
 from dinojax import errors
-from dinojax.data import arrayrecord, index
+from dinojax.data import arrayrecord, class_labels, files, index
 
-MAX_FILES = 8_192  # open shards per process, where its limit allows so many
 MAX_READERS = 64  # of array_record, 400 kB each with 32,000 records
 LABELS = "label.labels.txt"  # where tfds keeps the names of classes, one a line
 BUFFER = 1 << 15  # bytes that such a reader reads at once
@@ -26,8 +22,13 @@ BUFFER = 1 << 15  # bytes that such a reader reads at once
 class TfdsSource:
   """A split of a prepared tensorflow-datasets dataset, found below TFDS_DATA_DIR."""
 
-  def __init__(self, name: str, split: str, where: str):
-    """Finds dataset and split; never downloads, nor runs a dataset's own code."""
+  def __init__(self, spec: str, where: str):
+    """Finds NAME:SPLIT; never downloads, nor runs a dataset's own code."""
+    # NAME may carry a version and SPLIT a range: "mnist:3.0.1:train[:1000]".
+    parsed = re.fullmatch(r"(.+):((?:[^:\[\]]|\[[^\[\]]*\])+)", spec)
+    if not parsed:
+      raise errors.UserError(f"{where} must be tfds:NAME:SPLIT")
+    name, split = parsed.groups()
     import tensorflow_datasets as tfds
     from tensorflow_datasets.core import read_only_builder
 
@@ -57,8 +58,8 @@ class TfdsSource:
     label = dict(features.items()).get("label")
     labelled = isinstance(label, tfds.features.ClassLabel)
     self.class_names = tuple(label.names) if labelled else ()
-    identity = f"{self._split} {len(self)}"
-    self.fingerprint = hashlib.sha256(identity.encode()).hexdigest()[:16]
+    self.notes = ()
+    self.fingerprint = _fingerprint(builder, split, f"{self._split} {len(self)}", where)
 
   def __len__(self) -> int:
     """Returns the number of examples in the split."""
@@ -67,12 +68,19 @@ class TfdsSource:
   def __getitem__(self, index: int) -> dict:
     """Reads one example."""
     example = self._records[index]
-    label = int(example["label"]) if self.class_names else -1
+    label = int(example["label"]) if self.class_names else class_labels.NO_LABEL
     return {"image": example["image"], "label": label}
 
   def name(self, index: int) -> str:
     """Returns dataset, version, split and position."""
     return f"{self._split}#{index}"
+
+
+def _fingerprint(builder: Any, split: str, identity: str, where: str) -> str:
+  """Returns the fingerprint of the files of a split, and of which records it is."""
+  parts = builder.info.splits[split].file_instructions
+  found = files.described(sorted({str(part.filename) for part in parts}), where)
+  return files.fingerprint_matched(found, salt=identity)
 
 
 class ArrayRecordSource:
@@ -85,39 +93,28 @@ class ArrayRecordSource:
 
   def __init__(self, pattern: str, where: str):
     """Lists the shards, and opens the index of their records."""
-    if "://" in pattern:
-      raise errors.UserError(
-        f"{where} is a bucket, and shards are read as files; mount it, for example by "
-        "gcsfuse, or copy it to local disks, and give that folder"
-      )
-    paths = sorted(glob.glob(pattern, recursive=True))
-    if not paths:
-      raise errors.UserError(f"{where} matches no file; give a pattern of shards")
-    try:
-      self._shards = index.list_shards(paths)
-    except OSError as error:
-      raise errors.UserError(f"{where} cannot be read: {error}") from error
     self.where = where
-    self._index = index.open_index(self._shards, where)
+    self._shards = files.match(pattern, where, kind="arrayrecord")
+    scan = functools.partial(_scan, where=where)
+    self._index = index.open_index("arrayrecord", self._shards, where, scan=scan)
     self._ends = np.cumsum(self._index.counts).tolist()
     if not self._ends[-1]:
-      raise errors.UserError(f"{where} matches {len(paths)} shards without a record")
+      raise errors.UserError(
+        f"{where} matches {len(self._shards)} shards without a record"
+      )
     self._open_lazily()
-    folders = {os.path.dirname(path) for path in paths}
+    folders = {os.path.dirname(shard.path) for shard in self._shards}
     names = {_class_names(folder, where) for folder in folders}
     self._labelled = len(names) == 1
     self.class_names = names.pop() if self._labelled else ()
-    identity = "\n".join(
-      f"{os.path.basename(path)} {count} {size}"
-      for (path, size, _), count in zip(self._shards, self._index.counts, strict=True)
+    self.notes = self._notes()
+    self.fingerprint = files.fingerprint_matched(
+      self._shards, salt=f"{self._labelled} {self.class_names}"
     )
-    self.fingerprint = hashlib.sha256(identity.encode()).hexdigest()[:16]
 
   def _open_lazily(self):
     """Makes what holds open files, which neither pickles nor grows without bound."""
-    soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
-    # The least recently used is dropped, and so closed; a thread at it keeps it.
-    self._file = functools.lru_cache(min(soft // 2, MAX_FILES))(_File)
+    self._file = files.cache_of_opened()
     self._reader = functools.lru_cache(MAX_READERS)(_open_reader)
 
   def __getstate__(self) -> dict:
@@ -135,31 +132,66 @@ class ArrayRecordSource:
 
   def __getitem__(self, record: int) -> dict:
     """Reads one record."""
-    number, position = self._locate(record)
-    shard, place = self._shards[number], self._index.place(number, position)
-    if place is None:
+    number, position = index.locate(self._ends, record)
+    shard, values = self._shards[number], self._index.values(number)
+    if values is None:
       # Not read([position]), whose time grows with the shard.
       data = self._reader(shard).read(position, position + 1)[0]
     else:
-      begin, end = place
+      begin, end = values[position : position + 2].tolist()
       data = arrayrecord.decode_record(self._file(shard).read(begin, end), begin)
     # An Example begins with the tag of its only field; no image format does.
     if not data.startswith(b"\n"):
-      return {"image": data, "label": -1}
+      return {"image": data, "label": class_labels.NO_LABEL}
     example = _parse_example(data)
-    return example if self._labelled else example | {"label": -1}
+    return example if self._labelled else example | {"label": class_labels.NO_LABEL}
 
   def name(self, record: int) -> str:
     """Returns shard and position in it."""
-    number, position = self._locate(record)
-    return f"{self._shards[number].path}#{position}"
+    number, position = index.locate(self._ends, record)
+    return f"{errors.printable(self._shards[number].path)}#{position}"
 
-  def _locate(self, record: int) -> tuple[int, int]:
-    """Number of the shard, and position in it."""
-    if not 0 <= record < len(self):
-      raise IndexError(f"record {record} of {len(self)}")
-    number = bisect.bisect_right(self._ends, record)
-    return number, record - (self._ends[number - 1] if number else 0)
+  def _notes(self) -> tuple[str, ...]:
+    """A line about shards that array_record has to read."""
+    others = [
+      shard.path
+      for number, shard in enumerate(self._shards)
+      if self._index.values(number) is None
+    ]
+    if not others:
+      return ()
+    return (
+      f"holds {len(others):,} shards (the first: {errors.printable(others[0])}) of"
+      " several records a chunk, or compressed otherwise than by zstd: array_record"
+      " reads them, slower and with an index of its own in every process; write them"
+      " with group_size:1",
+    )
+
+
+def _scan(shard: files.File, *, where: str) -> index.Scanned:
+  """Reads number and places of a shard's records; UserError if it is damaged."""
+  try:
+    count = _count_records(shard.path)  # It compares the footer's hash, too.
+    try:
+      offsets = arrayrecord.record_offsets(shard.path)
+    except ValueError:
+      offsets = ()
+  except (OSError, RuntimeError) as error:
+    raise errors.UserError(
+      f"{where} matches a damaged shard, {errors.printable(shard.path)}: {error}"
+    ) from error
+  return index.Scanned(count, offsets if len(offsets) == count + 1 else None)
+
+
+def _count_records(path: str) -> int:
+  """Returns the number of records of a shard; RuntimeError if it is damaged."""
+  # Here: it costs a second, and a run whose index is written has no need of it.
+  from array_record.python import array_record_module
+
+  reader = array_record_module.ArrayRecordReader(path)
+  count = reader.num_records()
+  reader.close()  # Raises what was wrong since opening; a bad shard counts 0.
+  return count
 
 
 def _class_names(folder: str, where: str) -> tuple[str, ...]:
@@ -177,26 +209,7 @@ def _class_names(folder: str, where: str) -> tuple[str, ...]:
   return names
 
 
-class _File:
-  """An open shard, closed when nobody holds it."""
-
-  def __init__(self, shard: index.Shard):
-    self._descriptor = None
-    self._descriptor = os.open(shard.path, os.O_RDONLY | os.O_CLOEXEC)
-    found = os.fstat(self._descriptor)
-    if (found.st_size, found.st_mtime_ns) != (shard.size, shard.modified):
-      raise OSError(f"{shard.path} has changed since the run began")
-
-  def __del__(self):
-    if self._descriptor is not None:
-      os.close(self._descriptor)
-
-  def read(self, begin: int, end: int) -> bytes:
-    """Returns the bytes from `begin` to `end`, or what there is of them."""
-    return os.pread(self._descriptor, end - begin, begin)
-
-
-def _open_reader(shard: index.Shard) -> Any:
+def _open_reader(shard: files.File) -> Any:
   """Opens array_record's own reader, for chunks that only it knows."""
   from array_record.python import array_record_module
 
@@ -217,7 +230,8 @@ def _parse_example(record: bytes) -> dict:
   except message.DecodeError as error:
     raise ValueError(f"not a tf.train.Example: {error}") from error
   encoded = feature["image"].bytes_list.value
-  labels = feature["label"].int64_list.value
+  found = feature["label"].int64_list.value
   if not encoded:
     raise ValueError("a tf.train.Example without a bytes feature `image`")
-  return {"image": encoded[0], "label": labels[0] if labels else -1}
+  files.check_size(len(encoded[0]))
+  return {"image": encoded[0], "label": found[0] if found else class_labels.NO_LABEL}

@@ -13,7 +13,7 @@ from pyarrow import parquet
 
 from dinojax import errors
 from dinojax.curation import inputs
-from dinojax.data import tar_shards
+from dinojax.data import class_labels
 
 
 def png(pixels):
@@ -64,7 +64,7 @@ def test_a_label_of_text_is_told_from_none(contents, tmp_path):
   files += [(f"{key}.png", contents[0]) for key in (*texts, "3")]
   write_tar(tmp_path / "0.tar", sorted(files))
   found = read(f"tar:{tmp_path}/0.tar", tmp_path)
-  assert [x.label for x in found] == [tar_shards.NO_NUMBER, 7, -1, -1]
+  assert [x.label for x in found] == [class_labels.NOT_A_CLASS, 7, -1, -1]
 
 
 @pytest.mark.parametrize("lost", [100, 1024 * 9 + 600, 1024 * 10])
@@ -117,7 +117,10 @@ def test_a_column_that_is_not_plainly_the_one_has_to_be_named(contents, tmp_path
   table = pyarrow.table({"a": contents, "b": contents})
   parquet.write_table(table, tmp_path / "0.parquet")
   spec = f"parquet:{tmp_path}/0.parquet"
-  with pytest.raises(errors.UserError, match=r"name it by --image_column.*a.*b"):
+  with pytest.raises(
+    errors.UserError,
+    match=r'\["a", "b"\]; call it `image`, or name it by --image_column',
+  ):
     read(spec, tmp_path)
   assert [x.image for x in read(spec, tmp_path, image_column="b")] == contents
 
@@ -150,7 +153,7 @@ def test_files_of_a_folder_that_are_skipped_by_extension_are_counted(tmp_path):
     (tmp_path / name).touch()
   spec = f"folder:{tmp_path}"
   (line,) = inputs.skipped_files([spec, f"folder:{tmp_path}/none", "tar:x"])
-  assert line.endswith("because of their extension: 2 .gif, 1 without")
+  assert line.endswith("files skipped because of their extension: 2 .gif, 1 without")
 
 
 @pytest.mark.parametrize(
@@ -158,7 +161,7 @@ def test_files_of_a_folder_that_are_skipped_by_extension_are_counted(tmp_path):
   [
     ("tar:/nowhere/*.tar", r'--images="tar:/nowhere/\*.tar" matches no file'),
     ("folder:/nowhere", "does not exist"),
-    ("/data/photos", "must be folder:PATH, tar:GLOB"),
+    ("/data/photos", "must be one of folder:PATH, tar:GLOB"),
     ("parquet:{here}/x", "is no Parquet file"),
   ],
 )

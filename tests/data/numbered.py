@@ -1,6 +1,8 @@
 """A source of numbered images for tests of batches, and batches compared."""
 
+import contextlib
 import dataclasses
+import tracemalloc
 
 import numpy as np
 
@@ -46,3 +48,14 @@ def assert_same(batches, expected):
     for name in batch:
       assert batch[name].dtype == other[name].dtype
       np.testing.assert_array_equal(batch[name], other[name], err_msg=name)
+
+
+@contextlib.contextmanager
+def memory_below(limit):
+  """Fails if Python holds so many bytes more than before at any time."""
+  tracemalloc.start()
+  try:
+    yield
+    assert tracemalloc.get_traced_memory()[1] < limit
+  finally:
+    tracemalloc.stop()

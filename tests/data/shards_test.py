@@ -146,7 +146,9 @@ def test_another_shard_in_the_place_of_one_is_never_read_by_the_old_index(
   assert values(source) == COLOURS.tolist()
   write(tmp_path / "a.array_record", [png(90), png(91), png(92)])
   copy = pickle.loads(pickle.dumps(source))
-  with pytest.raises(OSError, match=r"a\.array_record has changed since the run began"):
+  with pytest.raises(
+    OSError, match=r"a\.array_record' has changed since the run began"
+  ):
     copy[0]
   assert values(open_source(shards)) == [90, 91, 92, *COLOURS[3:]]
 

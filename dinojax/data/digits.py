@@ -1,0 +1,46 @@
+"""scikit-learn's handwritten digits, grey, 8 x 8 pixels, in memory."""
+
+import hashlib
+
+import numpy as np
+
+from dinojax import errors
+
+TEST = 450  # of 1,797; the last ones
+
+
+class DigitsSource:
+  """One split of the digits."""
+
+  class_names = tuple("0123456789")
+  notes = ()
+
+  def __init__(self, spec: str, where: str):
+    """spec: digits:train or digits:test."""
+    kind, _, split = spec.partition(":")
+    if kind != "digits" or split not in ("train", "test"):
+      raise errors.UserError(
+        f"{where} must be embedded:digits:train or embedded:digits:test"
+      )
+    from sklearn import datasets  # Here: it costs a second, and few runs need it.
+
+    digits = datasets.load_digits()
+    rows = slice(-TEST, None) if split == "test" else slice(-TEST)
+    grey = np.rint(digits.images[rows] * (255 / 16)).astype(np.uint8)
+    self.where = where
+    self._split = split
+    self._images = np.repeat(grey[..., None], 3, axis=-1)  # [len, 8, 8, 3]
+    self._labels = digits.target[rows]
+    self.fingerprint = hashlib.sha256(self._images.tobytes()).hexdigest()[:16]
+
+  def __len__(self) -> int:
+    """Returns 1347 for train, 450 for test."""
+    return len(self._images)
+
+  def __getitem__(self, index: int) -> dict:
+    """Returns one digit, not encoded."""
+    return {"image": self._images[index], "label": int(self._labels[index])}
+
+  def name(self, index: int) -> str:
+    """Returns split and position."""
+    return f"digits:{self._split}#{index}"

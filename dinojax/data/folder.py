@@ -1,0 +1,155 @@
+"""Images below a folder, whose sub-folders are classes."""
+
+import os
+import stat
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+
+from dinojax import errors
+from dinojax.data import class_labels, files
+
+ENDINGS = (".jpg", ".jpeg", ".png", ".webp", ".bmp")
+
+
+class FolderSource:
+  """Images below a folder, in sorted order.
+
+  If more images lie in sub-folders than beside them, the sorted names of those are the
+  classes, and the images beside them have no label. Otherwise no image has one. Hidden
+  files and folders are skipped.
+  """
+
+  def __init__(self, root: str, where: str):
+    """Lists the images."""
+    root = os.path.expanduser(root)
+    files.refuse_bucket(root, where)
+    found, notes = _list_images(root, where)
+    self.where = where
+    self._root = root
+    self._names = [file.path for file in found]
+    tops = [name.partition(os.sep)[0] for name in self._names]
+    beside = [name for name in self._names if os.sep not in name]
+    classes = sorted(set(tops).difference(beside))
+    if beside and classes:
+      flat = 2 * len(beside) >= len(tops)
+      classes = [] if flat else classes
+      notes.append(_about_beside(beside, len(tops), flat))
+    number = {name: i for i, name in enumerate(classes)}
+    found_labels = [number.get(top, class_labels.NO_LABEL) for top in tops]
+    self._labels = np.array(found_labels, np.int32)
+    self.class_names = tuple(map(errors.printable, classes))
+    self.notes = tuple(notes)
+    _, sizes, times = zip(*found, strict=True)
+    self.fingerprint = files.fingerprint(root, self._names, sizes, times)
+
+  def __len__(self) -> int:
+    """Returns the number of images."""
+    return len(self._names)
+
+  def __getitem__(self, index: int) -> dict:
+    """Reads one file."""
+    content = files.read(os.path.join(self._root, self._names[index]))
+    return {"image": content, "label": int(self._labels[index])}
+
+  def name(self, index: int) -> str:
+    """Returns the file's path."""
+    return errors.printable(os.path.join(self._root, self._names[index]))
+
+
+def walk(
+  root: str, where: str, links: list[str]
+) -> Iterator[tuple[str, list[os.DirEntry]]]:
+  """Yields each folder below `root`, relative to it, with what it holds but folders.
+
+  Links to folders are followed, unless to one that they lie in. Hidden files and
+  folders are skipped.
+
+  Args:
+    root: where to begin.
+    where: the beginning of an error's message.
+    links: to which those are added that are not followed.
+
+  Raises:
+    errors.UserError: a folder cannot be listed.
+  """
+  waiting = [("", frozenset())]
+  while waiting:
+    folder, above = waiting.pop()
+    try:
+      status = os.stat(os.path.join(root, folder))
+      identity = status.st_dev, status.st_ino
+      if identity in above:
+        links.append(folder)
+        continue
+      with os.scandir(os.path.join(root, folder)) as entries:
+        shown = [entry for entry in entries if not entry.name.startswith(".")]
+    except OSError as error:
+      raise errors.UserError(
+        f"{where} cannot be listed: {error}; check permissions"
+      ) from error
+    above |= {identity}
+    others = []
+    for entry in shown:
+      if _is_folder(entry):
+        waiting.append((os.path.join(folder, entry.name), above))
+      else:
+        others.append(entry)
+    yield folder, others
+
+
+def _is_folder(entry: os.DirEntry) -> bool:
+  try:
+    return entry.is_dir()
+  except OSError:  # A link to itself.
+    return False
+
+
+def _list_images(root: str, where: str) -> tuple[list[files.File], list[str]]:
+  """Returns the images below `root` by sorted path relative to it, and notes."""
+  if not os.path.exists(root):
+    raise errors.UserError(f"{where} does not exist; give a folder of images")
+  if not os.path.isdir(root):
+    raise errors.UserError(f"{where} is not a folder; give the one it lies in")
+  found, links, irregular, count = [], [], [], 0
+  for folder, entries in walk(root, where, links):
+    count += len(entries)
+    for entry in entries:
+      if not entry.name.lower().endswith(ENDINGS):
+        continue
+      name = os.path.join(folder, entry.name)
+      try:
+        status = entry.stat()
+      except OSError:  # A dangling link is a corrupt record later, not an error here.
+        found.append(files.File(name, 0, 0))
+        continue
+      if stat.S_ISREG(status.st_mode):
+        found.append(files.File(name, status.st_size, status.st_mtime_ns))
+      else:
+        irregular.append(name)
+  if not found:
+    holds = f"{count} files but no image" if count else "no file at all"
+    raise errors.UserError(f"{where} holds {holds}; images end in {', '.join(ENDINGS)}")
+  notes = []
+  if links:
+    notes.append(f"skips {_some(links, 'link')}, each to a folder that it lies in")
+  if irregular:
+    notes.append(
+      f"skips {_some(irregular, 'special file')}: only regular files are images"
+    )
+  return sorted(found), notes
+
+
+def _about_beside(beside: Sequence[str], total: int, flat: bool) -> str:
+  if flat:
+    return (
+      f"has no labels: sub-folders are no classes where as many images lie beside them"
+      f" ({len(beside):,} of {total:,})"
+    )
+  return f"has no label for {_some(beside, 'image')} beside the folders of classes"
+
+
+def _some(names: list[str], what: str) -> str:
+  """Returns such as "2 links (the first: a/up)" of names in any order."""
+  first = errors.printable(min(names))
+  return f"{len(names):,} {what}{'s' * (len(names) > 1)} (the first: {first})"
