@@ -57,6 +57,7 @@ setuptools.setup(
     ],
     "launch": ["kubernetes>=31", "pyyaml>=6", "xmanager>=0.8.5,<0.9"],
     "embed": ["pyarrow>=17", "zarr>=3.1"],  # features in Parquet and Zarr
+    "parquet": ["pyarrow>=17"],  # images in Parquet
     "test": [
       "apache-beam>=2.70",
       "faiss-cpu>=1.9",

@@ -114,10 +114,11 @@ def _list_images(root: str, where: str) -> tuple[list[files.File], list[str]]:
   found, links, irregular, count = [], [], [], 0
   for folder, entries in walk(root, where, links):
     count += len(entries)
+    prefix = os.path.join(folder, "")
     for entry in entries:
       if not entry.name.lower().endswith(ENDINGS):
         continue
-      name = os.path.join(folder, entry.name)
+      name = prefix + entry.name
       try:
         status = entry.stat()
       except OSError:  # A dangling link is a corrupt record later, not an error here.
