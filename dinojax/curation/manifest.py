@@ -132,8 +132,8 @@ def class_notes(
     )
   if found["text_labels"]:
     lines.append(
-      f"warning: {found['text_labels']:,} kept images have no label: theirs is no number"
-      " of at most 63 bits; give numbers, or sub-folders as classes"
+      f"warning: {found['text_labels']:,} kept images have no label: theirs is text, or"
+      " has over 63 bits; give numbers, or sub-folders as classes"
     )
   return lines
 

@@ -26,6 +26,14 @@ FULL_BYTES, FULL_FILES = 1 << 28, 1 << 16
 SAMPLES, SAMPLE_BYTES = 256, 1 << 16
 
 
+# What the names of files usually end in, by kind of source.
+ENDING = {
+  "tar": "*.tar",
+  "parquet": "*.parquet",
+  "arrayrecord": "*.array_record*",
+}
+
+
 class File(NamedTuple):
   """A file, and what shows that it has not changed since it was found."""
 
@@ -40,7 +48,7 @@ def match(pattern: str, where: str, *, kind: str) -> list[File]:
   Args:
     pattern: as glob takes it, with ** for any folders.
     where: the beginning of an error's message.
-    kind: of the source, such as "tar".
+    kind: of the source, one of ENDING.
 
   Raises:
     errors.UserError: it matches nothing, or something that is no file.
@@ -52,7 +60,7 @@ def match(pattern: str, where: str, *, kind: str) -> list[File]:
   if folders := [path for path in paths if os.path.isdir(path)]:
     name = errors.printable(folders[0])
     raise errors.UserError(
-      f"{where}: {name} is a folder; give files, such as {kind}:{name}/*"
+      f"{where}: {name} is a folder; give {kind}:{name}/{ENDING[kind]}"
     )
   return described(paths, where)
 

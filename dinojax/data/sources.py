@@ -4,6 +4,7 @@ A source gives encoded images and labels by index. It is a small picklable objec
 opens its files lazily: every input worker process holds a copy.
 """
 
+import fnmatch
 import glob
 import logging
 import os
@@ -11,7 +12,7 @@ from collections.abc import Callable
 from typing import NamedTuple, Protocol
 
 from dinojax import errors
-from dinojax.data import digits, folder, parquet, shards, tar_shards
+from dinojax.data import digits, files, folder, parquet, shards, tar_shards
 
 # What reading a damaged record raises: file systems, array_record, decoders.
 UNREADABLE = (OSError, RuntimeError, ValueError)
@@ -104,9 +105,8 @@ def _guess(spec: str) -> str:
   """Returns what somebody may have meant who left out the kind; often nothing."""
   path = os.path.expanduser(spec)
   names = [os.path.basename(found) for found in glob.glob(path)]
-  kinds = {"arrayrecord": ".array_record", "tar": ".tar", "parquet": ".parquet"}
-  for kind, ending in kinds.items():
-    if any(ending in name for name in names):
+  for kind, ending in files.ENDING.items():
+    if fnmatch.filter(names, ending):
       return errors.printable(f"; did you mean {kind}:{spec}?")
   return (
     errors.printable(f"; did you mean folder:{spec}?") if os.path.isdir(path) else ""
