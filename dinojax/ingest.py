@@ -40,6 +40,7 @@ import dinojax
 from dinojax import durable, errors
 from dinojax.commands import backbone_flags, cli
 from dinojax.curation import engine, inputs, jobs, manifest, steps, work_folder
+from dinojax.data import images
 
 if typing.TYPE_CHECKING:
   from dinojax.curation import embedding
@@ -58,8 +59,10 @@ flags.DEFINE_float(
 flags.DEFINE_integer(
   "max_pixels",
   50_000_000,
-  "Drop images of more pixels, undecoded. Higher values take more memory in each"
-  " process, 3 bytes a pixel and more (JPEG: at most 400 MB), and --shorter_side.",
+  "Drop images of more pixels, undecoded. A process may need 16 bytes per pixel; large"
+  " JPEG files are decoded at a fraction of their size. Training reads images over"
+  f" {images.MAX_PIXELS:,} pixels (JPEG: 4 times that) only by config.data.max_pixels;"
+  " --shorter_side shrinks them.",
 )
 flags.DEFINE_bool("animated", False, "Keep animations; training sees the first frame.")
 flags.DEFINE_integer(

@@ -33,7 +33,7 @@ FIELDS = {
   "config.schedules.teacher_temp": "start final warmup_steps",
   "config.optimizer": "b1 b2 eps clip_norm layer_decay patch_embed_lr_scale"
   " freeze_prototypes_steps",
-  "config.data": "sources weights batch_size max_bad_share accept_changed",
+  "config.data": "sources weights batch_size max_pixels max_bad_share accept_changed",
   "config.augment": "global1 global2 local num_local",
   "config.augment.global1": _CROP,
   "config.augment.global2": _CROP,
@@ -76,6 +76,7 @@ AT_LEAST = {
   "config.backbone.registers": 0,
   "config.total_steps": 1,
   "config.data.batch_size": 1,
+  "config.data.max_pixels": 1,
   "config.augment.num_local": 1,
   "config.knn.every": 0,
   "config.knn.batch_size": 1,

@@ -98,7 +98,9 @@ def main(_) -> None:
   if not 1 <= COUNT.value <= MAX_COUNT:
     raise errors.UserError(f"--count={COUNT.value} must be within 1 and {MAX_COUNT}")
   source = sources.open_source(IMAGES.value, field="--images")
-  multi_crop = augment.make_multi_crop(**config.augment.to_dict())
+  multi_crop = augment.make_multi_crop(
+    **config.augment.to_dict(), max_pixels=config.data.max_pixels
+  )
   rows, count = [], min(COUNT.value, len(source))
   for index in np.linspace(0, len(source) - 1, count, dtype=int).tolist():
     rng = np.random.default_rng((config.seed, index))
@@ -116,7 +118,8 @@ def main(_) -> None:
 
 
 def _with_original(multi_crop, rng, image):
-  return images.decode(image), multi_crop(rng, image)
+  shown = images.decode(image, max_pixels=multi_crop.max_pixels)
+  return shown, multi_crop(rng, image)
 
 
 if __name__ == "__main__":

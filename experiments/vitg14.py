@@ -106,7 +106,10 @@ def get_config():
     sources=("arrayrecord:data/web142m/*.array_record",),
     weights=(1.0,),
     batch_size=BATCH,
-    max_bad_share=0.01,  # unreadable records beyond this share end the run
+    # Larger images are corrupt records; a JPEG may be 4 times larger, since it can be
+    # decoded at half its size. Each worker may need 16 bytes per pixel.
+    max_pixels=89_478_485,
+    max_bad_share=0.01,  # corrupt records beyond this share end the run
     accept_changed=False,  # go on from a checkpoint that saw other data
   )
   jitter = dict(prob=0.8, brightness=0.4, contrast=0.4, saturation=0.2, hue=0.1)

@@ -91,6 +91,7 @@ def compute_features(part: jobs.Part, *, job: jobs.Job, network: Network) -> Non
     resize=network.resize,
     crop=network.crop,
     workers=0,
+    max_pixels=job.settings.max_pixels,
   )
   for batch in batches:
     found = np.asarray(apply(batch["image"]), np.float32)

@@ -72,14 +72,9 @@ def examine(record: inputs.Record, settings: jobs.Settings) -> tuple[np.void, st
 def _check_header(probed: images.Probed, settings: jobs.Settings) -> tuple[str, str]:
   """Why an image is dropped undecoded, as reason and detail, or two times ""."""
   short, long = sorted((probed.width, probed.height))
-  count = probed.width * probed.height
   size = f"{probed.width}x{probed.height} pixels"
-  if count > settings.max_pixels:
+  if short * long > settings.max_pixels:
     return "too many pixels", f"{size}, over --max_pixels={settings.max_pixels}"
-  is_jpeg = probed.header.format == "JPEG"
-  readable = images.MAX_PIXELS * (images.JPEG_FACTOR if is_jpeg else 1)
-  if count > readable and not 0 < settings.shorter_side < short:
-    return "too many pixels", f"{size}, over what training reads; give --shorter_side"
   if probed.frames > 1 and not settings.animated:
     return "animated", f"{probed.frames} frames"
   if short < settings.min_side:

@@ -109,7 +109,9 @@ def _pictures(
     rows = [image & 0xFFFFFFFF for image in group]
     for record in inputs.read(parts[number], job.settings, rows):
       try:
-        pixels, _ = images.probe(record.image or b"").decode(images.MAX_HALVINGS)
+        pixels, _ = images.probe(record.image or b"").decode(
+          images.MAX_HALVINGS, max_pixels=job.settings.max_pixels
+        )
       except ValueError:
         continue
       picture = Image.fromarray(pixels)

@@ -49,6 +49,7 @@ class MultiCrop:
   global2: Crop
   local: Crop
   num_local: int
+  max_pixels: int = images.MAX_PIXELS  # of an image, see `images.decode`
 
   @functools.cached_property
   def kinds(self) -> list[Crop]:
@@ -83,7 +84,10 @@ class MultiCrop:
     scales = [
       geometry.scale(warp, kind.size) for warp, kind in zip(warps, kinds, strict=True)
     ]
-    level = resample.finest(*probed.decode(halvings(scales), alpha=True))
+    pixels, halved = probed.decode(
+      halvings(scales), alpha=True, max_pixels=self.max_pixels
+    )
+    level = resample.finest(pixels, halved)
     crops = {
       name: np.empty((count, side, side, 3), np.uint8)
       for name, count, side in (
@@ -126,7 +130,9 @@ def halvings(scales: Sequence[float]) -> int:
   return max(0, math.floor(math.log2(min(scales) / MIN_SCALE)))
 
 
-def make_multi_crop(*, global1, global2, local, num_local) -> MultiCrop:
+def make_multi_crop(
+  *, global1, global2, local, num_local, max_pixels=images.MAX_PIXELS
+) -> MultiCrop:
   """Builds the `MultiCrop` of `config.augment`, which preflight.py has checked.
 
   Args:
@@ -134,6 +140,7 @@ def make_multi_crop(*, global1, global2, local, num_local) -> MultiCrop:
     global2: as `global1`, and of the same size.
     local: as `global1`.
     num_local: L.
+    max_pixels: `config.data.max_pixels`.
 
   Raises:
     TypeError: a field is unknown or missing.
@@ -146,4 +153,4 @@ def make_multi_crop(*, global1, global2, local, num_local) -> MultiCrop:
       "blur": photometric.Blur(**group["blur"]),
     }
     crops[name] = Crop(**{**group, **parts})
-  return MultiCrop(**crops, num_local=num_local)
+  return MultiCrop(**crops, num_local=num_local, max_pixels=max_pixels)

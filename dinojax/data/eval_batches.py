@@ -20,6 +20,7 @@ def open_batches(
   crop: int,
   workers: int,
   spans: Sequence[tuple[int, int]] | None = None,
+  max_pixels: int = images.MAX_PIXELS,
 ) -> prefetch.Batches:
   """Starts one pass, in order, over this process's slice of a source.
 
@@ -36,6 +37,7 @@ def open_batches(
     workers: processes; 0 reads in a thread of this one.
     spans: (start, stop) of the records to read, span by span; each begins a batch, and
       its last one is padded. None: all of the source.
+    max_pixels: larger images are corrupt, see `images.decode`.
 
   Returns:
     Batches, to be closed, of b = len(rows), in the order of `rows`:
@@ -53,7 +55,7 @@ def open_batches(
   bounds = np.array(
     [(first, stop) for start, stop in spans for first in range(start, stop, batch_size)]
   )
-  read_rows = _EvalRows(source, bounds, tuple(rows), resize, crop)
+  read_rows = _EvalRows(source, bounds, tuple(rows), resize, crop, max_pixels)
   batches = grain.MapDataset.range(len(bounds)).map(read_rows)
   return prefetch.Batches(batches, min(workers, len(bounds)))
 
@@ -70,6 +72,7 @@ class _EvalRows:
   rows: tuple[int, ...]
   resize: int
   crop: int
+  max_pixels: int
 
   def __call__(self, step: int) -> dict[str, np.ndarray]:
     size = len(self.rows)
@@ -89,7 +92,7 @@ class _EvalRows:
       try:
         record = self.source[index]
         batch["label"][i] = record["label"]
-        image = images.decode(record["image"])
+        image = images.decode(record["image"], max_pixels=self.max_pixels)
       except sources.UNREADABLE as error:
         batch["bad_records"][i] = bad_records.report(index, str(error))
       else:

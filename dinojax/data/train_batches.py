@@ -25,7 +25,9 @@ def open_batches(
     seed=config.seed,
     batch_size=config.data.batch_size,
     group_size=config.group_size,
-    multi_crop=augment.make_multi_crop(**config.augment.to_dict()),
+    multi_crop=augment.make_multi_crop(
+      **config.augment.to_dict(), max_pixels=config.data.max_pixels
+    ),
     masks=dict(views=2, grid=grid, **config.masking),
     groups=groups,
     workers=config.workers,

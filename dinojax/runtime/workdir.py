@@ -22,7 +22,7 @@ FREE_FIELDS = (
   *("workdir", "mesh", "remat", "unroll", "attention", "compiler_options"),
   *("accumulation", "workers", "log_every", "checkpoint", "hang_minutes"),
   *("knn", "alarm_window", "data.sources", "data.max_bad_share"),
-  *("data.accept_changed", "extend"),
+  *("data.max_pixels", "data.accept_changed", "extend"),
 )
 # Fields that may change when a run is extended, by config.extend.
 LENGTH_FIELDS = ("total_steps", "schedules", "optimizer.freeze_prototypes_steps")

@@ -5,7 +5,7 @@ import io
 import ingest_jobs
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, PngImagePlugin
 
 from dinojax.curation import examine, inputs, jobs
 from dinojax.data import images
@@ -89,16 +89,35 @@ def test_a_large_jpeg_is_scanned_and_shrunk_at_a_fraction_of_its_size(
   assert np.abs(grey - np.asarray(expected)).mean() < 4
 
 
-def test_images_too_large_for_training_are_kept_where_they_are_shrunk(
-  frames, monkeypatch
+@pytest.mark.parametrize("kind", ["PNG", "JPEG"])
+def test_images_over_a_decoders_default_limit_are_kept_and_shrunk(
+  frames, monkeypatch, kind
 ):
+  image = encode(frames[0], kind=kind)
   monkeypatch.setattr(images, "MAX_PIXELS", 64 * 64 // 2)
-  png, jpeg = (encode(frames[0], kind=kind) for kind in ("PNG", "JPEG"))
-  _, reason, detail = scan(png)
-  assert reason == "too many pixels" and "give --shorter_side" in detail
-  assert scan(png, shorter_side=64)[1] == "too many pixels", "which does not shrink it"
-  assert scan(png, shorter_side=16)[1] == ""
-  assert scan(jpeg)[1] == "", "training decodes it at half its size"
+  for shorter_side, side in ((0, 64), (16, 16)):
+    settings = ingest_jobs.make_settings(shorter_side=shorter_side, max_pixels=64 * 64)
+    assert scan(image, max_pixels=64 * 64, shorter_side=shorter_side)[1] == ""
+    width, height = Image.open(io.BytesIO(examine.shrunk(image, settings))).size
+    assert (width, height) == (side, side)
+
+
+def test_metadata_that_cannot_be_read_drop_no_image(frames):
+  large = PngImagePlugin.PngInfo()
+  large.add_text("Comment", "x" * 2_000_000, zip=True)
+  found = [
+    scan(encode(frames[0], kind="PNG", **options))
+    for options in ({}, {"exif": b"Exif\0\0garbage!"}, {"pnginfo": large})
+  ]
+  assert [reason for _, reason, _ in found] == [""] * 3
+  assert len({row["pixels"].tobytes() for row, _, _ in found}) == 1
+
+
+def test_dark_images_of_12_bits_are_no_duplicates_of_each_other():
+  values = np.random.default_rng(0).integers(0, 1 << 12, (2, 64, 64)).astype(np.uint16)
+  a, b = (scan(encode(Image.fromarray(grey), kind="PNG"))[0] for grey in values)
+  assert a["pixels"].tobytes() != b["pixels"].tobytes()
+  assert a["thumb"].mean() > 90
 
 
 @pytest.mark.parametrize(

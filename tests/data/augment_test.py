@@ -20,10 +20,12 @@ PLAIN |= dict(solarize_prob=0.0)
 WHOLE = dict(area=(1.0, 1.0), aspect=(1.0, 1.0))  # of a square image
 
 
-def build(**changes):
+def build(max_pixels=10**6, **changes):
   """A multi-crop that only cuts boxes, but for `changes` in all three kinds of crop."""
   crop = {**PLAIN, **changes}
-  return augment.make_multi_crop(global1=crop, global2=crop, local=crop, num_local=4)
+  return augment.make_multi_crop(
+    global1=crop, global2=crop, local=crop, num_local=4, max_pixels=max_pixels
+  )
 
 
 def test_with_every_step_off_a_whole_image_of_the_crops_size_is_copied():
@@ -61,6 +63,14 @@ def test_a_jpeg_gives_the_crops_of_its_pixels_decoded_whole_or_small():
     whole = multi_crop(np.random.default_rng(1), pixels)
     for name in small:
       assert photographs.psnr(small[name], whole[name]) > 35
+
+
+def test_the_limit_of_pixels_can_be_changed_and_is_named():
+  buffer = io.BytesIO()
+  Image.fromarray(photographs.noise(64)).save(buffer, "PNG")
+  assert build(max_pixels=64 * 64)(np.random.default_rng(0), buffer.getvalue())
+  with pytest.raises(ValueError, match=r"the limit of max_pixels=4095"):
+    build(max_pixels=64 * 64 - 1)(np.random.default_rng(0), buffer.getvalue())
 
 
 def test_grey_comes_before_solarize_and_after_blur():

@@ -1,5 +1,7 @@
 """Evaluation reads each record once and in order, on any hosts and workers."""
 
+import io
+
 import numbered
 import numpy as np
 import pytest
@@ -83,3 +85,21 @@ def test_images_of_any_shape_can_be_evaluated(shape):
 def test_a_crop_larger_than_the_resized_image_is_the_users_error():
   with pytest.raises(errors.UserError, match="crop=4 must be at most resize=3"):
     evaluate(numbered.Numbers(4), crop=4)
+
+
+class Encoded(numbered.Numbers):
+  """The same images as PNG."""
+
+  def __getitem__(self, index):
+    record = super().__getitem__(index)
+    file = io.BytesIO()
+    Image.fromarray(record["image"]).save(file, "PNG")
+    return record | {"image": file.getvalue()}
+
+
+def test_the_limit_of_pixels_can_be_changed_and_is_named():
+  (batch,) = evaluate(Encoded(2), max_pixels=12)
+  assert batch["valid"][:2].all()
+  (batch,) = evaluate(Encoded(2), max_pixels=11)
+  assert not batch["valid"].any()
+  assert b"the limit of max_pixels=11" in batch["bad_records"]["reason"][0]
