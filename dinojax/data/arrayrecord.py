@@ -1,13 +1,13 @@
-"""How an ArrayRecord file lies on disk: where its records are, and one record's bytes.
+"""Layout of ArrayRecord files: where each record lies, and its bytes.
 
 An ArrayRecord file is a Riegeli file: chunks, interrupted by a header at each multiple
-of 64 KiB, the last ones saying where all others begin. Written with group_size:1, as is
-usual for images, each chunk is one record, and one read at a known place gives it.
+of 64 KiB. The last chunks, the footer, say where all others begin. Written with
+group_size:1, as usual for images, each chunk is one record, and one read gives it.
 Source: Riegeli's "records file format" document and array_record's layout.proto.
 
-DIFFERS: the hashes of chunks are not compared: they are HighwayHash, which no kept
-package offers to Python. Sizes that do not fit are noticed, and so is all that the
-decoder of the image notices.
+DIFFERS: the hashes of chunks are not compared. They are HighwayHash, which no
+maintained package offers to Python. Wrong sizes are found here, other damage by the
+decoder of the image.
 """
 
 import os
@@ -17,17 +17,19 @@ import threading
 import numpy as np
 import zstandard
 
+from dinojax.data import files
+
 BLOCK, BLOCK_HEADER = 1 << 16, 24
 CHUNK_HEADER = struct.Struct("<8xQ8xQQ")  # size of data, type and records, decoded size
 SIMPLE = 0x72  # type of the chunks that are not transposed
 NONE, ZSTD = 0, 0x7A  # compressions
-MAX_RECORD = 1 << 30  # bytes; a chunk that claims more is damaged or a bomb
+MAX_FOOTER = 1 << 28  # bytes; a chunk that claims more is damaged or a bomb
 MAGIC = 0x71930E704FDAE05E  # in a file's last block
 _THREAD = threading.local()  # A decompressor costs more to make than to use.
 
 
 class OtherLayoutError(ValueError):
-  """A file is not one record a chunk, or is compressed by something else than zstd."""
+  """A file with several records a chunk, or compressed otherwise than by zstd."""
 
 
 def record_offsets(path: str) -> np.ndarray:
@@ -37,7 +39,7 @@ def record_offsets(path: str) -> np.ndarray:
     uint64 [records + 1]: where each record's chunk begins, and where the last one ends.
 
   Raises:
-    OtherLayoutError: the file is written in another way, or is no ArrayRecord file.
+    OtherLayoutError: the file has another layout, or is no ArrayRecord file.
   """
   with open(path, "rb") as file:
     size = file.seek(0, os.SEEK_END)
@@ -47,9 +49,11 @@ def record_offsets(path: str) -> np.ndarray:
     if len(postscript) < 4 or postscript[3] != MAGIC:
       raise OtherLayoutError("no ArrayRecord file")
     end = int(postscript[1])
+    if not 0 <= size - BLOCK - end <= MAX_FOOTER:
+      raise OtherLayoutError("no footer of an ArrayRecord file")
     file.seek(end)
     sizes, values = _chunk(file.read(size - BLOCK - end), end)
-    # The first entry tells of all; the others hold offset, decoded size, records.
+    # The first entry describes all; the others hold offset, decoded size, records.
     entries = _varints(values[int(_varints(sizes)[0]) :])
     if len(entries) % 6 or (entries.reshape(-1, 6)[:, ::2] != (8, 16, 24)).any():
       raise OtherLayoutError("a footer of another kind")
@@ -60,11 +64,13 @@ def record_offsets(path: str) -> np.ndarray:
     if len(entries):
       file.seek(int(offsets[0]))
       try:
-        decode_record(file.read(int(offsets[1] - offsets[0])), int(offsets[0]))
+        begin, size = int(offsets[0]), int(offsets[1] - offsets[0])
+        files.check_size(size)
+        decode_record(file.read(size), begin)
       except OtherLayoutError:
         raise
       except ValueError:
-        pass  # One damaged record is no reason to read the others otherwise.
+        pass  # One damaged record is no reason to read the others in another way.
   return offsets
 
 
@@ -78,7 +84,7 @@ def decode_record(raw: bytes, begin: int) -> bytes:
 
 
 def _chunk(raw: bytes, begin: int, *, records: int | None = None) -> tuple:
-  """Sizes and values of a chunk, decompressed; ValueError if it is damaged."""
+  """Returns sizes and values of a chunk, decompressed; ValueError if damaged."""
   # The first block header that interrupts it; the others follow each 64 KiB.
   interruption = -begin % BLOCK
   if interruption < len(raw):
@@ -92,21 +98,23 @@ def _chunk(raw: bytes, begin: int, *, records: int | None = None) -> tuple:
   end = CHUNK_HEADER.size + size
   if kind & 0xFF != SIMPLE or raw[CHUNK_HEADER.size] not in (NONE, ZSTD):
     raise OtherLayoutError("a damaged chunk, or one of another kind")
-  if records not in (None, kind >> 8) or end > len(raw) or decoded_size > MAX_RECORD:
+  if records not in (None, kind >> 8) or end > len(raw):
     raise ValueError("a damaged chunk")
+  if decoded_size > (MAX_FOOTER if records is None else files.MAX_RECORD):
+    raise ValueError(f"a damaged chunk: it claims to hold {decoded_size:,} bytes")
   sizes_size, start = _varint(raw, CHUNK_HEADER.size + 1)
   sizes, values = raw[start : start + sizes_size], raw[start + sizes_size : end]
   if raw[CHUNK_HEADER.size] == ZSTD:
     values = _decompress(values, decoded_size)
     if records is None:
-      sizes = _decompress(sizes, MAX_RECORD)
+      sizes = _decompress(sizes, MAX_FOOTER)
   if len(values) != decoded_size:
     raise ValueError("a damaged chunk")
   return sizes, values
 
 
 def _decompress(data: bytes, limit: int) -> bytes:
-  """Decompresses a zstd frame behind its decompressed size."""
+  """Decompresses a size and a zstd frame of that size."""
   size, start = _varint(data, 0)
   frame = data[start:]
   try:
@@ -120,7 +128,7 @@ def _decompress(data: bytes, limit: int) -> bytes:
 
 
 def _varint(data: bytes, start: int) -> tuple[int, int]:
-  """One number of 7 bits a byte, and where it ends."""
+  """Returns one number of 7 bits a byte, and where it ends."""
   value = shift = 0
   for end in range(start, min(start + 10, len(data))):
     value |= (data[end] & 0x7F) << shift
@@ -131,7 +139,7 @@ def _varint(data: bytes, start: int) -> tuple[int, int]:
 
 
 def _varints(data: bytes) -> np.ndarray:
-  """All numbers of `data`, uint64, at once: a footer has a hundred thousand."""
+  """Returns all numbers of `data`, uint64: vectorised, as a footer has 100,000."""
   octets = np.frombuffer(data, np.uint8)
   ends = np.flatnonzero(octets < 0x80)
   starts = np.append(0, ends[:-1] + 1)[: len(ends)]

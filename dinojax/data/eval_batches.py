@@ -10,6 +10,8 @@ from PIL import Image
 from dinojax import errors
 from dinojax.data import bad_records, images, prefetch, sources
 
+MAX_LABEL = np.iinfo(np.int32).max
+
 
 def open_batches(
   source: sources.Source,
@@ -91,7 +93,8 @@ class _EvalRows:
       batch["index"][i] = index
       try:
         record = self.source[index]
-        batch["label"][i] = record["label"]
+        # Larger numbers identify something else than classes.
+        batch["label"][i] = record["label"] if record["label"] <= MAX_LABEL else -1
         image = images.decode(record["image"], max_pixels=self.max_pixels)
       except sources.UNREADABLE as error:
         batch["bad_records"][i] = bad_records.report(index, str(error))

@@ -1,4 +1,4 @@
-"""Several sources as one endless stream, each with its share and epochs of its own."""
+"""Mixture of sources: one endless stream, each source by its weight and in epochs."""
 
 import bisect
 import math
@@ -14,10 +14,10 @@ MAX_RECORDS = 1 << 32  # of a source: Grain shuffles indices of 32 bits
 
 
 class Mixture:
-  """Sources whose records are numbered through, in their order."""
+  """Sources, with one range of record numbers over all of them."""
 
   def __init__(self, parts: Sequence[sources.Source], weights: Sequence[float]):
-    """weights: of each part in the stream, relative to each other, above 0."""
+    """weights: above 0; a source's share of the stream is its part of their sum."""
     self._parts = tuple(parts)
     self._weights = tuple(weights)
     self._starts = np.cumsum([0, *map(len, parts)]).tolist()
@@ -29,7 +29,7 @@ class Mixture:
 
   @property
   def fingerprints(self) -> list[str]:
-    """Those of the sources, in their order."""
+    """The fingerprints of the sources, in their order."""
     return [part.fingerprint for part in self._parts]
 
   def __len__(self) -> int:
@@ -37,39 +37,57 @@ class Mixture:
     return self._starts[-1]
 
   def __str__(self) -> str:
-    """Tells each source with its size and, if there are others, its share."""
-    whole = sum(self._weights)
+    """Returns each source with its size and, if there are others, its share."""
     return ", ".join(
       f"{len(part):,} images of {part.where}"
-      + (f" ({weight / whole:.1%})" if len(self._parts) > 1 else "")
-      for part, weight in zip(self._parts, self._weights, strict=True)
+      + (f" ({share:.1%})" if len(self._parts) > 1 else "")
+      for part, share in self._shares()
     )
 
+  def small_sources(self, batch_size: int) -> list[str]:
+    """Returns a line for each source that a batch holds several times."""
+    return [
+      f"{part.where} has {len(part):,} images, of which a batch of {batch_size:,} takes"
+      f" {batch_size * share:,.0f}: it holds each about"
+      f" {batch_size * share / len(part):.1f} times; add images, or lower"
+      " config.data.batch_size"
+      for part, share in self._shares()
+      if len(part) < batch_size * share
+    ]
+
+  def _shares(self) -> list[tuple[sources.Source, float]]:
+    """Each source with its share of the stream."""
+    whole = sum(self._weights)
+    return [
+      (part, weight / whole)
+      for part, weight in zip(self._parts, self._weights, strict=True)
+    ]
+
   def locate(self, record: int) -> tuple[sources.Source, int]:
-    """Returns the source of a record, and the number that it has there."""
+    """Returns the source of a record, and its index there."""
     part = bisect.bisect_right(self._starts, record) - 1
     return self._parts[part], record - self._starts[part]
 
   def name(self, record: int) -> str:
-    """Returns the record's name in its source, and which one that is."""
+    """Returns the record's name, with its source if there are several."""
     source, index = self.locate(record)
     if len(self._parts) == 1:
       return source.name(index)
     return f"{source.name(index)} of {source.where}"
 
   def order(self, seed: int) -> grain.MapDataset:
-    """The endless stream of record numbers; any place of it takes the same time.
+    """Returns the endless stream of record numbers; jumps to any place cost nothing.
 
-    Every epoch of a source is a new permutation of it. In the first k records, and so
-    in any window, each source has its share to within as many records as there are
-    sources.
+    Each source is reshuffled after every pass, so that small ones repeat more often.
+    In any window of the stream, a source's number of records is its share of them, to
+    within the number of sources.
     """
     seeds = np.random.SeedSequence(seed).generate_state(len(self._parts))
     streams = [
       grain.MapDataset.range(start, start + len(part)).seed(int(own)).shuffle().repeat()
       for part, start, own in zip(self._parts, self._starts[:-1], seeds, strict=True)
     ]
-    # Grain takes whole numbers of hundredths of the least weight.
+    # Grain rounds weights to hundredths of the smallest.
     return grain.MapDataset.mix(streams, self._weights).seed(seed)
 
 

@@ -7,6 +7,7 @@ a batch, so a checkpoint needs no state of the input.
 
 import dataclasses
 import functools
+import logging
 from collections.abc import Callable, Sequence
 
 import grain
@@ -19,6 +20,9 @@ def open_batches(
   config, data: mixture.Mixture, *, groups: Sequence[int], start_step: int
 ) -> prefetch.Batches:
   """Returns `stream` with the crops, masks and sizes of a config."""
+  if 0 in groups:  # one process for all
+    for line in data.small_sources(config.data.batch_size):
+      logging.warning(line)
   grid = config.augment.global1.size // config.backbone.patch_size
   return stream(
     data,

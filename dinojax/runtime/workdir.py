@@ -129,17 +129,39 @@ def check_same_run(
     raise errors.UserError(
       f"config.workdir={config['workdir']} holds another run ({differing}); {way_out}"
     )
-  changed = [
-    f"config.data.sources[{i}]={source!r}"
-    for i, source in enumerate(config["data"]["sources"])
-    if saved["data_fingerprint"][i : i + 1] != data_fingerprint[i : i + 1]
-  ]
+  there = saved["data_fingerprint"]
+  there = [there] if isinstance(there, str) else there
+  changed = {
+    f"config.data.sources[{i}]={config['data']['sources'][i]!r}": difference
+    for i, pair in enumerate(zip(there, data_fingerprint, strict=False))
+    if (difference := data_difference(*pair))
+  }
   if changed and not config["data"]["accept_changed"]:
     raise errors.UserError(
       f"{', '.join(changed)} holds other data than at the checkpoint in config.workdir="
-      f"{config['workdir']}; bring them back, or resume with the new ones by"
-      " --config.data.accept_changed=True"
+      f"{config['workdir']} ({'; '.join(changed.values())}); bring them back, or resume"
+      " with the new ones by --config.data.accept_changed=True"
     )
+
+
+def data_difference(before: str, now: str) -> str:
+  """Returns what differs between two fingerprints of a source, see data/files.py.
+
+  Nothing does, "", where it is the times of files: they differ between copies.
+  """
+  there, here = (
+    dict(part.partition("=")[::2] for part in text.split() if "times=" not in part)
+    for text in (before, now)
+  )
+  if there == here:
+    return ""
+  if ("files" in there) != ("files" in here):
+    return "or not: the checkpoint is of a version whose fingerprints do not compare"
+  if there.get("files") != here.get("files"):
+    return f"{int(there['files']):,} files then, {int(here['files']):,} now"
+  if there.get("names") != here.get("names"):
+    return "other names of files"
+  return "other contents"
 
 
 def _fields(config: dict, free: tuple[str, ...]) -> dict[str, Any]:

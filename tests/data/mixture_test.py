@@ -71,6 +71,14 @@ def test_records_are_named_with_their_source():
   assert str(mixed) == "3 images of a (25.0%), 5 images of b (75.0%)"
 
 
+def test_a_source_smaller_than_its_part_of_a_batch_is_named():
+  mixed = mixture.Mixture([Span(16, "a"), Span(5, "b")], [1, 3])
+  (line,) = mixed.small_sources(64)
+  assert line.startswith("b has 5 images, of which a batch of 64 takes 48: it holds")
+  assert "each about 9.6 times" in line
+  assert not mixed.small_sources(6)
+
+
 @pytest.mark.parametrize(
   "weights, said", [((1.0,), "one for each of 2"), ((1.0, 0.0), "must be above 0")]
 )

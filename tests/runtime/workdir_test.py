@@ -60,6 +60,31 @@ def test_data_that_changed_are_named_and_can_be_accepted():
   check(record, accepting, ["1", "3"], free)
 
 
+@pytest.mark.parametrize(
+  ("before", "now", "said"),
+  [
+    ("files=2 names=a contents=b", "files=2 names=a contents=b", ""),
+    ("files=9 names=a contents=b times=c", "files=9 names=a contents=b times=d", ""),
+    (
+      "files=1347 names=a contents=b",
+      "files=1350 names=c contents=d",
+      "1,347 files then",
+    ),
+    (
+      "files=2 names=a contents=b",
+      "files=2 names=c contents=d",
+      "other names of files",
+    ),
+    ("files=2 names=a contents=b", "files=2 names=a contents=d", "other contents"),
+    ("0123456789abcdef", "files=2 names=a contents=b", "do not compare"),
+    ("0123456789abcdef", "0123456789abcdee", "other contents"),
+  ],
+)
+def test_what_differs_in_the_data_is_said_and_copies_are_the_same(before, now, said):
+  assert said in workdir.data_difference(before, now)
+  assert bool(said) == bool(workdir.data_difference(before, now))
+
+
 def test_a_run_of_another_length_is_refused_with_the_way_to_extend_it(tmp_path):
   config = vitg14.get_config()
   record = {"step": 9, "config": config.to_dict(), "data_fingerprint": ["f"]}
