@@ -165,6 +165,11 @@ def check(settings: jobs.Settings) -> None:
     raise errors.UserError("--out=FOLDER is missing; try /data/NAME/1.0.0")
   if pathlib.Path(OUT.value).name in ("", ".."):
     raise errors.UserError(f"--out={OUT.value} must end in the name of a new folder")
+  if not errors.printable(OUT.value) == OUT.value:
+    raise errors.UserError(
+      f"--out={OUT.value} must be printable UTF-8, for those who read it; choose"
+      " another name"
+    )
   limits = {
     "min_side": (1, 1 << 20),
     "max_aspect": (0, 1 << 20),

@@ -5,14 +5,18 @@ It imports JAX, Beam and faiss once for all of them.
 
 import io
 import json
+import os
 import pathlib
 import subprocess
 import sys
 import tarfile
 from typing import NamedTuple
 
+import numpy as np
 import pictures
+import pyarrow
 from PIL import Image
+from pyarrow import parquet
 
 ROOT = pathlib.Path(__file__).parent.parent
 IN_MEMORY = ("--direct_running_mode=in_memory", "--direct_num_workers=1")
@@ -85,8 +89,9 @@ def encoded(pixels, kind="PNG", size=None, **options):
 
 
 def write_tar(path, files):
-  """Writes a tar file of (name, content)."""
-  with tarfile.open(path, "w") as tar:
+  """Writes a tar file of (name, content); names may hold any bytes."""
+  options = dict(format=tarfile.GNU_FORMAT, errors="surrogateescape")
+  with tarfile.open(path, "w", **options) as tar:
     for name, content in files:
       member = tarfile.TarInfo(name)
       member.size = len(content)
@@ -120,6 +125,40 @@ def write_images(folder):
   write_tar(folder / "0.tar", sorted(files.items()))
   (folder / "test").mkdir()
   (folder / "test/0.jpg").write_bytes(encoded(shown[7], "JPEG", quality=80))
+
+
+def write_odd_images(folder):
+  """8 sound images of odd names, labels and kinds; 3 files that cannot be read.
+
+  Returns:
+    the folder's name below `folder`, and keys of the images in the tar file.
+  """
+  odd = os.fsdecode(b"caf\xe9 \x1b[31m\n<b>")
+  *shown, photo = [Image.fromarray(pixels) for pixels in pictures.make(8, seed=1)]
+  files = [encoded(np.asarray(image)) for image in shown]
+  (folder / odd / odd).mkdir(parents=True)
+  (folder / odd / odd / f"{odd}.png").write_bytes(files.pop())
+  (folder / odd / odd / "broken\x1b.png").write_bytes(b"\x1b[31m\n")
+  with open(folder / odd / odd / "huge.jpg", "wb") as file:
+    file.truncate(4 << 30)
+  os.mkfifo(folder / odd / odd / "fifo.jpg")
+  keys = {
+    f"{odd}/1.2": str(2**64 + 5),
+    **{"IMG_2020.01.05": "9" * 5000, "frame.left": "1", "frame.right": "cat"},
+  }
+  members = []
+  for key, label in keys.items():
+    members += [(f"{key}.png", files.pop()), (f"{key}.cls", label.encode())]
+  write_tar(folder / odd / "0.tar", [*members, ("no.image.png", b"")])
+  mpo = io.BytesIO()
+  photo.save(mpo, "MPO", save_all=True, append_images=[photo.resize((32, 32))])
+  rows = {
+    "image": pyarrow.array([*files, mpo.getvalue()]),
+    "label": pyarrow.array([2**64 - 1, 2**63, 1], pyarrow.uint64()),
+  }
+  with open(folder / odd / "0.parquet", "wb") as file:
+    parquet.write_table(pyarrow.table(rows), file)
+  return odd, list(keys)
 
 
 def flags_of(data, out):

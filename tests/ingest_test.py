@@ -18,6 +18,7 @@ import pytest
 import tensorflow_datasets as tfds
 from absl import flags
 
+from dinojax import errors
 from dinojax.data import images, mixture, sources, train_batches
 from dinojax.weights import formats, model
 
@@ -274,6 +275,41 @@ def test_images_are_shrunk_to_a_shorter_side(session, data, tmp_path):
   assert sizes == {(32, 32, 3)}
 
 
+def test_odd_names_labels_and_sizes_complete_and_each_image_is_counted(
+  session, tmp_path
+):
+  odd, keys = ingest_session.write_odd_images(tmp_path)
+  root, out = tmp_path / odd, tmp_path / "o"
+  ended = session.ingest(
+    f"--images=folder:{root}",
+    f"--images=tar:{root}/*.tar",
+    f"--images=parquet:{root}/*.parquet",
+    f"--out={out}",
+  )
+  assert ended.status == 0, ended.stderr
+  assert "\x1b" not in ended.stderr
+  manifest = json.loads((out / "manifest.json").read_text())
+  assert (manifest["records"], manifest["dropped"]) == (8, {"unreadable": 3})
+  assert [x["images"] for x in manifest["inputs"]] == [3, 5, 3]
+  with open(out / "dropped.csv", encoding="utf-8", newline="") as file:
+    details = {name: detail for name, _, detail, _ in csv.reader(file)}
+  root = errors.printable(str(root))
+  shown = errors.printable(odd)
+  assert "cannot identify" in details[f"{root}/{shown}/broken\\x1b.png"]
+  assert "over the limit of" in details[f"{root}/{shown}/huge.jpg"]
+  assert details[f"{root}/0.tar:no.image"] == "zero bytes"
+  builder = tfds.builder_from_directory(out)
+  found = [(x["source"].decode(), x["label"]) for x in builder.as_data_source("train")]
+  labels = dict(found)
+  assert labels.pop(f"{root}/{shown}/{shown}.png") == 0
+  in_tar = [labels.pop(f"{root}/0.tar:{errors.printable(key)}") for key in keys]
+  assert in_tar == [-1, -1, 2, -1]
+  assert list(labels.values()) == [-1, -1, 2]
+  assert builder.info.features["label"].names == [shown, "0", "1"]
+  report = (out / "report.html").read_text(encoding="utf-8")
+  assert "\x1b" not in report and "<b>" not in report
+
+
 def test_mistakes_take_one_line_and_leave_nothing(session, made, data, tmp_path):
   mistakes = {
     "--min_sid=3": "nor of Beam; did you mean --min_side?",
@@ -286,6 +322,7 @@ def test_mistakes_take_one_line_and_leave_nothing(session, made, data, tmp_path)
     "--min_side=999": "no image of --images is kept (1 unreadable, 1 animated, 28 too",
     "--near_bits=4": "finished ingest with other settings: near_bits 6, now 4",
     "--out=/": "--out=/ must end in the name of a new folder",
+    "--out=a\x1bb": "--out=a\\x1bb must be printable UTF-8",
   }
   for mistake, message in mistakes.items():
     out = made if "near_bits" in mistake else tmp_path / "o"

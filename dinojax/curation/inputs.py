@@ -69,7 +69,7 @@ def _pieces(
   """Yields spec, start, stop and fingerprint of an input's parts."""
   kind, _, pattern = spec.partition(":")
   if kind not in IN_ORDER or not pattern:
-    source = sources.open_source(spec, field=field)
+    source = _open(spec, field)
     for start in range(0, len(source), RECORDS):
       stop = min(start + RECORDS, len(source))
       yield spec, start, stop, source.fingerprint
@@ -147,13 +147,13 @@ def class_names(
 
 
 @functools.lru_cache(maxsize=4)
-def _open(spec: str) -> sources.Source:
+def _open(spec: str, field: str) -> sources.Source:
   """A source, kept open from one part to the next."""
-  return sources.open_source(spec, field="--images")
+  return sources.open_source(spec, field=field)
 
 
 def _open_unchanged(part: jobs.Part) -> sources.Source:
-  source = _open(part.spec)
+  source = _open(part.spec, "--exclude" if part.excluded else "--images")
   if source.fingerprint != part.fingerprint:
     raise _changed(part)
   return source

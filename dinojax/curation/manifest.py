@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 import dinojax
+from dinojax import errors
 from dinojax.curation import jobs
 from dinojax.data import class_labels
 
@@ -111,7 +112,7 @@ def class_notes(
     names: by label, of each input that names its classes.
     total: the number of the output's classes.
   """
-  specs = [*given["exclude"], *given["images"]]
+  specs = _specs(given)
   labels = found["labels"]
   lines = []
   named = [number for number in labels if names.get(number)]
@@ -136,6 +137,11 @@ def class_notes(
       " has over 63 bits; give numbers, or sub-folders as classes"
     )
   return lines
+
+
+def _specs(given: dict[str, Any]) -> list[str]:
+  """The inputs by number, as they are shown."""
+  return [errors.printable(spec) for spec in (*given["exclude"], *given["images"])]
 
 
 def drop_warnings(found: dict[str, Any]) -> list[str]:
@@ -195,7 +201,7 @@ def build(
     notes: of `class_notes`.
     warnings: of `drop_warnings`.
   """
-  specs = [*given["exclude"], *given["images"]]
+  specs = _specs(given)
   return {
     "records": sum(shard["records"] for shard in shards),
     "bytes": sum(shard["bytes"] for shard in shards),

@@ -136,10 +136,9 @@ def shard_summary(
   job: jobs.Job, parts: list[jobs.Part], plan: list, shard: int
 ) -> dict[str, Any]:
   """The entry of a written shard in the manifest."""
-  spans = [(parts[number].spec, stop - start) for number, start, stop in plan[shard]]
   sources = collections.Counter()
-  for spec, count in spans:
-    sources[spec] += count
+  for number, start, stop in plan[shard]:
+    sources[errors.printable(parts[number].spec)] += stop - start
   name = shard_name(job.out, shard, len(plan))
   done = json.loads(job.path("shards", shard, "json").read_text())
   return {"name": name, **done, "sources": dict(sources)}

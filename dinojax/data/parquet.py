@@ -229,8 +229,10 @@ def _open(file: files.File, leaf: str) -> Any:
 
 
 def _reader(path: str, leaf: str) -> Any:
+  import pyarrow
   from pyarrow import parquet
 
   # As a dictionary: a few bytes of a file may stand for the same large image a million
   # times, and would be decoded to as many copies.
-  return parquet.ParquetFile(path, read_dictionary=[leaf])
+  file = pyarrow.OSFile(os.fsencode(path))
+  return parquet.ParquetFile(file, read_dictionary=[leaf])

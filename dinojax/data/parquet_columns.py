@@ -6,6 +6,7 @@ it is an extra.
 
 import contextlib
 import json
+import os
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
@@ -49,7 +50,7 @@ def opened(path: str, where: str, *wanted: str) -> Iterator[tuple[Any, Columns]]
       f"{where} needs pyarrow: pip install 'dinojax[parquet]'"
     ) from error
   try:
-    file = parquet.ParquetFile(path)
+    file = parquet.ParquetFile(pyarrow.OSFile(os.fsencode(path)))
     columns = _find(file.schema_arrow, path, where, *wanted)
   except (OSError, pyarrow.ArrowException) as error:
     raise errors.UserError(
