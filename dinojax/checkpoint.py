@@ -135,7 +135,7 @@ class Checkpoints:
       (state, record), or None if there is no checkpoint.
 
     Raises:
-      UserError: there are checkpoints, and none is readable. They stay as they are.
+      UserError: there are checkpoints, and none is readable; none is changed.
     """
     damaged = {}
     for step in sorted(self._manager.all_steps(), reverse=True):
@@ -150,18 +150,19 @@ class Checkpoints:
     if damaged:
       raise errors.UserError(
         f"none of the checkpoints {sorted(damaged)} in {self.directory} can be read"
-        f" ({damaged[max(damaged)]}); bring back a copy, or remove it to start anew"
+        f" ({damaged[max(damaged)]}); bring back a copy, or remove them to start from"
+        " step 0"
       )
     return None
 
   def wait(self):
-    """Returns when the checkpoint being written is complete; UserError if it fails."""
+    """Blocks until the checkpoint being written is complete; UserError if it fails."""
     with self._failing_in_one_line():
       self._manager.wait_until_finished()
     self._last_whole = self._writing or self._last_whole
 
   def close(self):
-    """Waits as `wait` does, and lets go of the folder."""
+    """As `wait`, and closes the folder."""
     with self._failing_in_one_line():
       self._manager.close()
 

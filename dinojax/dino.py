@@ -1,17 +1,18 @@
 """The method: DINOv2 (arXiv:2304.07193) as pure functions of state, batch and key.
 
-A student sees masked global crops and local crops. A teacher, the moving average (EMA)
-of the student, sees the global crops whole. Three losses teach the student:
+A student sees masked global crops and local crops. A teacher, the exponential moving
+average (EMA) of the student, sees the global crops unmasked. Three losses train the
+student:
 
-  DINO   an image's crops predict the prototypes the teacher sees in its other views;
-  iBOT   hidden patches predict the prototypes the teacher sees in them;
+  DINO   a crop predicts the prototypes that the teacher assigns to the other views;
+  iBOT   a masked patch predicts the prototypes that the teacher assigns to it;
   KoLeo  image features spread out.
 
 Dimension key: B images of the global batch, V global crops of an image (2), L local
 ones, N patches of a global crop, D width, K prototypes, G groups, U masked patches of a
 group. A group is `cfg.group_size` neighbouring images of the batch, on one device.
-DIFFERS: KoLeo, masks and drop path work within groups where the reference's work within
-a GPU. So no loss depends on the machine, nor on the parts of `cfg.accumulation`.
+DIFFERS: KoLeo, masks and drop path work within groups; the reference's work within a
+GPU. So no loss depends on the machine, or on gradient accumulation.
 """
 
 from typing import Any, NamedTuple
@@ -40,7 +41,7 @@ class Nets(NamedTuple):
 
 @flax.struct.dataclass
 class TrainState:
-  """All that training changes.
+  """State of training.
 
   step: [] int32, completed updates. student, teacher: {"backbone", "dino_head"} trees,
   and "ibot_head" where it is separate. opt_state: the optimiser's, for the student.
@@ -101,7 +102,7 @@ def assign(logits: jax.Array, center: jax.Array | None, temp: jax.Array):
 
 
 def teacher_logits(teacher, batch: dict, *, nets: Nets) -> dict:
-  """Prototype scores {"dino": [B, V, K], "ibot": [G, U, K]} of crops seen whole."""
+  """Prototype scores {"dino": [B, V, K], "ibot": [G, U, K]} of unmasked crops."""
   crops = vit.normalize(flatten(batch["global_crops"]))
   (seen,) = nets.backbone.apply({"params": teacher["backbone"]}, (crops,), (None,))
   images = einops.rearrange(seen.image, "(b v) d -> b v d", b=len(batch["mask"]))
@@ -140,7 +141,7 @@ def student_loss(student, targets: dict, batch: dict, groups, *, key, nets, cfg)
   pairs = b * views * (views - 1 + num_local)
   dino = (global_ce.sum() + local_ce.sum()) / pairs
 
-  # iBOT: mean over the hidden patches of a crop, then over all crops, hidden or not.
+  # iBOT: mean over the masked patches of a crop, then over all crops, masked or not.
   patches = masked_patches(global_features.patches, batch)
   logits = apply_ibot_head(nets, student, patches)  # [G, U, K]
   patch_ce = losses.cross_entropy(logits, targets["ibot"], temp=temp)  # [G, U]
@@ -162,30 +163,33 @@ def train_step(state: TrainState, batch: dict, key, *, nets, tx, schedules, cfg)
     state: the state before; may be donated.
     batch: uint8 global_crops [B,V,S,S,3] and local_crops [B,L,s,s,3], bool mask
       [B,V,N], int32 masked_indices [G,U] into a group's (image, view, patch) rows, and
-      float32 masked_weights [G,U], one over the number of hidden patches of the crop.
+      float32 masked_weights [G,U], one over the number of masked patches of the crop.
     key: the run's key; draws depend on it and on the step alone.
     nets: of `assembly.make_nets`.
     tx: an optax transformation of the student.
     schedules: of `schedules.make_schedules`.
     cfg: the config, of which `group_size`, `losses` and `accumulation` are read.
   """
-  at = {name: schedule(state.step) for name, schedule in schedules._asdict().items()}
+  rates = {name: value(state.step) for name, value in schedules._asdict().items()}
   groups = jnp.arange(len(batch["masked_indices"]))
-  split = dict(groups=len(groups), parts=cfg.accumulation)
+  split = dict(groups=len(groups), microbatches=cfg.accumulation)
   logits = accumulate.collect(
-    lambda part: teacher_logits(state.teacher, part, nets=nets), batch, **split
+    lambda micro: teacher_logits(state.teacher, micro, nets=nets), batch, **split
   )
-  targets, centers = teacher_targets(logits, state.centers, at["teacher_temp"])
+  targets, centers = teacher_targets(logits, state.centers, rates["teacher_temp"])
   key = jax.random.fold_in(key, state.step)
   gradient = jax.grad(student_loss, has_aux=True)
   grads, metrics = accumulate.mean(
-    lambda *part: gradient(state.student, *part, key=key, nets=nets, cfg=cfg),
+    lambda *micro: gradient(state.student, *micro, key=key, nets=nets, cfg=cfg),
     *(targets, batch, groups),
     **split,
   )
   updates, opt_state = tx.update(grads, state.opt_state, state.student)
   student = optax.apply_updates(state.student, updates)
-  teacher = optax.incremental_update(student, state.teacher, 1 - at["teacher_momentum"])
+  momentum = rates["teacher_momentum"]
+  teacher = optax.incremental_update(student, state.teacher, 1 - momentum)
   metrics |= {f"grad_norm_{name}": optax.tree.norm(g) for name, g in grads.items()}
   metrics["teacher_entropy"] = jax.scipy.special.entr(targets["dino"]).sum(-1).mean()
-  return TrainState(state.step + 1, student, teacher, opt_state, centers), metrics | at
+  return TrainState(
+    state.step + 1, student, teacher, opt_state, centers
+  ), metrics | rates

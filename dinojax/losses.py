@@ -1,7 +1,7 @@
 """Formulas of the losses: teacher targets, cross-entropy, KoLeo. All in float32.
 
-Nothing here knows of networks, crops or devices: rows in, numbers out. Rows may be
-sharded; sums over them are the compiler's to gather.
+Functions of arrays alone: no networks, crops or devices. Rows may be sharded; the
+compiler then adds up the sums over them.
 """
 
 import functools
@@ -17,7 +17,7 @@ TINY = jnp.finfo(jnp.float32).tiny
 def sinkhorn_knopp(
   logits: jax.Array, *, temp: jax.Array | float, iterations: int = 3
 ) -> jax.Array:
-  """Teacher targets that use every prototype alike over the batch.
+  """Teacher targets that use all prototypes equally over the batch.
 
   Each iteration divides by the prototypes' sums over all samples, then by the samples'
   sums. Both are scalings of rows and columns, so only two vectors change and the

@@ -1,7 +1,7 @@
 """AdamW as DINOv2 uses it, as one optax transformation over all of the student.
 
-Clipping per network, decay mask, learning-rate multipliers by depth, and prototypes
-that stand still at first. Every rule reads the parameter's path and nothing else.
+Gradient clipping per network, weight decay mask, layer-wise learning-rate decay, and
+prototypes that are frozen at first. Every rule depends on the parameter's path alone.
 """
 
 from collections.abc import Callable
@@ -33,10 +33,10 @@ def prototype_mask(params):
 
 
 def lr_scales(params, *, depth: int, layer_decay: float, patch_embed_lr_scale: float):
-  """Learning-rate multipliers, broadcastable to the parameters.
+  """Layer-wise learning-rate multipliers, broadcastable to the parameters.
 
-  decay^(depth + 1 - layer): layer 0 is tokens, position and patch embedding, block i is
-  layer i + 1, and the final norm and the heads are at 1.
+  decay^(depth + 1 - layer): layer 0 is tokens, position embeddings and patch embedding,
+  block i is layer i + 1, and the final norm and the heads are at 1.
   """
 
   def scale(path, leaf):

@@ -1,4 +1,4 @@
-"""The mesh, and the one rule for where arrays live.
+"""Sharding: the mesh, and the one rule for where arrays live.
 
 Two axes: the batch is split over both, parameters with their EMA and optimiser state
 over "fsdp" alone and copied along "data". On one device every sharding is trivial, and
@@ -26,8 +26,8 @@ def make_mesh(*, data: int, fsdp: int, devices: Sequence | None = None) -> Mesh:
 
   Args:
     data: copies of the parameters; -1 for as many as the other axis leaves.
-    fsdp: shares that parameters are split into; -1 likewise.
-    devices: other devices than those at hand.
+    fsdp: slices that parameters are split into; -1 likewise.
+    devices: default all devices of all processes.
 
   Raises:
     UserError: the product is not the number of devices.
@@ -89,8 +89,8 @@ def constrain_batch(x: jax.Array) -> jax.Array:
 def gather(weights: jax.Array) -> jax.Array:
   """The whole of a sharded array on every device of the mesh in context, if any.
 
-  Said and not left to the compiler, which may follow the weights' sharding into the
-  activations. The gradient is free to be scattered as the weights are.
+  Explicit, since the compiler may follow the weights' sharding into the activations.
+  The gradient may be scattered as the weights are.
   """
   if jax.sharding.get_abstract_mesh().empty:
     return weights
@@ -101,7 +101,7 @@ gather.defvjp(lambda weights: (gather(weights), None), lambda _, grad: (grad,))
 
 
 def per_device(function: Callable) -> Callable:
-  """Runs a function of batch-sharded arrays on each device's share, by itself.
+  """Runs a function of batch-sharded arrays on each device's slice, by itself.
 
   For kernels, which the compiler cannot split. Without a mesh, or for a batch that it
   does not divide, such as the one of a network's initialisation, nothing changes.
@@ -124,23 +124,23 @@ def platform() -> str:
 
 
 def local_positions(mesh: Mesh, blocks: int) -> list[int]:
-  """Which of `blocks` equal parts of the batch axis this process holds, rising.
+  """Which of `blocks` equal slices of the batch axis this process holds, rising.
 
-  Hosts need not hold neighbouring parts: that depends on how the mesh winds through the
-  machine.
+  Hosts need not hold neighbouring slices: that depends on the order of devices in the
+  mesh.
   """
   where = batch_sharding(mesh).addressable_devices_indices_map((blocks,))
   return sorted({i for (part,) in where.values() for i in range(blocks)[part]})
 
 
 def put_batch(mesh: Mesh, local: dict, positions: Sequence[int], blocks: int) -> dict:
-  """Global arrays from this process's parts of a batch.
+  """Global arrays from this process's slices of a batch.
 
   Args:
     mesh: the mesh of all processes.
-    local: host arrays whose leading axis holds the parts at `positions`, in order.
+    local: host arrays whose leading axis holds the slices at `positions`, in order.
     positions: of `local_positions(mesh, blocks)`.
-    blocks: parts of the whole batch axis, over all processes.
+    blocks: slices of the whole batch axis, over all processes.
   """
   slot = {position: i for i, position in enumerate(positions)}
 

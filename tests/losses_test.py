@@ -110,6 +110,7 @@ def test_sums_over_samples_and_features_ask_for_full_float32_products():
   ):
     jaxpr = jax.make_jaxpr(function)(jnp.ones(shape))
     products = [e for e in jaxpr.eqns if e.primitive.name == "dot_general"]
+    assert products
     for product in products:
       assert product.params["precision"] == (jax.lax.Precision.HIGHEST,) * 2
 

@@ -67,18 +67,6 @@ def test_every_schedule_follows_its_formula_from_first_to_last_step(name):
     np.testing.assert_allclose(found, wanted, rtol=2e-6, atol=1e-9, err_msg=str(step))
 
 
-@pytest.mark.parametrize("name", RECIPES)
-def test_schedules_start_and_end_at_the_recipe_values(name):
-  recipe = RECIPES[name]
-  made = build(recipe["config"])
-  first = [float(schedule(jnp.int32(0))) for schedule in made]
-  last = [float(schedule(jnp.int32(recipe["total"]))) for schedule in made]
-  np.testing.assert_allclose(first, [0, 0.04, 0.994, 0.04], rtol=1e-6)
-  np.testing.assert_allclose(last, [1e-6, 0.2, 1.0, 0.07], rtol=1e-6)
-  at_peak = made.learning_rate(jnp.int32(recipe["warmup"]))
-  np.testing.assert_allclose(at_peak, recipe["peak"], rtol=1e-6)
-
-
 def test_schedules_stay_at_their_end_after_the_last_step():
   made = build(RECIPES["vitg14_dinov2"]["config"])
   for schedule in made:

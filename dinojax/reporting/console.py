@@ -21,9 +21,9 @@ def say(line: str) -> None:
 
 
 def advancer(bar: tqdm.tqdm) -> Callable[[int], None]:
-  """Returns what moves a bar on, with its clock started by the first move.
+  """Returns a function that advances the bar; its first call starts the clock.
 
-  What the compiler takes, or workers that start, tells nothing of what is to come.
+  So rate and ETA leave out compilation and the start of workers.
   """
   started = False
 

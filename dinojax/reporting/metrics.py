@@ -1,4 +1,4 @@
-"""What a person sees of a run: scalars in files, alarms, a progress bar.
+"""Metrics of a run: JSON lines, TensorBoard events, alarms, the progress bar.
 
 Process 0 alone writes and prints.
 """
@@ -26,14 +26,14 @@ def first_non_finite(scalars: dict[str, float]) -> str | None:
 class Writer:
   """Scalars to WORKDIR/metrics.jsonl and to TensorBoard events in WORKDIR/tensorboard.
 
-  A line is {"step": completed updates, name: value, ...}, written at once and in full,
-  so that a killed run loses none. A mounted bucket gets it by `sync`, now and then.
+  A line is {"step": completed updates, name: value, ...}. It is written at once, so a
+  killed run loses none. `sync` makes a mounted bucket upload it, once a minute.
   """
 
   def __init__(self, workdir: str, *, start_step: int | None):
-    """Drops what an earlier run logged after `start_step`, and goes on from there.
+    """Opens the files; drops what was logged after `start_step`, where a run resumes.
 
-    None drops nothing: for results that are added beside a run, even a live one.
+    None drops nothing: for results that are added to those of a run, even a live one.
     """
     self._file = self._events = None
     self._synced = time.monotonic()
@@ -84,7 +84,8 @@ class Writer:
     kept = []
     if path.exists():
       for line in path.read_text().splitlines():
-        with contextlib.suppress(json.JSONDecodeError):  # cut off by a kill
+        # A line that a kill has cut off is no JSON, or none of ours.
+        with contextlib.suppress(ValueError, TypeError, KeyError):
           if json.loads(line)["step"] <= step:
             kept.append(line + "\n")
     new = path.with_suffix(".new")
@@ -98,20 +99,20 @@ class Writer:
     except OSError as error:
       raise errors.UserError(
         f"config.workdir={self._workdir}: cannot write metrics ({error.strerror});"
-        " make room there, or let it be written to, and run again"
+        " make room there, or permit writing, and restart"
       ) from error
 
 
 class Alarm:
-  """Looks out for a loss that stays where nothing is learnt, or falls to collapse."""
+  """Warns when the loss stays where nothing is learnt, or falls to a collapse."""
 
   def __init__(self, *, window: int, nothing_learnt: float):
-    """Takes the steps to average over, and DINO + iBOT loss of a uniform student."""
+    """window: steps to average over. nothing_learnt: `losses.nothing_learnt`."""
     self._window, self._nothing_learnt = window, nothing_learnt
     self._losses = []
 
   def update(self, step: int, loss: float) -> str | None:
-    """Takes a step's DINO + iBOT loss; at the end of a window, perhaps a warning."""
+    """Adds a step's DINO + iBOT loss; returns a warning, at the end of a window."""
     self._losses.append(loss)
     if len(self._losses) < self._window:
       return None
@@ -120,19 +121,19 @@ class Alarm:
     if abs(mean - self._nothing_learnt) < 0.01 * self._nothing_learnt:
       return (
         f"ALARM {seen}, the value of a student that has learnt nothing"
-        f" ({self._nothing_learnt:.3f}); look at learning rate, teacher_temp and"
+        f" ({self._nothing_learnt:.3f}); check learning rate, teacher_temp and"
         " teacher_entropy"
       )
     if mean < 0.02 * self._nothing_learnt:
       return (
-        f"ALARM {seen}, close to 0: all images may share one prototype; look at"
-        " teacher_entropy, loss_koleo and the targets"
+        f"ALARM {seen}, close to 0, a collapse: all images may share one prototype;"
+        " check teacher_entropy, loss_koleo and the targets"
       )
     return None
 
 
 class Log:
-  """Steps in, everything a person sees out: checks, files, alarms and the bar."""
+  """Log of a run: checks each step's scalars, writes them, warns, moves the bar."""
 
   def __init__(
     self,
@@ -148,7 +149,15 @@ class Log:
   ):
     """Opens the files and the bar.
 
-    Arguments as of the classes above and fields of the config.
+    Args:
+      workdir: of the run.
+      start_step: completed updates.
+      total_steps: as log_every, batch_size, alarm_window, workers: of the config.
+      log_every: steps between two lines.
+      batch_size: images of a step.
+      alarm_window: steps whose mean loss an alarm judges.
+      nothing_learnt: of `losses.nothing_learnt`.
+      workers: input processes.
     """
     self._writer = Writer(workdir, start_step=start_step)
     self._progress = console.Progress(total=total_steps, start=start_step)
@@ -171,11 +180,11 @@ class Log:
     self._pending.append((step, scalars))
     self._timer.dispatched(scalars)
     self._input_rate = input_rate
-    if not self._warm:  # the compiler's time tells nothing of the steps to come
+    if not self._warm:  # compilation says nothing about the next steps
       jax.block_until_ready(scalars)
       self._timer.restart()
       self._warm, self._lap_steps = True, -1
-    # One step ahead of the device and no more: each holds a batch in its memory.
+    # At most one step ahead of the device: each one holds a batch in its memory.
     jax.block_until_ready([scalars for _, scalars in self._pending[-2:-1]])
     self._progress.update(1)
     if step % self._every == 0:
