@@ -26,7 +26,7 @@ def get_config():
   config.workdir = "runs/vitg14"
   # Weights are gathered among 16 neighbours; -1: all the devices that the other leaves.
   config.mesh = dict(data=-1, fsdp=16)
-  # What the backward pass computes again: "full", "attention", "matmuls" or "none".
+  # Activation checkpointing: "full", "attention", "matmuls" or "none".
   config.remat = "attention"
   config.unroll = 1  # blocks per turn of the loop over them; more compile for longer
   config.attention = "auto"  # the platform's own; or "xla", "cpu", "cudnn", "pallas"
@@ -37,13 +37,13 @@ def get_config():
     gpu=dict(xla_gpu_enable_latency_hiding_scheduler=True),
     tpu=dict(),
   )
-  # Parts of each batch that run one after the other; their activations share memory, so
-  # that n parts need n times fewer devices. The result is the same but for rounding.
+  # Gradient accumulation: each batch runs as n microbatches, whose activations share
+  # memory, and so needs n times fewer devices. Same result, but for rounding.
   config.accumulation = 1
   config.workers = 16  # Grain processes per host; 0: threads of the training process
   config.log_every = 50
   # Without progress for so long, a run shows where it hangs and ends with status 75, to
-  # be started again. The first step may take half an hour more. 0: it waits for ever.
+  # be restarted. The first step may take half an hour more. 0: it waits for ever.
   config.hang_minutes = 30.0
   # A save costs seconds, a lost step costs 128 chips: 5,000 steps are under an hour.
   config.checkpoint = dict(every=5_000, keep_last=3, keep_best=1)
@@ -110,7 +110,7 @@ def get_config():
     # decoded at half its size. Each worker may need 16 bytes per pixel.
     max_pixels=89_478_485,
     max_bad_share=0.01,  # corrupt records beyond this share end the run
-    accept_changed=False,  # go on from a checkpoint that saw other data
+    accept_changed=False,  # resume from a checkpoint that saw other data
   )
   jitter = dict(prob=0.8, brightness=0.4, contrast=0.4, saturation=0.2, hue=0.1)
   # How far a crop may be turned and leant (degrees) and tilted (share of its scale).
@@ -164,7 +164,7 @@ def get_config():
     resize=256,
     crop=224,
     batch_size=2_048,
-    baselines=False,  # also rate the untrained network and raw pixels at the end
+    baselines=False,  # also evaluate the untrained network and raw pixels at the end
   )
   # Mean losses over so many steps tell whether nothing is learnt or all collapsed.
   config.alarm_window = 1_250
