@@ -35,17 +35,17 @@ def train(config) -> None:
   preflight.check(config, devices=jax.device_count())
   mesh = sharding.make_mesh(**config.mesh)
   data = mixture.open_mixture(config.data.sources, config.data.weights)
-  watch = watchdog.Watchdog(config.hang_minutes)
-  evaluation = knn.open_evaluation(
-    config.knn, mesh=mesh, workers=config.workers, progress=watch.progress
-  )
-  folder = workdir.Workdir(config, data.fingerprints)
   init_key, step_key = jax.random.split(jax.random.key(config.seed))
-  stop = interrupts.Interrupts()
 
   with jax.set_mesh(mesh), contextlib.ExitStack() as stack:
+    watch = watchdog.Watchdog(config.hang_minutes)
     stack.callback(watch.close)
+    evaluation = knn.open_evaluation(
+      config.knn, mesh=mesh, workers=config.workers, progress=watch.progress
+    )
+    folder = workdir.Workdir(config, data.fingerprints)
     stack.enter_context(folder.owned())
+    stop = interrupts.Interrupts()
     checkpoints = checkpoint.Checkpoints(config.workdir, **config.checkpoint)
     stack.callback(checkpoints.close)
     run = assembly.assemble(config, mesh)

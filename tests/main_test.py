@@ -15,6 +15,9 @@ import time
 import children
 import pytest
 
+from dinojax import errors, main
+from experiments import quickstart
+
 pytestmark = pytest.mark.process
 ROOT = pathlib.Path(__file__).parent.parent
 SMALL = (
@@ -251,21 +254,32 @@ def test_a_loss_that_is_not_finite_ends_the_run_before_the_next_save(tmp_path):
   assert "Traceback" not in output
 
 
-@pytest.mark.parametrize(
-  ("override", "said"),
-  [
-    ("backbone.dept=3", "no such field: dept; did you mean depth?"),
-    ("data.batch_size=15", "config.data.batch_size=15 must be a multiple of 2"),
-    ("augment.local.area=(0.5,0.1)", "area=(0.5, 0.1) must rise within (0, 1]"),
-    ("data.sources=folder:/no/such", 'config.data.sources[0]="folder:/no/such"'),
-    ("workdir=/proc/no/such", "config.workdir='/proc/no/such' is not writable"),
-  ],
-)
-def test_a_mistake_is_told_in_one_line_without_a_traceback(tmp_path, override, said):
-  output = finish(start(tmp_path, override), code=1)
-  assert said in output
+def test_a_misspelt_field_is_one_line_without_a_traceback(tmp_path):
+  output = finish(start(tmp_path, "backbone.dept=3"), code=1)
+  assert "no such field: dept; did you mean depth?" in output
   assert "Traceback" not in output
   assert "the first step" not in output
+
+
+@pytest.mark.parametrize(
+  ("field", "value", "message"),
+  [
+    ("data.batch_size", 15, "config.data.batch_size=15 must be a multiple of"),
+    ("augment.local.area", (0.5, 0.1), "area=(0.5, 0.1) must rise within (0, 1]"),
+    ("data.sources", ("folder:/no/such",), 'config.data.sources[0]="folder:/no/such"'),
+    ("knn.train", "folder:/no/such", 'config.knn.train="folder:/no/such"'),
+    ("workdir", "/proc/no/such", "config.workdir='/proc/no/such' is not writable"),
+  ],
+)
+def test_a_user_error_ends_a_run_before_it_writes(tmp_path, field, value, message):
+  config = quickstart.get_config()
+  with config.unlocked():
+    config.update(workdir=str(tmp_path / "run"), group_size=2)
+    config.update_from_flattened_dict({field: value})
+  with pytest.raises(errors.UserError) as caught:
+    main.train(config)
+  assert message in str(caught.value)
+  assert not (tmp_path / "run" / "checkpoints").exists()
 
 
 def test_help_names_the_config_flag():
