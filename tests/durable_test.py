@@ -83,7 +83,7 @@ def test_the_first_manifest_counts_and_others_have_to_agree(tmp_path):
   assert names(out.parent) == {"out.json"}
 
 
-def test_a_manifest_tells_whether_its_output_is_complete(tmp_path):
+def test_a_manifest_says_whether_its_output_is_complete(tmp_path):
   out, path = tmp_path / "out", tmp_path / "out.json"
   open_manifest(out, i=1)
   assert json.loads(path.read_text()) == {"i": 1, "complete": False}

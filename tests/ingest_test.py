@@ -1,4 +1,4 @@
-"""Ingest by its command line: what is kept, the same bytes always, and every fault."""
+"""Ingest by its command line: kept and dropped images, equal bytes, ends and errors."""
 
 import contextlib
 import csv
@@ -177,7 +177,7 @@ def test_manifest_and_report_count_everything(made, data):
   assert classes == (
     f"4 classes: 2 named by folder:{data}/photos, 2 numbers of tar:{data}/*.tar"
   )
-  assert len(warnings) == 2 and "1 kept images have no label" in warnings[1]
+  assert len(warnings) == 2 and "left out: 1; give numbers" in warnings[1]
   report = (made / "report.html").read_text()
   assert classes in report
   assert report.count("data:image/jpeg") == 13  # two of each pair, and of 3 refused one

@@ -48,7 +48,7 @@ def plan(
   inputs = [("--exclude", spec) for spec in excluded]
   inputs += [("--images", spec) for spec in images]
   for number, (field, spec) in enumerate(inputs):
-    for place, start, stop, fingerprint in _pieces(field, spec, settings):
+    for place, start, stop, fingerprint in _cut(field, spec, settings):
       parts.append(
         jobs.Part(
           number=len(parts),
@@ -63,7 +63,7 @@ def plan(
   return parts
 
 
-def _pieces(
+def _cut(
   field: str, spec: str, settings: jobs.Settings
 ) -> Iterator[tuple[str, int, int, str]]:
   """Yields spec, start, stop and fingerprint of an input's parts."""

@@ -133,8 +133,8 @@ def class_notes(
     )
   if found["text_labels"]:
     lines.append(
-      f"warning: {found['text_labels']:,} kept images have no label: theirs is text, or"
-      " has over 63 bits; give numbers, or sub-folders as classes"
+      f"warning: labels of kept images that are text, or over 63 bits, are left out:"
+      f" {found['text_labels']:,}; give numbers, or sub-folders as classes"
     )
   return lines
 

@@ -16,7 +16,7 @@ from dinojax.curation import jobs
 from dinojax.runtime import ownership
 
 SETTINGS_FILE = "given.json"
-# Of the settings: what tells of the inputs' content, and of the weights'.
+# Settings that follow from others, and from the content of inputs and weights.
 DERIVED = {
   "parts": "files of --images or --exclude were added or removed since then",
   "source": "files of --images or --exclude were added, removed or changed since then",

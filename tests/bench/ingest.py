@@ -1,12 +1,12 @@
-"""What ingest finds among planted duplicates, whether it repeats itself, and how fast.
+"""Benchmark of ingest: planted duplicates that it finds, images that it loses, speed.
 
   python tests/bench/ingest.py --images=CIFAR10 --work=FOLDER [--kills=3]
 
-CIFAR10 is a folder of images. Beside them are planted exact duplicates, copies that are
-encoded again, or resized and encoded, and corrupt files. Pairs of CIFAR's own images
-that are dropped are counted apart: where pixels are equal it is a duplicate, where not,
-it counts as a distinct image lost, though most are duplicates to the eye (lost.png).
-Then it runs again, being killed (-9) on the way, and compares all bytes.
+CIFAR10 is a folder of images. Exact duplicates, copies that are encoded again, or
+resized and encoded, and corrupt files are planted beside them. Dropped images of
+CIFAR's own are counted apart: with equal pixels they are duplicates; others count as
+distinct images lost, though most are duplicates to the eye (lost.png). Then ingest runs
+again, is killed (-9) on the way and resumes, and all bytes are compared.
 """
 
 import argparse
@@ -43,7 +43,7 @@ def plant(originals, folder, rng, *, exact, near, corrupt):
       path = folder / kind / f"{number:05d}.jpg"
       content = original.read_bytes()
       if kind == "near":
-        content = changed(content, number, rng)
+        content = reencoded(content, number, rng)
       elif kind == "corrupt":
         content = damaged(content, number, rng)
       path.write_bytes(content)
@@ -51,7 +51,7 @@ def plant(originals, folder, rng, *, exact, near, corrupt):
   return planted
 
 
-def changed(content, number, rng):
+def reencoded(content, number, rng):
   """The image in other bytes: encoded again, or resized by 0.5 to 2 and encoded."""
   image = Image.open(io.BytesIO(content)).convert("RGB")
   if number % 2:
@@ -82,7 +82,7 @@ def command(args, out):
 
 
 def ingest(args, out):
-  """One run from nothing, in seconds."""
+  """Runs it from the start; returns seconds."""
   clean(out)
   begun = time.perf_counter()
   subprocess.run(command(args, out), cwd=ROOT, check=True)
@@ -90,7 +90,7 @@ def ingest(args, out):
 
 
 def killed(args, out, seconds, rng):
-  """A run that is killed a few times, and started again."""
+  """Runs it, kills it a few times, and restarts it."""
   clean(out)
   for _ in range(args.kills):
     process = subprocess.Popen(command(args, out), cwd=ROOT)
@@ -138,12 +138,12 @@ def sheet(pairs, path, side=96):
   page.save(path)
 
 
-def judge(args, out, planted, originals):
+def print_results(args, out, planted, originals):
   """Prints what was found against what was planted."""
   kept = names_kept(out)
   with open(out / "dropped.csv", newline="") as file:
     rows = list(csv.reader(file))[1:]
-  dropped = {name: (reason, stays) for name, reason, _, stays in rows}
+  dropped = {name: (reason, match) for name, reason, _, match in rows}
   everything = sorted([*map(str, originals), *(x for k in planted.values() for x in k)])
   assert sorted([*kept, *dropped]) == everything, "each image once: kept or dropped"
   kept = set(kept)
@@ -162,15 +162,15 @@ def judge(args, out, planted, originals):
     return planted["exact"].get(name) or planted["near"].get(name) or name
 
   pairs = {
-    tuple(sorted((origin(name), origin(stays))))
-    for name, (_, stays) in dropped.items()
-    if stays and origin(name) != origin(stays)
+    tuple(sorted((origin(name), origin(match))))
+    for name, (_, match) in dropped.items()
+    if match and origin(name) != origin(match)
   }
   own = set(map(str, originals))
   lost = {
-    name: origin(stays)
-    for name, (_, stays) in dropped.items()
-    if name in own and origin(stays) not in (name, "")
+    name: origin(match)
+    for name, (_, match) in dropped.items()
+    if name in own and origin(match) not in (name, "")
   }
 
   def pixels(name):
@@ -182,8 +182,9 @@ def judge(args, out, planted, originals):
   ]
   sheet(sorted(lost.items()), args.work / "lost.png")
   print(
-    f"of {len(originals)} distinct images {len(lost)} gave way to another one, {equal}"
-    f" of them with equal pixels; lost at most {len(lost) - equal + len(refused)} ="
+    f"of {len(originals)} distinct images {len(lost)} were dropped for another one,"
+    f" {equal} of them with equal pixels; lost at most"
+    f" {len(lost) - equal + len(refused)} ="
     f" {(len(lost) - equal + len(refused)) / len(originals):.4%}; {len(pairs)} pairs"
   )
 
@@ -210,7 +211,7 @@ def main():
   manifest = json.loads((outs[0] / "manifest.json").read_text())
   total = len(originals) + sum(numbers.values())
   print(f"{total:,} images in {seconds:.0f} s; dropped {manifest['dropped']}")
-  judge(args, outs[0], planted, originals)
+  print_results(args, outs[0], planted, originals)
   if args.kills:
     killed(args, outs[1], seconds, random.Random(args.seed))
     first, second = map(contents, outs)

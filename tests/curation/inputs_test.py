@@ -1,4 +1,4 @@
-"""Every kind of input yields its images and labels, and tells what is damaged."""
+"""Every kind of input yields its images and labels, and reports damage."""
 
 import io
 import tarfile
@@ -58,7 +58,7 @@ def test_tar_shards_of_webdataset_and_img2dataset(contents, tmp_path, mode):
   assert again == [found[1], found[4]]
 
 
-def test_a_label_of_text_is_told_from_none(contents, tmp_path):
+def test_labels_of_text_are_counted_apart_from_missing_ones(contents, tmp_path):
   texts = {"0": b"cat", "1": b" 7 ", "2": b"-5"}
   files = [(f"{key}.cls", text) for key, text in texts.items()]
   files += [(f"{key}.png", contents[0]) for key in (*texts, "3")]
@@ -68,7 +68,7 @@ def test_a_label_of_text_is_told_from_none(contents, tmp_path):
 
 
 @pytest.mark.parametrize("lost", [100, 1024 * 9 + 600, 1024 * 10])
-def test_a_tar_file_that_breaks_off_tells_so_behind_its_last_whole_image(
+def test_a_tar_file_that_breaks_off_reports_it_after_its_last_complete_image(
   contents, tmp_path, lost
 ):
   path = tmp_path / "0.tar"
@@ -83,7 +83,7 @@ def test_a_tar_file_that_breaks_off_tells_so_behind_its_last_whole_image(
 
 
 @pytest.mark.parametrize("damage", ["no end", "header"])
-def test_a_tar_file_that_tarfile_takes_for_ended_tells_so(contents, tmp_path, damage):
+def test_damage_that_tarfile_takes_for_the_end_is_reported(contents, tmp_path, damage):
   path = tmp_path / "0.tar"
   write_tar(path, [(f"{i}.png", contents[0]) for i in range(3)])
   data = bytearray(path.read_bytes())
@@ -113,7 +113,7 @@ def test_parquet_of_bytes_and_of_hugging_face(contents, tmp_path):
   assert hub[5].trouble == "no bytes in this row"
 
 
-def test_a_column_that_is_not_plainly_the_one_has_to_be_named(contents, tmp_path):
+def test_one_of_several_image_columns_has_to_be_named(contents, tmp_path):
   table = pyarrow.table({"a": contents, "b": contents})
   parquet.write_table(table, tmp_path / "0.parquet")
   spec = f"parquet:{tmp_path}/0.parquet"
@@ -165,7 +165,7 @@ def test_files_of_a_folder_that_are_skipped_by_extension_are_counted(tmp_path):
     ("parquet:{here}/x", "is no Parquet file"),
   ],
 )
-def test_inputs_that_are_none_are_refused_at_once(tmp_path, spec, said):
+def test_inputs_that_do_not_exist_are_refused_at_once(tmp_path, spec, said):
   (tmp_path / "x").write_bytes(b"x")
   with pytest.raises(errors.UserError, match=said):
     read(spec.format(here=tmp_path), tmp_path)

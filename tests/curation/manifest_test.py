@@ -47,11 +47,11 @@ def test_notes_say_where_classes_come_from_and_warn_of_names_beside_numbers():
     "warning: some inputs name their classes, others number them"
   )
   numbered = found | {"labels": {2: {-1, 0, 2}}}
-  told = manifest.class_notes(given, numbered, {1: ("cat", "dog")}, 3)
-  assert told == ["3 classes: 3 numbers of tar:b"]
+  notes = manifest.class_notes(given, numbered, {1: ("cat", "dog")}, 3)
+  assert notes == ["3 classes: 3 numbers of tar:b"]
   named = found | {"labels": {1: {0}}}
-  told = manifest.class_notes(given, named, {1: ("cat",)}, 1)
-  assert told == ["1 class: 1 named by folder:a"]
+  notes = manifest.class_notes(given, named, {1: ("cat",)}, 1)
+  assert notes == ["1 class: 1 named by folder:a"]
 
 
 def counts(**of_reasons):
