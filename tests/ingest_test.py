@@ -319,7 +319,7 @@ def test_mistakes_take_one_line_and_leave_nothing(session, made, data, tmp_path)
     "--images=tar:/nowhere/*": '--images="tar:/nowhere/*" matches no file',
     f"--images=tar:{data}": f"is a folder; give tar:{data}/*.tar",
     f"--images=tar:{data}/test/*.jpg": "matches no tar file, but",
-    "--min_side=999": "no image of --images is kept (1 unreadable, 1 animated, 28 too",
+    "--min_side=999": "cat/00.png, is dropped as too small (64x64 pixels, under --min_",
     "--near_bits=4": "finished ingest with other settings: near_bits 6, now 4",
     "--out=/": "--out=/ must end in the name of a new folder",
     "--out=a\x1bb": "--out=a\\x1bb must be printable UTF-8",

@@ -76,11 +76,11 @@ def _check_header(probed: images.Probed, settings: jobs.Settings) -> tuple[str, 
   if short * long > settings.max_pixels:
     return "too many pixels", f"{size}, over --max_pixels={settings.max_pixels}"
   if probed.frames > 1 and not settings.animated:
-    return "animated", f"{probed.frames} frames"
+    return "animated", f"{probed.frames} frames; see --animated"
   if short < settings.min_side:
-    return "too small", size
+    return "too small", f"{size}, under --min_side={settings.min_side}"
   if settings.max_aspect and long > settings.max_aspect * short:
-    return "too elongated", size
+    return "too elongated", f"{size}, over --max_aspect={settings.max_aspect:g}"
   return "", ""
 
 

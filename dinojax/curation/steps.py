@@ -102,12 +102,9 @@ def write_output(
   plan = output.layout(job, counts)
   found = manifest.count_images(job, parts)
   if not plan:
+    message = _none_kept(job, parts, manifest.count_dropped(found))
     work_folder.remove(job)  # a corrected command starts afresh
-    reasons = manifest.counts_line(manifest.count_dropped(found))
-    raise errors.UserError(
-      f"no image of --images is kept ({reasons or 'none was found'}); --help lists the"
-      " options that drop images"
-    )
+    raise errors.UserError(message)
   folder = job.work / "out"
   class_names = inputs.class_names(parts, job.settings)
   names, labels = manifest.classes(found["labels"], class_names)
@@ -131,3 +128,15 @@ def write_output(
   with durable.os_errors_as_user_errors(job.out):
     folder.replace(job.out)
     durable.fsync(job.out.parent)
+
+
+def _none_kept(job: jobs.Job, parts: list[jobs.Part], dropped: dict[str, int]) -> str:
+  """The message where all images are dropped; the reports are not written then."""
+  for name, reason, detail, match, *_ in report.dropped_images(job, parts):
+    why = detail or (f"see {match}" if match else "")
+    return (
+      f"no image of --images is kept ({manifest.counts_line(dropped)}); the first,"
+      f" {name}, is dropped as {reason}{f' ({why})' if why else ''}; --help lists the"
+      " options that drop images"
+    )
+  return "no image of --images is kept, since none was found; check the paths"

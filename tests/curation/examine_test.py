@@ -42,7 +42,7 @@ def test_a_photo_with_smaller_versions_of_it_is_no_animation(frames):
 def test_animations_are_dropped_or_kept_as_asked(frames, kind):
   image = encode(*frames, kind=kind)
   _, reason, detail = scan(image)
-  assert (reason, detail) == ("animated", "2 frames")
+  assert (reason, detail) == ("animated", "2 frames; see --animated")
   assert scan(image, animated=True)[1] == ""
   assert scan(encode(frames[0], kind=kind))[1] == ""
 
@@ -52,8 +52,10 @@ def test_limits_name_themselves(frames):
   _, reason, detail = scan(image, max_pixels=1000)
   assert reason == "too many pixels"
   assert detail == "64x16 pixels, over --max_pixels=1000"
-  assert scan(image, min_side=17)[1:] == ("too small", "64x16 pixels")
-  assert scan(image, max_aspect=3.9)[1:] == ("too elongated", "64x16 pixels")
+  small = "too small", "64x16 pixels, under --min_side=17"
+  assert scan(image, min_side=17)[1:] == small
+  elongated = "too elongated", "64x16 pixels, over --max_aspect=3.9"
+  assert scan(image, max_aspect=3.9)[1:] == elongated
   assert scan(image, max_aspect=0)[1] == scan(image, max_aspect=4)[1] == ""
 
 
