@@ -8,7 +8,7 @@ import numpy as np
 from PIL import Image
 
 from dinojax import errors
-from dinojax.data import bad_records, images, prefetch, sources
+from dinojax.data import bad_records, class_labels, images, prefetch, sources
 
 MAX_LABEL = np.iinfo(np.int32).max
 
@@ -94,7 +94,8 @@ class _EvalRows:
       try:
         record = self.source[index]
         # Larger numbers identify something else than classes.
-        batch["label"][i] = record["label"] if record["label"] <= MAX_LABEL else -1
+        is_class = 0 <= record["label"] <= MAX_LABEL
+        batch["label"][i] = record["label"] if is_class else class_labels.NO_LABEL
         image = images.decode(record["image"], max_pixels=self.max_pixels)
       except sources.UNREADABLE as error:
         batch["bad_records"][i] = bad_records.report(index, str(error))

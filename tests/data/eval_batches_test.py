@@ -1,5 +1,6 @@
 """Evaluation reads each record once and in order, on any hosts and workers."""
 
+import dataclasses
 import io
 
 import numbered
@@ -55,6 +56,17 @@ def test_evaluation_reads_the_spans_asked_for_and_pads_each():
     assert batch["valid"].tolist() == (batch["index"] >= 0).tolist()
     read = batch["image"][batch["valid"], 0, 0, 0]
     assert read.tolist() == batch["index"][batch["valid"]].tolist()
+
+
+def test_labels_that_no_class_can_have_are_none():
+  @dataclasses.dataclass
+  class Identified(numbered.Numbers):
+    def __getitem__(self, index):
+      labels = [0, 2**31 - 1, 2**31, 2**63 - 1, -(2**63), -1]
+      return super().__getitem__(index) | {"label": labels[index]}
+
+  (batch,) = evaluate(Identified(6))
+  assert batch["label"].tolist() == [0, 2**31 - 1] + [-1] * 6
 
 
 def test_evaluation_leaves_damaged_records_out():

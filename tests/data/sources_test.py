@@ -1,10 +1,21 @@
 """One string names a source, and a user's mistake becomes one line."""
 
+import contextlib
+import io
+import tarfile
+
+import numbered
 import numpy as np
+import pyarrow
 import pytest
+from absl import flags
+from array_record.python import array_record_module
+from PIL import Image
+from pyarrow import parquet
+from tensorflow_datasets.proto import tf_example_pb2
 
 from dinojax import errors
-from dinojax.data import sources
+from dinojax.data import images, mixture, sources, train_batches
 
 
 @pytest.mark.parametrize(
@@ -52,3 +63,83 @@ def test_digits_split_into_1347_and_450_scaled_to_a_byte():
   assert {test[i]["label"] for i in range(450)} == set(range(10))
   assert train.fingerprint != test.fingerprint
   assert train.name(3) == "digits:train#3"
+
+
+IMAGES, CLASSES = 8, 3
+
+
+def png(value):
+  file = io.BytesIO()
+  Image.new("RGB", (3, 2), (value, 0, 0)).save(file, "PNG")
+  return file.getvalue()
+
+
+@pytest.fixture
+def every_kind(tmp_path):
+  """The same images and labels in each kind of source that reads files."""
+  pictures = [png(10 * i) for i in range(IMAGES)]
+  labels = [i * CLASSES // IMAGES for i in range(IMAGES)]
+  writer = array_record_module.ArrayRecordWriter(
+    str(tmp_path / "0.array_record"), "group_size:1"
+  )
+  (tmp_path / "label.labels.txt").write_text("0\n1\n2\n")
+  table = pyarrow.table({"image": pictures, "label": labels})
+  parquet.write_table(table, tmp_path / "0.parquet", row_group_size=3)
+  with tarfile.open(tmp_path / "0.tar", "w") as tar:
+    for i, (picture, label) in enumerate(zip(pictures, labels, strict=True)):
+      path = tmp_path / "folder" / str(label) / f"{i}.png"
+      path.parent.mkdir(parents=True, exist_ok=True)
+      path.write_bytes(picture)
+      for name, content in ((f"{i}.png", picture), (f"{i}.cls", b"%d" % label)):
+        member = tarfile.TarInfo(name)
+        member.size = len(content)
+        tar.addfile(member, io.BytesIO(content))
+      example = tf_example_pb2.Example()
+      example.features.feature["image"].bytes_list.value.append(picture)
+      example.features.feature["label"].int64_list.value.append(label)
+      writer.write(example.SerializeToString())
+  writer.close()
+  specs = ("folder", "tar", "parquet", "arrayrecord")
+  endings = ("folder", "0.tar", "0.parquet", "0.array_record")
+  return [
+    sources.open_source(f"{kind}:{tmp_path}/{ending}", field="f")
+    for kind, ending in zip(specs, endings, strict=True)
+  ]
+
+
+def test_every_kind_gives_the_same_images_labels_and_classes(every_kind):
+  first, *others = every_kind
+  for other in others:
+    assert [other[i] for i in range(IMAGES)] == [first[i] for i in range(IMAGES)]
+    assert other.class_names == first.class_names == ("0", "1", "2")
+
+
+def colours(rng, image):
+  """Crops that show which image they are of."""
+  pixels = images.decode(image)
+  return {"global_crops": pixels[None, :2, :2], "local_crops": pixels[None, :1, :1]}
+
+
+@pytest.mark.process
+def test_every_kind_is_read_alike_by_worker_processes_and_in_this_one(every_kind):
+  flags.FLAGS.mark_as_parsed()
+
+  def batches(workers):
+    stream = train_batches.stream(
+      mixture.Mixture(every_kind, [1.0] * 4),
+      seed=0,
+      batch_size=8,
+      group_size=2,
+      multi_crop=colours,
+      masks=dict(views=1, grid=4, ratio_min=0.1, ratio_max=0.5),
+      groups=range(4),
+      workers=workers,
+      start_step=0,
+    )
+    with contextlib.closing(stream):
+      return [next(stream) for _ in range(IMAGES // 2)]
+
+  by_worker = batches(1)
+  numbered.assert_same(by_worker, batches(0))
+  seen = np.concatenate([batch["global_crops"][:, 0, 0, 0, 0] for batch in by_worker])
+  assert sorted(seen.tolist()) == sorted([*range(0, 80, 10)] * 4)
