@@ -1,7 +1,7 @@
-"""Labels of two sources as numbers of one set of classes, matched by their names.
+"""Class names of two sources, matched so that labels of both mean the same classes.
 
-Folders number their classes in the order of their names, so that a test set which lacks
-a class would give other numbers to all that follow.
+Folders number their classes in the order of their names. A test set that lacks a class
+would give other numbers to all classes behind it.
 """
 
 import hashlib
@@ -11,9 +11,10 @@ from dinojax.data import sources
 
 
 def match(train: sources.Source, other: sources.Source) -> sources.Source:
-  """Returns `other` with its labels in the numbers of `train`.
+  """Returns `other` with labels that number the classes as `train` does.
 
-  What names no classes is left as it is, and so are as many numbers as there are names.
+  A source without class names is returned as it is. Numbers match as many names, and
+  more, since a set may lack the last classes.
 
   Raises:
     errors.UserError: `other` has a class that `train` lacks.
@@ -24,7 +25,9 @@ def match(train: sources.Source, other: sources.Source) -> sources.Source:
   lacking = sorted(set(own) - set(known))
   if not lacking:
     return _Renumbered(other, known)
-  if len(own) == len(known) and (_numbers(own) or _numbers(known)):
+  if _numbers(own) and len(own) <= len(known):
+    return other
+  if _numbers(known) and len(own) == len(known):
     return other
   raise errors.UserError(
     f"{other.where} has classes that {train.where} lacks ({len(lacking)} of {len(own)},"
@@ -33,18 +36,18 @@ def match(train: sources.Source, other: sources.Source) -> sources.Source:
 
 
 def _numbers(names: tuple[str, ...]) -> bool:
-  """Whether the names say no more than the labels."""
+  """Returns whether the names say no more than the labels."""
   return names == tuple(map(str, range(len(names))))
 
 
 class _Renumbered:
-  """A source with labels in the order of other names, which include its own."""
+  """A source with the labels of other class names, which include its own."""
 
   def __init__(self, source: sources.Source, class_names: tuple[str, ...]):
     number = {name: i for i, name in enumerate(class_names)}
     self._source = source
     self._labels = [number[name] for name in source.class_names]
-    self.where = source.where
+    self.where, self.notes = source.where, source.notes
     self.class_names = class_names
     # Features are kept with their labels.
     identity = f"{source.fingerprint} {self._labels}"

@@ -1,8 +1,8 @@
-"""Batches read ahead of the training step, by worker processes or by one thread.
+"""Prefetching: batches made ahead of the training step by worker processes.
 
-Around Grain's prefetching, what a run needs at its edges: all workers start at once, a
-Ctrl-C reaches only the training process, workers end together, and with their parent,
-and one that is killed ends the run with a line that says so.
+Grain's prefetching, and around it: all workers start at once, Ctrl-C reaches only the
+training process, workers end together and with their parent, and a worker that is
+killed ends the run with one line.
 """
 
 import collections
@@ -24,13 +24,13 @@ import numpy as np
 from dinojax import errors
 from dinojax.runtime import allocator
 
-# What a signal that ended a worker is a sign of, and the way out.
-SIGNS = {
-  signal.SIGKILL: "memory may have run out, of which fewer workers (config.workers, or"
-  " --workers) take less",
+# Likely causes of a signal that ended a worker, and the way out.
+CAUSES = {
+  signal.SIGKILL: "memory may have run out; fewer workers need less (config.workers, or"
+  " --workers)",
   signal.SIGTERM: "somebody or a job manager ended it",
-  signal.SIGBUS: "/dev/shm, through which batches come, may be full; give the container"
-  " more of it (Docker: --shm-size), or take fewer workers",
+  signal.SIGBUS: "/dev/shm, which passes batches on, may be full; give the container a"
+  " larger one (Docker: --shm-size), or use fewer workers",
 }
 
 
@@ -39,7 +39,7 @@ class Batches:
 
   def __init__(self, dataset: grain.MapDataset, workers: int):
     """Starts `workers` processes, each for every workers-th batch; 0: one thread."""
-    # What workers read lies in memory, without a name, and is gone with this process.
+    # Workers read the dataset from memory that has no name and ends with this process.
     self._sent = open(os.memfd_create("dataset"), "w+b")  # noqa: SIM115, till read
     if workers:
       cloudpickle.dump(dataset, self._sent)
@@ -66,7 +66,7 @@ class Batches:
     """Returns the next batch; after the last one, closes.
 
     Raises:
-      errors.UserError: a worker was ended from outside, or raised it.
+      errors.UserError: a signal ended a worker, or a worker raised it.
     """
     if not self._iterators:
       raise StopIteration
@@ -76,36 +76,36 @@ class Batches:
       self.close()
       raise
     except RuntimeError as error:
-      ended = _what_ended(error)
-      if ended is None:
+      killed = _killed_worker(error)
+      if killed is None:
         raise
-      raise ended from error
+      raise killed from error
     self._turn = (self._turn + 1) % len(self._iterators)
     if not self._turn:
       self._sent.close()  # All workers have read it.
     self._seconds.append(float(seconds))
-    # Copied, since Grain's shared memory wants to be let go before Python ends.
+    # Copied, since Grain's shared memory must be released before Python ends.
     return {name: np.array(value) for name, value in batch.items()}
 
   def rate(self) -> float:
-    """Batches a second that all workers together can make, by the latest ones.
+    """Returns the batches a second that all workers can make, by the latest ones.
 
-    What they could give to a reader who never lets them wait. NaN before the first one.
+    They make as many if nobody makes them wait. NaN before the first batch.
     """
     if not self._seconds:
       return math.nan
     return len(self._iterators) * len(self._seconds) / sum(self._seconds)
 
   def close(self) -> None:
-    """Ends the workers, within about two batches' time. May be called again."""
+    """Ends the workers, within the time of about two batches. May be called again."""
     iterators, self._iterators = self._iterators, []
     if not iterators:
       return
     with concurrent.futures.ThreadPoolExecutor(len(iterators)) as pool:
       list(pool.map(lambda iterator: iterator.close(), iterators))
     self._sent.close()
-    # Iterators at their end hold the last batch in a cycle, and its shared memory would
-    # outlive Python, with a warning.
+    # Exhausted iterators hold the last batch in a reference cycle. Its shared memory
+    # would outlive Python, with a warning.
     iterators.clear()
     gc.collect()
 
@@ -113,9 +113,9 @@ class Batches:
 class _Timed(grain.MapDataset):
   """Elements with the seconds that each took to make.
 
-  Pickles as the name of a file that holds its pickled parent. What a process is started
-  with comes by a pipe, and a worker that dies before it has read more than 64 KiB there
-  would leave this process writing for ever; a folder's names are more than that.
+  Pickles as the name of a file that holds its pickled parent: a process gets its
+  arguments by a pipe, and if it dies before it has read more than 64 KiB of them, the
+  parent would write for ever. The names of a folder's files are more than that.
   """
 
   def __init__(self, parent: grain.MapDataset, path: str):
@@ -137,26 +137,26 @@ class _Timed(grain.MapDataset):
 
 
 def _open(path: str) -> _Timed:
-  """Reads in a worker what `_Timed` pickles as."""
+  """Unpickles a `_Timed` in a worker."""
   with open(path, "rb") as file:
     return _Timed(cloudpickle.load(file), path)
 
 
-def _what_ended(error: RuntimeError) -> errors.UserError | None:
-  """The user's error behind one of Grain's: a worker was ended by a signal of SIGNS."""
+def _killed_worker(error: RuntimeError) -> errors.UserError | None:
+  """Returns the user's error if Grain's error says that a signal ended a worker."""
   code = re.search(r"terminated unexpectedly with exit code -(\d+)", str(error))
-  if code is None or int(code[1]) not in SIGNS:
+  if code is None or int(code[1]) not in CAUSES:
     return None
   number = signal.Signals(int(code[1]))
   return errors.UserError(
-    f"an input worker was ended by {number.name}: {SIGNS[number]}; run the same command"
-    " again"
+    f"an input worker was ended by {number.name}: {CAUSES[number]}; run the same command"
+    " again to resume"
   )
 
 
 def _read_ahead(dataset: grain.MapDataset, workers: int) -> grain.DatasetIterator:
   """Returns an iterator fed by a process, or without workers by a thread."""
-  # A buffer counts batches: a worker makes one while another waits in its queue.
+  # Buffers count batches: a worker makes one while another waits in its queue.
   ahead = 0 if workers else 1
   read_options = grain.ReadOptions(num_threads=ahead, prefetch_buffer_size=ahead)
   processes = grain.MultiprocessingOptions(min(workers, 1), per_worker_buffer_size=1)
@@ -169,12 +169,12 @@ def _read_ahead(dataset: grain.MapDataset, workers: int) -> grain.DatasetIterato
 
 
 def _start_worker(worker: int, workers: int) -> None:
-  """Has a worker keep what memory it frees, and end when its parent was killed.
+  """Makes a worker keep the memory that it frees, and end when its parent is killed.
 
-  Grain's would wait for ever.
+  Grain's own workers would wait for ever.
   """
   del worker, workers
-  allocator.keep_pages(with_accelerators=True)  # a worker uses none
+  allocator.keep_pages(with_accelerators=True)  # A worker uses none.
 
   def wait():
     multiprocessing.parent_process().join()

@@ -37,7 +37,7 @@ def test_a_test_set_that_lacks_a_class_gets_the_numbers_of_the_others(folder):
 
 def test_no_label_stays_none():
   class Some:
-    where, fingerprint, class_names = "", "", ("b",)
+    where, fingerprint, notes, class_names = "", "", (), ("b",)
 
     def __getitem__(self, index):
       return {"image": b"", "label": -1}
@@ -59,6 +59,8 @@ def test_numbers_stand_for_as_many_names(folder):
   train, test = folder("train", ["ant", "bee"]), folder("test", ["0", "1"])
   assert classes.match(train, test) is test
   assert classes.match(test, train) is train
+  first = folder("first", ["0"])  # of a set that lacks the last class
+  assert classes.match(train, first) is first
 
 
 @pytest.mark.parametrize("names", [["ant", "dog"], ["0", "1", "2"]])
