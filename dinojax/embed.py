@@ -37,7 +37,7 @@ from dinojax.runtime import processes
 IMAGES = flags.DEFINE_string(
   "images",
   None,
-  "folder:PATH, tfds:NAME:SPLIT, arrayrecord:GLOB, embedded:digits:test.",
+  f"Source of images: {sources.USAGE}.",
 )
 OUT = flags.DEFINE_string("out", None, "What to write: *.parquet, *.npy or *.zarr.")
 PATCHES = flags.DEFINE_bool("patches", False, "Writes the patch features as well.")

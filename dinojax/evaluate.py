@@ -5,8 +5,7 @@ r"""Rates a frozen backbone: k-NN, linear probe, logistic regression, retrieval.
 
 Of a run's checkpoint the teacher's backbone alone is read. Features are computed once
 for all tasks. Results are printed as a table, written to --results as JSON, and added
-to the run's own metrics. Sources are those of training: folder:PATH,
-tfds:NAME:SPLIT, arrayrecord:GLOB, embedded:digits:test.
+to the run's own metrics. Sources are those of training, see --train.
 """
 
 import json
@@ -41,7 +40,10 @@ TASKS = flags.DEFINE_list(
   "tasks", ["knn"], "Some of knn, linear, logreg, retrieval, with commas between."
 )
 TRAIN = flags.DEFINE_string(
-  "train", None, "Labelled source: the neighbours, what is learnt from, the gallery."
+  "train",
+  None,
+  "Labelled source: the neighbours, what is learnt from, the gallery. One of"
+  f" {sources.USAGE}.",
 )
 TEST = flags.DEFINE_string(
   "test",

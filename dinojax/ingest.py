@@ -3,12 +3,8 @@ r"""Ingest: images from many sources into clean, deduplicated shards to train on
   python -m dinojax.ingest --images=folder:/data/photos --images='tar:/data/web/*.tar' \
     --exclude=folder:/data/imagenet/val --out=/data/clean/1.0.0
 
---images and --exclude may be given several times, each
-  folder:PATH           images below a folder, by ending; sub-folders are classes
-  tar:GLOB              tar files of img2dataset or webdataset; labels from .cls
-  parquet:GLOB          Parquet files with a column of encoded images
-  arrayrecord:GLOB      ArrayRecord files of images or of tf.train.Example
-  tfds:NAME:SPLIT       a prepared dataset of tensorflow-datasets
+--images and --exclude name a source each, and may be given several times; --help lists
+the kinds.
 
 OUT becomes a folder of ArrayRecord shards, which tfds.builder_from_directory opens,
 too, with manifest.json (counts, shards, settings), report.html (pictures of dropped
@@ -40,12 +36,12 @@ import dinojax
 from dinojax import durable, errors
 from dinojax.commands import backbone_flags, cli
 from dinojax.curation import engine, inputs, jobs, manifest, steps, work_folder
-from dinojax.data import images
+from dinojax.data import images, sources
 
 if typing.TYPE_CHECKING:
   from dinojax.curation import embedding
 
-IMAGES = flags.DEFINE_multi_string("images", [], "Where images come from; see above.")
+IMAGES = flags.DEFINE_multi_string("images", [], f"Source of images: {sources.USAGE}.")
 EXCLUDE = flags.DEFINE_multi_string(
   "exclude", [], "Evaluation sets: duplicates of one of their images are dropped."
 )

@@ -26,7 +26,7 @@ flags.declare_key_flag("config")  # so that --help shows it
 IMAGES = flags.DEFINE_string(
   "images",
   None,
-  "Source of images, as in config.data.sources: folder:PATH, for example.",
+  f"Source of images: {sources.USAGE}.",
 )
 OUT = flags.DEFINE_string("out", None, "Picture to write, .png or .jpg.")
 COUNT = flags.DEFINE_integer(

@@ -149,8 +149,8 @@ def _killed_worker(error: RuntimeError) -> errors.UserError | None:
     return None
   number = signal.Signals(int(code[1]))
   return errors.UserError(
-    f"an input worker was ended by {number.name}: {CAUSES[number]}; run the same command"
-    " again to resume"
+    f"an input worker was ended by {number.name}: {CAUSES[number]}; the same command"
+    " resumes"
   )
 
 

@@ -43,42 +43,18 @@ class Kind(NamedTuple):
   """A kind of sources. open: called with what stands behind "KIND:", and `where`."""
 
   usage: str
-  meaning: str
   open: Callable[[str, str], Source]
 
 
 KINDS = {
-  "folder": Kind(
-    "folder:PATH", "images below a folder; sub-folders are classes", folder.FolderSource
-  ),
-  "tar": Kind(
-    "tar:GLOB",
-    "tar files of img2dataset or webdataset; labels from .cls",
-    tar_shards.TarSource,
-  ),
-  "parquet": Kind(
-    "parquet:GLOB",
-    "Parquet files with a column of encoded images, as Hugging Face's",
-    parquet.ParquetSource,
-  ),
-  "arrayrecord": Kind(
-    "arrayrecord:GLOB",
-    "ArrayRecord shards of images or of tf.train.Example",
-    shards.ArrayRecordSource,
-  ),
-  "tfds": Kind(
-    "tfds:NAME:SPLIT",
-    "a prepared dataset of tensorflow-datasets",
-    shards.TfdsSource,
-  ),
-  "embedded": Kind(
-    "embedded:digits:SPLIT",
-    "scikit-learn's handwritten digits, train or test",
-    digits.DigitsSource,
-  ),
+  "folder": Kind("folder:PATH", folder.FolderSource),
+  "tar": Kind("tar:GLOB", tar_shards.TarSource),
+  "parquet": Kind("parquet:GLOB", parquet.ParquetSource),
+  "arrayrecord": Kind("arrayrecord:GLOB", shards.ArrayRecordSource),
+  "tfds": Kind("tfds:NAME:SPLIT", shards.TfdsSource),
+  "embedded": Kind("embedded:digits:SPLIT", digits.DigitsSource),
 }
 USAGE = ", ".join(kind.usage for kind in KINDS.values())
-HELP = "".join(f"\n  {kind.usage:22}{kind.meaning}" for kind in KINDS.values())
 
 
 def open_source(spec: str, *, field: str) -> Source:

@@ -2,9 +2,10 @@
 
   python tests/bench/reader.py --kind=folder --records=1000000 --folder=FOLDER
 
-Makes files of records of 200 bytes, if FOLDER is not there, opens them as training does,
-and reads records in a random order, from the page cache: ArrayRecord shards of 32,000
-records, tar files of 10,000, Parquet files of 10,000 in row groups of 100, or folders
+Makes files of records of 200 bytes, if FOLDER is not there, opens them as training
+does, and reads records in a random order, from the page cache: ArrayRecord shards of
+32,000 records, tar files of 10,000, Parquet files of 10,000 in row groups of 100, or
+folders
 of 1,000 files. A worker is a spawned process that reads; beside it stands one that
 imports the same and reads nothing.
 """
