@@ -105,7 +105,7 @@ def _writer(path: pathlib.Path) -> Iterator[Callable[[bytes], None]]:
     try:
       yield
     except RuntimeError as error:
-      raise _os_error(error) from error
+      raise os_error(error) from error
 
   def write(record: bytes) -> None:
     with os_errors():
@@ -123,7 +123,7 @@ def _writer(path: pathlib.Path) -> Iterator[Callable[[bytes], None]]:
     writer.close()
 
 
-def _os_error(error: RuntimeError) -> OSError:
+def os_error(error: RuntimeError) -> OSError:
   """The OSError in a text such as "write() failed: No space left on device; ..."."""
   text = str(error).partition(";")[0]
   for number in errno.errorcode:
@@ -153,7 +153,7 @@ def check_count(path: pathlib.Path, count: int) -> None:
     found = reader.num_records()
     reader.close()
   except RuntimeError as error:
-    raise _os_error(error) from error
+    raise os_error(error) from error
   if found != count:
     raise OSError(f"{found} of {count} records arrived in {path.name}")
 

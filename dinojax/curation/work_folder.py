@@ -15,7 +15,7 @@ from dinojax import durable, errors
 from dinojax.curation import jobs
 from dinojax.runtime import ownership
 
-SETTINGS_FILE = "given.json"
+SETTINGS_FILE = "settings.json"
 # Settings that follow from others, and from the content of inputs and weights.
 DERIVED = {
   "parts": "files of --images or --exclude were added or removed since then",
