@@ -107,9 +107,7 @@ def test_a_folder_of_another_kind_is_not_removed(tmp_path):
   job = ingest_jobs.make_job(tmp_path)
   job.work.mkdir(parents=True)
   (job.work / "thesis.txt").write_text("my only copy")
-  with pytest.raises(
-    errors.UserError, match=r"is no ingest.s: it has no settings"
-  ):
+  with pytest.raises(errors.UserError, match=r"is no ingest.s: it has no settings"):
     is_scanned(job, {"min_side": 32})
   assert [x for x in tmp_path.rglob("*.*") if x != job.work] == [
     job.work / "thesis.txt"
