@@ -48,9 +48,11 @@ EXCLUDE = flags.DEFINE_multi_string(
 OUT = flags.DEFINE_string(
   "out", None, "Folder to make; as .../NAME/1.0.0 it is found as tfds:NAME:train."
 )
-flags.DEFINE_integer("min_side", 32, "Drop images whose shorter side is below.")
+flags.DEFINE_integer("min_side", 32, "Drop images whose shorter side has fewer pixels.")
 flags.DEFINE_float(
-  "max_aspect", 6, "Drop images whose long side is over so many short ones; 0: keep."
+  "max_aspect",
+  6,
+  "Drop images whose long side is over this many times the short one; 0: keep all.",
 )
 flags.DEFINE_integer(
   "max_pixels",
@@ -64,7 +66,8 @@ flags.DEFINE_bool("animated", False, "Keep animations; training sees the first f
 flags.DEFINE_integer(
   "shorter_side",
   0,
-  "Shrink images whose shorter side is above, to JPEG; 0: keep all bytes as they are.",
+  "Shrink images to this shorter side in pixels, as JPEG, where it is longer; 0: keep"
+  " their bytes.",
 )
 flags.DEFINE_integer("quality", 90, "JPEG quality of --shorter_side.")
 flags.DEFINE_enum(
@@ -84,7 +87,8 @@ flags.DEFINE_integer(
 flags.DEFINE_float(
   "near_difference",
   5.5,
-  "Near duplicates are 8 x 8 thumbnails with at most this mean difference, of 255.",
+  "Mean difference of 8 x 8 thumbnails, of 255, up to which images are near"
+  " duplicates.",
 )
 flags.DEFINE_float(
   "near_cosine",
@@ -92,12 +96,24 @@ flags.DEFINE_float(
   "Drop images whose embeddings by --checkpoint have at least this cosine similarity;"
   " 0: off.",
 )
-flags.DEFINE_integer("sample", 0, "Keep so many images, evenly over clusters; 0: all.")
-flags.DEFINE_integer("clusters", 1000, "Clusters of embeddings, for --sample.")
-flags.DEFINE_integer("records_per_shard", 32_000, "More slow down single reads.")
-flags.DEFINE_integer("seed", 0, "Of clusters and samples.")
-flags.DEFINE_string("image_column", "", "Of Parquet; default: found by type.")
-flags.DEFINE_string("label_column", "", "Of Parquet; default: `label`, if any.")
+flags.DEFINE_integer(
+  "sample", 0, "Keep this many images, evenly over clusters of embeddings; 0: all."
+)
+flags.DEFINE_integer(
+  "clusters", 1000, "Number of clusters of embeddings, for --sample."
+)
+flags.DEFINE_integer(
+  "records_per_shard", 32_000, "Images of a shard; more of them slow down single reads."
+)
+flags.DEFINE_integer("seed", 0, "Seed of clusters and samples.")
+flags.DEFINE_string(
+  "image_column",
+  "",
+  "Column of images in Parquet files; default: found by name and type.",
+)
+flags.DEFINE_string(
+  "label_column", "", "Column of labels in Parquet files; default: `label`, if any."
+)
 ENDED = "ended; the same command resumes"
 SETTINGS = tuple(field.name for field in dataclasses.fields(jobs.Settings))
 EMBEDDING = tuple(name for name in backbone_flags.NAMES if name != "workers")
