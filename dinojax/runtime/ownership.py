@@ -181,12 +181,11 @@ class _Others:
       if not undecided:
         return
       if not noted and self._waited() > YIELD:
-        print(
+        line = (
           f"dinojax: {self._label} was in use by {undecided}; waiting up to {STALE} s"
-          " to see whether that process still runs",
-          file=sys.stderr,
-          flush=True,
+          " to see whether that process still runs"
         )
+        print(errors.printable(line), file=sys.stderr, flush=True)
         noted = True
       time.sleep(POLL)
 
@@ -215,10 +214,20 @@ def _read(path: pathlib.Path) -> tuple[Owner | None, float]:
     with open(path) as file:  # opened, not just looked up: NFS asks its server then
       stamp = os.fstat(file.fileno()).st_mtime
       values = json.load(file)
-    return Owner(**{**values, "share": tuple(values["share"])}), stamp
+    number, count = values["share"]
+    owner = Owner(
+      host=str(values["host"]),
+      pid=int(values["pid"]),
+      started=values["started"],
+      place=values["place"],
+      since=float(values["since"]),
+      share=(int(number), int(count)),
+    )
+    str(owner)  # a time that there is
+    return owner, stamp
   except PermissionError:  # another user's
     return None, path.stat().st_mtime
-  except (ValueError, TypeError, KeyError):
+  except (ValueError, TypeError, KeyError, OverflowError, RecursionError):
     return None, stamp
 
 

@@ -120,11 +120,11 @@ def test_a_live_owner_on_another_host_is_known_by_its_heartbeat(
   monkeypatch.setattr(ownership, "POLL", 0.1)
   with own(tmp_path):
     (path,) = tmp_path.iterdir()
-    change(path, host="far", place="far", pid=7)
-    refused = pytest.raises(ownership.TakenError, match="process 7 on far since")
+    change(path, host="far\x1b", place="far", pid=7)
+    refused = pytest.raises(ownership.TakenError, match=r"process 7 on far.* since")
     with refused, own(tmp_path):
       pass
-  assert "was in use by process 7 on far since" in capsys.readouterr().err
+  assert r"was in use by process 7 on far\x1b since" in capsys.readouterr().err
 
 
 def test_a_copy_of_a_run_is_not_in_use_where_the_run_is(tmp_path, monkeypatch):
@@ -138,10 +138,18 @@ def test_a_copy_of_a_run_is_not_in_use_where_the_run_is(tmp_path, monkeypatch):
     assert is_refused(run)
 
 
-def test_a_damaged_owner_file_blocks_until_it_is_old(tmp_path, monkeypatch):
+def test_damaged_owner_files_block_until_they_are_old(tmp_path, monkeypatch):
   monkeypatch.setattr(ownership, "STALE", 0.3)
-  (tmp_path / ".out.owner-x").write_text("{")
-  (tmp_path / ".out.owner-y").write_text("[1]")
+  path = left_by_a_killed_process(tmp_path)
+  values = json.loads(path.read_text())
+  path.write_text("")
+  for i, content in enumerate(("{", "[1]", "[" * 100_000, "\0")):
+    (tmp_path / f".out.owner-{i}").write_text(content)
+  wrong = {"since": ["x", 1e300, None], "pid": [[], "a"], "share": [1, [1], [1, 2, 3]]}
+  for name, contents in wrong.items():
+    for i, content in enumerate(contents):
+      text = json.dumps(values | {name: content})
+      (tmp_path / f".out.owner-{name}-{i}").write_text(text)
   assert not is_refused(tmp_path)
   assert not list(tmp_path.iterdir())
 
