@@ -43,6 +43,7 @@ class _Images:
   """Some images of a part, as a source of eval_batches.open_batches."""
 
   class_names = ()
+  labels = None
   fingerprint = ""
 
   def __init__(self, records: list[inputs.Record]):

@@ -19,7 +19,15 @@ from PIL import Image
 
 from dinojax import errors
 from dinojax.curation import jobs
-from dinojax.data import class_labels, files, folder, parquet, sources, tar_shards
+from dinojax.data import (
+  bad_records,
+  class_labels,
+  files,
+  folder,
+  parquet,
+  sources,
+  tar_shards,
+)
 
 RECORDS = 2048  # of a part, where records can be read in any order
 MOST = 5  # extensions that are logged
@@ -203,6 +211,7 @@ def _read_source(part: jobs.Part, wanted: frozenset[int] | None) -> Iterator[Rec
     try:
       found = source[index]
     except sources.UNREADABLE as error:
+      bad_records.raise_if_lost(error, source.where)
       yield Record(row, name, None, class_labels.NO_LABEL, " ".join(str(error).split()))
       continue
     image = found["image"]

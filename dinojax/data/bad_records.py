@@ -1,10 +1,14 @@
 """Corrupt records: substituted in training, skipped in evaluation, named and counted.
 
+Data that are out of reach are not corrupt: they end the command, to be restarted.
+
 A batch carries a report of each of its records, so that worker processes stay silent
 and the training process logs each corrupt record once, with its name and the reason.
 """
 
+import errno
 import logging
+import os
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -16,6 +20,8 @@ from dinojax.data import images, mixture, sources
 ATTEMPTS = 16  # records read before giving up, the wanted one included
 MIN_RECORDS = 1_000  # a share of fewer records says nothing
 NAMED = 20  # corrupt records, of a process: a lost shard would fill the log
+# What is reported of a file that a network file system, or somebody, has taken away.
+LOST = (errno.ESTALE, errno.ETIMEDOUT, errno.ENOTCONN, errno.EREMOTEIO)
 # The entry "bad_records" of a batch. record: index of a corrupt record, or -1.
 REPORT = np.dtype([("record", np.int64), ("reason", "S240")])
 
@@ -24,6 +30,37 @@ def report(record: int = -1, reason: str = "") -> np.ndarray:
   """Returns a REPORT [], by default that the record is sound."""
   text = " ".join(reason.split()).encode(errors="backslashreplace")
   return np.array((record, text), REPORT)
+
+
+def raise_if_lost(error: Exception, where: str) -> None:
+  """Raises TemporaryError if reading has failed since the data are out of reach.
+
+  Their server does not answer, or the folder of the file is gone, or empty as one where
+  nothing is mounted any more. A file that is missing alone is a corrupt record.
+
+  Args:
+    error: one of UNREADABLE, of a source.
+    where: of the source.
+  """
+  if not isinstance(error, OSError):
+    return
+  lost = error.errno in LOST
+  if error.errno in (errno.ENOENT, errno.ENOTDIR) and error.filename:
+    lost = not _holds_something(os.path.dirname(error.filename) or ".")
+  if lost:
+    reason = errors.printable(" ".join(str(error).split()))
+    raise errors.TemporaryError(
+      f"{where} is out of reach ({reason}); when the data are back, restart the same"
+      " command"
+    ) from error
+
+
+def _holds_something(folder: str) -> bool:
+  try:
+    with os.scandir(folder) as entries:
+      return any(True for _ in entries)
+  except OSError:
+    return False
 
 
 def messages(
@@ -57,6 +94,7 @@ def read_or_substitute(
 
   Raises:
     errors.UserError: none of the records tried is readable.
+    errors.TemporaryError: the data are out of reach.
   """
   candidate, reason = index, None
   for attempt in range(attempts):
@@ -64,6 +102,7 @@ def read_or_substitute(
       record = source[candidate]
       return make(record["image"]), record["label"], reason
     except sources.UNREADABLE as error:
+      raise_if_lost(error, source.where)
       reason = reason or str(error) or type(error).__name__
       draw = np.random.SeedSequence((index, attempt)).generate_state(1, np.uint64)[0]
       candidate = int(draw % np.uint64(len(source)))

@@ -6,6 +6,8 @@ would give other numbers to all classes behind it.
 
 import hashlib
 
+import numpy as np
+
 from dinojax import errors
 from dinojax.data import sources
 
@@ -47,6 +49,9 @@ class _Renumbered:
     number = {name: i for i, name in enumerate(class_names)}
     self._source = source
     self._labels = [number[name] for name in source.class_names]
+    self.labels = source.labels
+    if source.labels is not None:
+      self.labels = np.array([*self._labels, -1])[np.maximum(source.labels, -1)]
     self.where, self.notes = source.where, source.notes
     self.class_names = class_names
     # Features are kept with their labels.

@@ -30,7 +30,7 @@ class DigitsSource:
     self.where = where
     self._split = split
     self._images = np.repeat(grey[..., None], 3, axis=-1)  # [len, 8, 8, 3]
-    self._labels = digits.target[rows]
+    self.labels = digits.target[rows]
     self.fingerprint = hashlib.sha256(self._images.tobytes()).hexdigest()[:16]
 
   def __len__(self) -> int:
@@ -39,7 +39,7 @@ class DigitsSource:
 
   def __getitem__(self, index: int) -> dict:
     """Returns one digit, not encoded."""
-    return {"image": self._images[index], "label": int(self._labels[index])}
+    return {"image": self._images[index], "label": int(self.labels[index])}
 
   def name(self, index: int) -> str:
     """Returns split and position."""

@@ -48,6 +48,7 @@ def open_batches(
     records, bad_records [b], a `bad_records.REPORT` of each record.
 
   Raises:
+    errors.TemporaryError: while iterating, if the data are out of reach.
     errors.UserError: crop > resize.
   """
   if crop > resize:
@@ -98,6 +99,9 @@ class _EvalRows:
         batch["label"][i] = record["label"] if is_class else class_labels.NO_LABEL
         image = images.decode(record["image"], max_pixels=self.max_pixels)
       except sources.UNREADABLE as error:
+        bad_records.raise_if_lost(error, self.source.where)
+        if self.source.labels is not None:
+          batch["label"][i] = self.source.labels[index]
         batch["bad_records"][i] = bad_records.report(index, str(error))
       else:
         batch["image"][i] = _centre_crop(image, self.resize, self.crop)

@@ -4,6 +4,7 @@ Only regular files are read: a FIFO waits for somebody to write, a device never 
 """
 
 import concurrent.futures
+import errno
 import functools
 import glob
 import hashlib
@@ -122,16 +123,24 @@ def read(path: str) -> bytes:
     return file.read(size)
 
 
+def stale(path: str, change: str) -> OSError:
+  """Returns the error of a file that is not the one that was found at the start."""
+  return OSError(errno.ESTALE, f"{path!r} {change} since the run began")
+
+
 class Opened:
   """An open file, closed when nobody holds it."""
 
   def __init__(self, file: File):
-    """Opens it; raises OSError if it has changed since it was found."""
+    """Opens it; raises OSError, ESTALE if it was removed or changed meanwhile."""
     self._descriptor = None
-    self._descriptor = open_regular(file.path)
+    try:
+      self._descriptor = open_regular(file.path)
+    except FileNotFoundError:
+      raise stale(file.path, "was removed") from None
     found = os.fstat(self._descriptor)
     if (found.st_size, found.st_mtime_ns) != (file.size, file.modified):
-      raise OSError(f"{file.path!r} has changed since the run began")
+      raise stale(file.path, "has changed")
 
   def __del__(self):
     """Closes the file."""

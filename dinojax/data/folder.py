@@ -37,7 +37,7 @@ class FolderSource:
       notes.append(_about_beside(beside, len(tops), flat))
     number = {name: i for i, name in enumerate(classes)}
     found_labels = [number.get(top, class_labels.NO_LABEL) for top in tops]
-    self._labels = np.array(found_labels, np.int32)
+    self.labels = np.array(found_labels, np.int32)
     self.class_names = tuple(map(errors.printable, classes))
     self.notes = tuple(notes)
     _, sizes, times = zip(*found, strict=True)
@@ -50,7 +50,7 @@ class FolderSource:
   def __getitem__(self, index: int) -> dict:
     """Reads one file."""
     content = files.read(os.path.join(self._root, self._names[index]))
-    return {"image": content, "label": int(self._labels[index])}
+    return {"image": content, "label": int(self.labels[index])}
 
   def name(self, index: int) -> str:
     """Returns the file's path."""

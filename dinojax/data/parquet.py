@@ -6,7 +6,6 @@ any order wants small row groups; those of Hugging Face have 100 images.
 
 import collections
 import concurrent.futures
-import errno
 import functools
 import itertools
 import os
@@ -43,6 +42,8 @@ class ParquetSource:
   Classes are Hugging Face's if the files name them, and otherwise the numbers in the
   label column. Where files name them differently, nothing has a label.
   """
+
+  labels = None  # They lie in the rows.
 
   def __init__(self, pattern: str, where: str):
     """Reads the footers of the files."""
@@ -222,9 +223,12 @@ def _common_names(found: list[_Described]) -> tuple[str, ...]:
 
 def _open(file: files.File, leaf: str) -> Any:
   """Opens a file to read row groups; OSError if it has changed since it was found."""
-  status = os.stat(file.path)
+  try:
+    status = os.stat(file.path)
+  except FileNotFoundError:
+    raise files.stale(file.path, "was removed") from None
   if (status.st_size, status.st_mtime_ns) != (file.size, file.modified):
-    raise OSError(errno.ESTALE, "has changed since the run began", file.path)
+    raise files.stale(file.path, "has changed")
   return _reader(file.path, leaf)
 
 

@@ -22,6 +22,8 @@ BUFFER = 1 << 15  # bytes that such a reader reads at once
 class TfdsSource:
   """A split of a prepared tensorflow-datasets dataset, found below TFDS_DATA_DIR."""
 
+  labels = None  # They lie in the records.
+
   def __init__(self, spec: str, where: str):
     """Finds NAME:SPLIT; never downloads, nor runs a dataset's own code."""
     # NAME may carry a version and SPLIT a range: "mnist:3.0.1:train[:1000]".
@@ -90,6 +92,8 @@ class ArrayRecordSource:
   names tfds and ingest keep beside the shards. Where shards lie in folders with other
   names, the same number is several classes, and nothing has a label.
   """
+
+  labels = None  # They lie in the records.
 
   def __init__(self, pattern: str, where: str):
     """Lists the shards, and opens the index of their records."""

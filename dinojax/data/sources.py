@@ -11,6 +11,8 @@ import os
 from collections.abc import Callable
 from typing import NamedTuple, Protocol
 
+import numpy as np
+
 from dinojax import errors
 from dinojax.data import digits, files, folder, parquet, shards, tar_shards
 
@@ -23,6 +25,7 @@ class Source(Protocol):
 
   where: str  # config path and value, the beginning of its error messages
   class_names: tuple[str, ...]  # by label; () without labels, or if nothing names them
+  labels: np.ndarray | None  # of all records, if known without reading them
   fingerprint: str  # identifies the content, wherever it lies; see data/files.py
   notes: tuple[str, ...]  # what is odd about it; each continues a line after `where`
 

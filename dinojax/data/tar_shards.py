@@ -69,6 +69,14 @@ class TarSource:
     """Returns the number of images of all files."""
     return self._ends[-1]
 
+  @functools.cached_property
+  def labels(self) -> np.ndarray:
+    """Returns the label of each image, from the index."""
+    values = [self._index.values(number)[3::ROW] for number in range(len(self._tars))]
+    labels = np.concatenate(values).astype(np.int64)
+    known = (labels >= 0) & (labels < len(self.class_names))
+    return np.where(known, labels, class_labels.NO_LABEL)
+
   def __getitem__(self, record: int) -> dict:
     """Reads one image."""
     tar, header, begin, size, label = self._locate(record)

@@ -1,5 +1,6 @@
 """A corrupt record is substituted by one that the record alone decides, and named."""
 
+import errno
 import logging
 
 import numbered
@@ -104,3 +105,16 @@ def test_a_few_bad_records_at_the_start_are_no_share_yet():
   monitor.update(reports(16, *range(10)))
   with pytest.raises(errors.UserError):
     monitor.update(reports(16, 11))
+
+
+def test_data_that_are_out_of_reach_are_never_substituted():
+  class Away(Half):
+    def __getitem__(self, index):
+      raise OSError(errno.ESTALE, "Stale file handle")
+
+  with pytest.raises(errors.TemporaryError) as raised:
+    bad_records.read_or_substitute(Away(), 3)
+  assert str(raised.value) == (
+    'config.data.source="half" is out of reach ([Errno 116] Stale file handle); when'
+    " the data are back, restart the same command"
+  )

@@ -37,7 +37,7 @@ def test_a_test_set_that_lacks_a_class_gets_the_numbers_of_the_others(folder):
 
 def test_no_label_stays_none():
   class Some:
-    where, fingerprint, notes, class_names = "", "", (), ("b",)
+    where, fingerprint, notes, class_names, labels = "", "", (), ("b",), None
 
     def __getitem__(self, index):
       return {"image": b"", "label": -1}

@@ -2,6 +2,7 @@
 
 import dataclasses
 import io
+import tarfile
 
 import numbered
 import numpy as np
@@ -10,7 +11,7 @@ from absl import flags
 from PIL import Image
 
 from dinojax import errors
-from dinojax.data import eval_batches
+from dinojax.data import eval_batches, sources
 
 
 @pytest.fixture(autouse=True)
@@ -115,3 +116,55 @@ def test_the_limit_of_pixels_can_be_changed_and_is_named():
   (batch,) = evaluate(Encoded(2), max_pixels=11)
   assert not batch["valid"].any()
   assert b"the limit of max_pixels=11" in batch["bad_records"]["reason"][0]
+
+
+def folder_source(root):
+  for name in ("ant", "bee"):
+    (root / name).mkdir(parents=True)
+    for i in range(4):
+      Image.new("RGB", (4, 4)).save(root / name / f"{i}.png")
+  return sources.open_source(f"folder:{root}", field="--images")
+
+
+@pytest.mark.parametrize("workers", [0, pytest.param(1, marks=pytest.mark.process)])
+@pytest.mark.parametrize("away", ["set", "set/bee"])
+def test_data_that_were_taken_away_end_the_command_to_be_restarted(
+  tmp_path, away, workers
+):
+  source = folder_source(tmp_path / "set")
+  (tmp_path / away).rename(tmp_path / "away")
+  with pytest.raises(errors.TemporaryError) as raised:
+    evaluate(source, workers=workers)
+  assert str(raised.value).startswith(f"{source.where} is out of reach (")
+  assert str(raised.value).endswith("restart the same command")
+
+
+def test_a_folder_where_nothing_is_mounted_any_more_is_out_of_reach(tmp_path):
+  (tmp_path / "set").mkdir()
+  Image.new("RGB", (4, 4)).save(tmp_path / "set" / "0.png")
+  source = sources.open_source(f"folder:{tmp_path}/set", field="--images")
+  (tmp_path / "set" / "0.png").unlink()
+  with pytest.raises(errors.TemporaryError):
+    evaluate(source)
+
+
+def test_shards_that_were_taken_away_are_out_of_reach(tmp_path, monkeypatch):
+  monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+  path, image = tmp_path / "a.tar", io.BytesIO()
+  Image.new("RGB", (4, 4)).save(image, "PNG")
+  with tarfile.open(path, "w") as tar:
+    info = tarfile.TarInfo("0.png")
+    info.size = len(image.getvalue())
+    tar.addfile(info, io.BytesIO(image.getvalue()))
+  source = sources.open_source(f"tar:{path}", field="--images")
+  path.unlink()
+  with pytest.raises(errors.TemporaryError, match="was removed since the run began"):
+    evaluate(source)
+
+
+def test_a_file_that_is_missing_alone_is_a_corrupt_record_with_its_label(tmp_path):
+  source = folder_source(tmp_path / "set")
+  (tmp_path / "set" / "bee" / "2.png").unlink()
+  (batch,) = evaluate(source)
+  assert np.flatnonzero(~batch["valid"]).tolist() == [6]
+  assert batch["label"].tolist() == [0] * 4 + [1] * 4

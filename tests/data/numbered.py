@@ -17,6 +17,7 @@ class Numbers:
   bad: tuple = ()
   where = 'config.data.source="numbers"'
   class_names = tuple("01234")
+  labels = None
 
   def __len__(self):
     return self.length
