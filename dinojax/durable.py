@@ -15,7 +15,7 @@ import os
 import pathlib
 import shutil
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 
 from dinojax import errors
 
@@ -31,7 +31,11 @@ WAYS_OUT = {
 
 
 def open_manifest(
-  out: pathlib.Path, manifest: dict, *, differences: Callable[[dict, dict], list[str]]
+  out: pathlib.Path,
+  manifest: dict,
+  *,
+  differences: Callable[[dict, dict], list[str]],
+  paths: Sequence[pathlib.Path] = (),
 ) -> dict:
   """Writes the manifest of `out`, or checks the one that is there; returns that.
 
@@ -42,18 +46,21 @@ def open_manifest(
     manifest: all that makes it what it is; JSON.
     differences: (manifest there, this one) -> settings in which they are not of the
       same output, in the user's words.
+    paths: all that `out` may consist of, where it is more than one file or folder.
 
   Raises:
     UserError: `out` is something else, of this command or not, or cannot be written.
   """
   path = manifest_path(out)
   manifest = {**json.loads(json.dumps(manifest)), "complete": False}
-  unknown = out.exists()  # asked first: another process may be making both
-  if not path.exists():
-    if unknown:
+  there = [x for x in paths or [out] if x.exists()]  # asked first: another process
+  if not path.exists():  # may be making all of it
+    if there:
+      one = len(there) == 1
       raise errors.UserError(
-        f"--out={out} exists without {path.name}, which would say what it holds;"
-        " remove it, or choose another name"
+        f"{_listed(there)} exist{'s' * one} without {path.name}, which would say what"
+        f" {'it holds' if one else 'they hold'}; remove {'it' if one else 'them'}, or"
+        " choose another --out"
       )
     with os_errors_as_user_errors(out):
       out.parent.mkdir(parents=True, exist_ok=True)
@@ -73,9 +80,13 @@ def open_manifest(
     made = "made" if found.get("complete") else "begun"
     raise errors.UserError(
       f"--out={out} was {made} with other settings ({'; '.join(differing)}); choose"
-      f" another --out, or remove {out} and {path}"
+      f" another --out, or remove {_listed([*there, path])}"
     )
   return found
+
+
+def _listed(paths: Sequence[pathlib.Path]) -> str:
+  return " and ".join(map(str, paths))
 
 
 def read_manifest(out: pathlib.Path) -> dict:

@@ -5,10 +5,11 @@ r"""Features of every image of a source, by a frozen backbone, in files of any s
 
 OUT is a folder of Parquet files (.parquet), a NumPy array with its other columns in
 CSV (.npy), or a Zarr 3 group (.zarr): index, name, label, valid, feature, and with
---patches patches. Rows are the images in the order of the source. One that cannot be
-read keeps its row, with features of NaN. --images is one of config.data.sources.
+--patches patches. Rows are the images in the order of the source. A corrupt image keeps
+its row, with valid=False and features of NaN. --images is a source as in training.
 
-Rows are written in parts: a kill loses the part at hand, and the same command goes on.
+Rows are written in parts of some batches, more than 30 in all where there are as many
+batches. After a kill the same command resumes with the parts that are missing.
 On several hosts, give each the same command with --num_processes=N --process_id=I; they
 share the parts, need a common folder but no connection, and none waits for another.
 --batch_size is of each of them.
@@ -26,13 +27,14 @@ import jax.numpy as jnp
 import numpy as np
 import tqdm
 from absl import flags
+from jax.sharding import Mesh
 
 import dinojax
 from dinojax import backbone, durable, errors, feature_files, sharding
 from dinojax.commands import backbone_flags, cli
 from dinojax.data import bad_records, eval_batches, sources
 from dinojax.reporting import console
-from dinojax.runtime import processes
+from dinojax.runtime import ownership, processes, workdir
 
 IMAGES = flags.DEFINE_string(
   "images",
@@ -40,27 +42,29 @@ IMAGES = flags.DEFINE_string(
   f"Source of images: {sources.USAGE}.",
 )
 OUT = flags.DEFINE_string("out", None, "What to write: *.parquet, *.npy or *.zarr.")
-PATCHES = flags.DEFINE_bool("patches", False, "Writes the patch features as well.")
+PATCHES = flags.DEFINE_bool("patches", False, "Writes the patch features, too.")
+LEAST_BATCHES = 16  # of a small set, unless --batch_size is given
 for flag in (
   *backbone_flags.NAMES,
   *("num_processes", "process_id", "coordinator", "multihost", "join_seconds"),
 ):
   flags.declare_key_flag(flag)
 
-# Of the manifest: fingerprints, each with what it is of and what tells of that; then
-# what may differ, or cannot unless something else does.
+# In the manifest: each fingerprint with the flag that it is of, and the entries that
+# explain its change; then entries that may differ, or differ with another one alone.
 FINGERPRINTS = {
   "weights": ("checkpoint", ("checkpoint", "step", "heads", "pool")),
   "source": ("images", ("images", "rows")),
 }
 FREE = ("checkpoint", "step", "heads", "pool", "images", "rows", "sizes")
 FREE = (*FREE, "rows_per_part", "complete")
+SHOWN = ("step", "heads", "pool", "resize", "crop", "feature", "layers", "dtype")
 LINES_EVERY = 30  # seconds between lines of progress, without a terminal
 POLL = 2  # seconds
 
 
 def main(_) -> None:
-  """Computes what is missing of the features, and finishes when nothing is."""
+  """Computes the features that are missing, and finishes when none is."""
   number, count = processes.join(apart=True)
   out = feature_files.check_path(OUT.value, flag="--out")
   if not IMAGES.value:
@@ -69,63 +73,59 @@ def main(_) -> None:
   # A whole copy of the weights for each device, which then waits for no other.
   mesh = sharding.make_mesh(data=-1, fsdp=1, devices=jax.local_devices())
   model = backbone_flags.load(mesh)
-  transform = backbone_flags.image_sizes(model)
+  image_sizes = backbone_flags.image_sizes(model)
   choice = {
     "feature": backbone_flags.feature(model),
     "layers": backbone_flags.LAYERS.value,
     "patches": PATCHES.value,
   }
-  batch_size, side = backbone_flags.batch_size(mesh.size), transform["crop"]
-  with jax.set_mesh(mesh):
-    compute = jax.jit(
-      functools.partial(features, model.module, **choice),
-      out_shardings=sharding.batch_sharding(mesh),
-    )
-    images = jax.ShapeDtypeStruct((batch_size, side, side, 3), jnp.uint8)
-    sizes = {
-      name: x.shape[1:]
-      for name, x in jax.eval_shape(compute, model.params, images).items()
-    }
-    manifest = {
+  least = -(-len(source) // LEAST_BATCHES)
+  batch_size = backbone_flags.batch_size(mesh.size, at_most=least)
+  with jax.set_mesh(mesh), contextlib.ExitStack() as stack:
+    compute, sizes = compile_features(model, mesh, batch_size, image_sizes, choice)
+    about = {
       **backbone_flags.origin(model),
       "weights": model.fingerprint,
       "images": IMAGES.value,
       "source": source.fingerprint,
       "rows": len(source),
-      **transform,
+      **image_sizes,
       **choice,
       "dtype": backbone_flags.DTYPE.value,
       "sizes": sizes,
-      "rows_per_part": feature_files.rows_per_part(sizes, batch_size),
+      "rows_per_part": feature_files.rows_per_part(sizes, batch_size, len(source)),
       "dinojax": dinojax.__version__,
     }
-    # A run that goes on may have another batch size, but its parts stay as they are.
-    manifest = durable.open_manifest(out, manifest, differences=differences)
+    shown = ", ".join(f"{k} {x}" for k, x in about.items() if k in SHOWN and x)
+    console.say(f"{len(source):,} images of {IMAGES.value}; {shown}")
+    stack.enter_context(
+      ownership.owned(out.parent, out.name, label=f"--out={out}", share=(number, count))
+    )
+    # A run that resumes may have another batch size, but its parts stay as they are.
+    manifest = durable.open_manifest(
+      out, about, differences=differences, paths=feature_files.paths(out)
+    )
     shape = feature_files.Shape(
       rows=len(source), rows_per_part=manifest["rows_per_part"], sizes=sizes
     )
     files = feature_files.FORMATS[out.suffix](out, shape)
-
-    def run(images):
-      local = {"image": images}
-      put = sharding.put_batch(mesh, local, range(batch_size), batch_size)
-      return compute(model.params, put["image"])
-
     done, mine = files.done(), range(number, shape.parts, count)
     with durable.locked(out):
       if not files.finished():  # perhaps no more: somebody has removed a part
         durable.set_complete(out, complete=False)
+    if done and not files.finished():
+      console.say(f"resumes: {len(done):,} of {shape.parts:,} parts are there")
     if missing := [k for k in mine if k not in done]:
       batches = eval_batches.open_batches(
         source,
         batch_size=batch_size,
         rows=range(batch_size),
-        **transform,
+        **image_sizes,
         workers=backbone_flags.WORKERS.value,
         spans=[shape.span(k) for k in missing],
       )
       with contextlib.closing(batches), _progress(shape, mine, missing, number) as bar:
-        results, advance = ahead(batches, run), console.advancer(bar)
+        results, advance = ahead(batches, compute), console.advancer(bar)
         for k in missing:
           files.write(k, collect(results, source, shape, k, advance))
     elif files.finished():
@@ -133,11 +133,39 @@ def main(_) -> None:
     complete(files, number)
 
 
+def compile_features(
+  model: backbone.Backbone, mesh: Mesh, batch_size: int, image_sizes: dict, choice: dict
+) -> tuple[Callable[[np.ndarray], dict[str, jax.Array]], dict[str, tuple[int, ...]]]:
+  """A function of a batch of this process's images, and the shape of a row of each.
+
+  Args:
+    model: the backbone.
+    mesh: the local devices.
+    batch_size: images of a batch.
+    image_sizes: {"resize", "crop"}.
+    choice: the last arguments of `features`.
+  """
+  apply = jax.jit(
+    functools.partial(features, model.module, **choice),
+    out_shardings=sharding.batch_sharding(mesh),
+  )
+  side = image_sizes["crop"]
+  images = jax.ShapeDtypeStruct((batch_size, side, side, 3), jnp.uint8)
+  shapes = jax.eval_shape(apply, model.params, images)
+
+  def compute(images):
+    local = {"image": images}
+    put = sharding.put_batch(mesh, local, range(batch_size), batch_size)
+    return apply(model.params, put["image"])
+
+  return compute, {name: x.shape[1:] for name, x in shapes.items()}
+
+
 def differences(there: dict, now: dict) -> list[str]:
-  """What sets the manifest of an output apart from this run's, in the user's words."""
+  """How the manifest of an output differs from this run's, in the user's words."""
   differing = [name for name in {**there, **now} if there.get(name) != now.get(name)]
 
-  def tell(names):
+  def changes(names):
     return [
       f"{'' if name in ('rows', 'dinojax') else '--'}{name}:"
       f" {there.get(name)} then, {now.get(name)} now"
@@ -145,11 +173,16 @@ def differences(there: dict, now: dict) -> list[str]:
       if name in differing
     ]
 
-  said = []
+  found = []
   for name, (flag, about) in FINGERPRINTS.items():
-    if name in differing:
-      said += tell(about) or [f"--{flag}={now[flag]} was something else then"]
-  return said + tell(name for name in differing if name not in (*FREE, *FINGERPRINTS))
+    if name in differing and not changes(about):
+      pair = str(there.get(name)), now[name]
+      how = workdir.data_difference(*pair) if name == "source" else "other values"
+      found.append(f"--{flag}={now[flag]} has changed: {how or 'other times of files'}")
+    elif name in differing:
+      found += changes(about)
+  rest = (name for name in differing if name not in (*FREE, *FINGERPRINTS))
+  return found + changes(rest)
 
 
 def features(
@@ -161,11 +194,11 @@ def features(
   return result | ({"patches": seen.patches} if patches else {})
 
 
-def ahead(batches: Iterable[dict], run: Callable) -> Iterator[dict]:
+def ahead(batches: Iterable[dict], compute: Callable) -> Iterator[dict]:
   """Yields batches with their results, while the device works on the next one."""
   previous = None
   for batch in batches:
-    current = batch | run(batch["image"])
+    current = batch | compute(batch["image"])
     if previous:
       yield previous
     previous = current
@@ -179,14 +212,14 @@ def collect(
   k: int,
   advance: Callable[[int], None],
 ) -> feature_files.Part:
-  """Takes the results of part k, and names the images that cannot be read.
+  """Returns part k, and logs the images that are corrupt or whose features overflow.
 
   Args:
     results: of `ahead`, where the part begins.
     source: for the names.
     shape: of all rows.
     k: the part.
-    advance: told the number of rows of each batch.
+    advance: called with the number of rows of each batch.
   """
   start, stop = shape.span(k)
   rows = stop - start
@@ -205,9 +238,13 @@ def collect(
       logging.warning("corrupt image, its features are NaN: %s", message)
     advance(size)
   names = [source.name(i) for i in columns["index"].tolist()]
-  for row in np.flatnonzero(~columns["valid"]):
-    for name in shape.sizes:
-      columns[name][row] = np.nan
+  valid = columns["valid"]
+  finite = [np.isfinite(columns[name].reshape(rows, -1)).all(1) for name in shape.sizes]
+  for row in np.flatnonzero(valid & ~np.all(finite, axis=0)):
+    logging.warning("its features are not finite, row not valid: %s", names[row])
+    valid[row] = False
+  for name in shape.sizes:
+    columns[name][~valid] = np.nan
   return feature_files.Part(name=names, **columns)
 
 

@@ -1,7 +1,7 @@
 """Image features in Parquet, NumPy or Zarr, written in parts that each are final.
 
-Part k is rows [k * R, (k + 1) * R) of the source. A part that is there is whole, so a
-run that was killed goes on with those that are missing.
+Part k is rows [k * R, (k + 1) * R) of the source. A part that is there is complete, so
+a run that was killed resumes with those that are missing.
 
 parquet  a folder of part-K.parquet, which Arrow, Spark, pandas, polars, DuckDB read
 npy      OUT.parts/K.npz, joined at the end to one array; the other columns are in CSV
@@ -22,15 +22,25 @@ import numpy as np
 
 from dinojax import durable, errors
 
-PART_BYTES = 64 * 2**20  # of features; held in memory while a part fills
-PART_BATCHES = 16  # of a part at most, for a kill to cost little
+# A kill loses one part, which is held in memory while it fills.
+PART_BYTES = 64 * 2**20  # of features, at most
+PART_BATCHES = 16  # at most
+PARTS = 32  # at least, if there are as many batches
 
 
-def rows_per_part(sizes: dict[str, tuple[int, ...]], batch_size: int) -> int:
-  """R: whole batches, of PART_BYTES in all, but at least 1 and at most PART_BATCHES."""
+def rows_per_part(sizes: dict[str, tuple[int, ...]], batch_size: int, rows: int) -> int:
+  """R: whole batches within the limits above, but at least one.
+
+  Args:
+    sizes: as of `Shape`.
+    batch_size: rows of a batch.
+    rows: N.
+  """
   row_bytes = 4 * sum(map(math.prod, sizes.values()))
-  batches = PART_BYTES // (row_bytes * batch_size)
-  return batch_size * min(max(batches, 1), PART_BATCHES)
+  batches = min(
+    PART_BYTES // (row_bytes * batch_size), rows // (PARTS * batch_size), PART_BATCHES
+  )
+  return batch_size * max(batches, 1)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -102,8 +112,8 @@ class Parquet:
     fields = [arrow.field(name, x.type) for name, x in columns.items()]
     if part.patches is not None:
       columns["patches"] = self._vectors(part.patches.reshape(rows, -1))
-      said = {"shape": json.dumps(part.patches.shape[1:])}
-      fields.append(arrow.field("patches", columns["patches"].type, metadata=said))
+      shape = {"shape": json.dumps(part.patches.shape[1:])}
+      fields.append(arrow.field("patches", columns["patches"].type, metadata=shape))
     table = arrow.table(list(columns.values()), schema=arrow.schema(fields))
     path = self.out / f"part-{k:06}.parquet"
     with durable.atomic_write(path, out=self.out) as file:
@@ -125,9 +135,15 @@ class Npy:
   def __init__(self, out: pathlib.Path, shape: Shape):
     """Makes the folder of parts; UserError if it cannot."""
     self.out, self.shape = out, shape
-    self._parts = out.with_name(f"{out.name}.parts")
+    _, self._patches, self._table, self._parts = self.paths(out)
     with durable.os_errors_as_user_errors(out):
       self._parts.mkdir(exist_ok=True)
+
+  @staticmethod
+  def paths(out: pathlib.Path) -> list[pathlib.Path]:
+    """Returns where features, patches and other columns go, and the parts first."""
+    names = out.name, f"{out.stem}.patches.npy", f"{out.stem}.csv", f"{out.name}.parts"
+    return [out.with_name(name) for name in names]
 
   def done(self) -> set[int]:
     """Returns the parts that are there."""
@@ -155,9 +171,9 @@ class Npy:
   def _join(self) -> None:
     shape = self.shape
     paths = {
-      "feature": self.out,  # tells that all is there: the first one is named last
-      "patches": self.out.with_suffix(".patches.npy"),
-      "table": self.out.with_suffix(".csv"),
+      "feature": self.out,  # it shows that all is there: the first one is named last
+      "patches": self._patches,
+      "table": self._table,
     }
     with contextlib.ExitStack() as stack:
       files = {
@@ -208,7 +224,7 @@ class Zarr:
     arrays = {name: x for name, x in vars(part).items() if x is not None}
     arrays["name"] = np.array(part.name, object)
     start, stop = self.shape.span(k)
-    # Also what equals the fill value: a chunk tells that its part is there.
+    # Also what equals the fill value: a chunk shows that its part is there.
     all_chunks = self._zarr.config.set({"array.write_empty_chunks": True})
     with durable.os_errors_as_user_errors(self.out), all_chunks:
       group = self._zarr.open_group(self.out, mode="r+")
@@ -224,7 +240,7 @@ class Zarr:
     durable.remove_leftovers(self.out)
 
   def _create(self) -> None:
-    """Builds the group elsewhere: half of one would be taken for a whole."""
+    """Builds the group elsewhere and renames it, so that it is never incomplete."""
     shape = self.shape
     kinds = {
       "index": ("int64", ()),
@@ -254,8 +270,13 @@ class Zarr:
 FORMATS = {".parquet": Parquet, ".npy": Npy, ".zarr": Zarr}
 
 
+def paths(out: pathlib.Path) -> list[pathlib.Path]:
+  """Returns all that an output may consist of, besides its manifest."""
+  return Npy.paths(out) if out.suffix == ".npy" else [out]
+
+
 def check_path(text: str | None, *, flag: str) -> pathlib.Path:
-  """The path that a flag gives; UserError unless it ends in one of FORMATS."""
+  """The path of a flag; UserError unless it ends in one of FORMATS."""
   path = pathlib.Path(text or "").expanduser()
   if path.suffix not in FORMATS:
     raise errors.UserError(f"{flag}={text} must end in {', '.join(FORMATS)}")

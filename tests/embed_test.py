@@ -1,6 +1,5 @@
 """Features of every image, once and in order, whatever happens on the way."""
 
-import contextlib
 import json
 import os
 import pathlib
@@ -10,7 +9,6 @@ import signal
 import socket
 import subprocess
 import sys
-import time
 import warnings
 
 import children
@@ -27,6 +25,7 @@ from PIL import Image
 
 from dinojax import backbone, embed, errors
 from dinojax.data import eval_batches, sources
+from dinojax.runtime import ownership
 from dinojax.weights import formats, model
 
 ROOT = pathlib.Path(__file__).parent.parent
@@ -36,7 +35,21 @@ ARCHITECTURE = dict(
 )
 DIGITS = "embedded:digits:test"
 ENDINGS = ("parquet", "npy", "zarr")
-PARTS = 4  # of 128 rows, with 8 images a batch: 450 digits, or the folder's images
+PARTS = 8  # of the 450 digits, with 64 images a batch
+# The command line, which waits before it writes its third part.
+PAUSED = """
+import sys
+from dinojax import embed, feature_files
+from dinojax.commands import cli
+write = feature_files.Parquet.write
+def wait_and_write(self, k, part):
+  if k == 2:
+    print("paused", flush=True)
+    sys.stdin.read()
+  write(self, k, part)
+feature_files.Parquet.write = wait_and_write
+cli.run(embed.main, on_interrupt="ended; the same command resumes", config=False)
+"""
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -71,10 +84,7 @@ def digits(weights, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def images(tmp_path_factory):
-  """400 images of two classes in a folder; number 30 is damaged, 390 a dangling link.
-
-  The link leads beside the folder, to late.png, where a test may put something.
-  """
+  """400 images of two classes in a folder; 30 is damaged, 390 a dangling link."""
   folder = tmp_path_factory.mktemp("images") / "images"
   rng = np.random.default_rng(0)
   for i in range(400):
@@ -83,7 +93,7 @@ def images(tmp_path_factory):
     Image.fromarray(rng.integers(0, 256, (20, 24, 3), np.uint8)).save(path)
   (folder / "cat" / "030.png").write_bytes(b"no image")
   (folder / "dog" / "390.png").unlink()
-  (folder / "dog" / "390.png").symlink_to(folder.parent / "late.png")
+  (folder / "dog" / "390.png").symlink_to(folder / "nowhere.png")
   return folder
 
 
@@ -93,15 +103,6 @@ def straight(weights, images, tmp_path_factory):
   out = tmp_path_factory.mktemp("straight") / "features.npy"
   run(weights, out, images=f"folder:{images}")
   return read(out)
-
-
-@pytest.fixture
-def endless(images):
-  """Makes image 390 one that takes for ever to be read, until it is written to."""
-  late = images.parent / "late.png"
-  os.mkfifo(late)
-  yield late
-  late.unlink(missing_ok=True)
 
 
 @pytest.fixture
@@ -139,7 +140,7 @@ def output(process):
 
 
 def arguments(weights, out, **changes):
-  return dict(checkpoint=weights, images=DIGITS, out=out, batch_size=8) | changes
+  return dict(checkpoint=weights, images=DIGITS, out=out, batch_size=64) | changes
 
 
 def run(weights, out, **changes):
@@ -241,20 +242,37 @@ def test_unreadable_images_keep_their_rows(weights, images, tmp_path, caplog):
     assert caplog.text.count(f"its features are NaN: {found['name'][i]}: ") == 1
 
 
-def test_after_kill_9_the_same_command_completes_the_same_rows(
-  weights, images, straight, endless, tmp_path, start
+@pytest.mark.process
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
+def test_after_its_end_by_a_signal_the_same_command_completes_the_same_rows(
+  weights, images, straight, tmp_path, capsys, number
 ):
   out = tmp_path / "features.parquet"
-  process = start(weights, out, images=f"folder:{images}")
-  wait_until(lambda: len(written(out)) == 2, process)
-  workers = children.of(process.pid)
-  process.kill()
-  process.wait()
+  values = arguments(weights, out, images=f"folder:{images}", workers=1)
+  process = subprocess.Popen(
+    [sys.executable, "-c", PAUSED, *(f"--{k}={x}" for k, x in values.items())],
+    cwd=ROOT,
+    stdin=subprocess.PIPE,
+    stdout=subprocess.PIPE,
+    stderr=subprocess.PIPE,
+    text=True,
+  )
+  try:
+    assert process.stdout.readline() == "paused\n", process.stderr.read()
+    workers = children.of(process.pid)
+    process.send_signal(number)
+    _, said = process.communicate(timeout=60)
+  finally:
+    process.kill()
+  ended = {signal.SIGKILL: -signal.SIGKILL, signal.SIGTERM: 128 + signal.SIGTERM}
+  assert process.returncode == ended[number], said
+  assert ("the same command resumes" in said) == (number == signal.SIGTERM)
+  assert "Traceback" not in said
   children.wait_until_gone(workers)
   before = written(out)
-  assert not complete(out)
-  endless.unlink()
+  assert len(before) == 2 and not complete(out)
   run(weights, out, images=f"folder:{images}")
+  assert "resumes: 2 of 7 parts are there" in capsys.readouterr().err
   assert complete(out)
   assert before.items() < written(out).items(), "no part is written twice"
   assert_same(read(out), straight)
@@ -270,43 +288,6 @@ def written(parts):
   return {path.name: path.stat().st_mtime_ns for path in parts.glob("*")}
 
 
-def test_sigterm_ends_it_though_a_read_does_not(
-  weights, images, endless, tmp_path, start
-):
-  out = tmp_path / "features.parquet"
-  process = start(weights, out, images=f"folder:{images}")
-  wait_until(lambda: len(written(out)) == 2, process)
-  writer = open_for_reader(endless, process)
-  workers = children.of(process.pid)
-  process.send_signal(signal.SIGTERM)
-  assert process.wait(60) == 128 + signal.SIGTERM, output(process)
-  os.close(writer)
-  assert "Traceback" not in output(process)
-  assert not complete(out)
-  children.wait_until_gone(workers)
-
-
-def open_for_reader(pipe, process):
-  """Opens a named pipe once somebody reads it."""
-  found = []
-
-  def attempt():
-    with contextlib.suppress(OSError):
-      found.append(os.open(pipe, os.O_WRONLY | os.O_NONBLOCK))
-    return found
-
-  wait_until(attempt, process)
-  return found[0]
-
-
-def wait_until(condition, process=None):
-  deadline = time.monotonic() + 60
-  while not condition():
-    assert process is None or process.poll() is None, output(process)
-    assert time.monotonic() < deadline
-    time.sleep(0.02)
-
-
 @pytest.mark.parametrize("ending", ENDINGS)
 def test_processes_that_stay_apart_write_what_one_writes(
   weights, digits, tmp_path, capsys, ending
@@ -317,7 +298,7 @@ def test_processes_that_stay_apart_write_what_one_writes(
     run(weights, out, patches=True, num_processes=2, process_id=i)
     said.append(capsys.readouterr().err.splitlines()[-1])
     assert complete(out) == (i == 0)
-  assert said[0] == f"2 parts of {out} are left to other processes"
+  assert said[0] == f"4 parts of {out} are left to other processes"
   assert said[1] == f"done; {out} holds 450 rows"
   found, wanted = read(out), read(digits / f"features.{ending}")
   assert_same(found, wanted)
@@ -327,6 +308,7 @@ def test_processes_that_stay_apart_write_what_one_writes(
   assert {path.name for path in tmp_path.iterdir()} == names | more
 
 
+@pytest.mark.process
 def test_joined_processes_write_what_one_writes(weights, digits, tmp_path, start):
   with socket.socket() as probe:
     probe.bind(("localhost", 0))
@@ -335,7 +317,7 @@ def test_joined_processes_write_what_one_writes(weights, digits, tmp_path, start
   joint = dict(patches=True, coordinator=address, num_processes=2, devices=1)
   pair = [start(weights, out, **joint, process_id=i, workers=1 - i) for i in range(2)]
   for process in pair:
-    assert process.wait(120) == 0, output(process)
+    assert process.wait(300) == 0, output(process)
     assert "leaked" not in output(process)
   found, wanted = read(out), read(digits / "features.npy")
   for name in wanted.keys() - {"feature", "patches"}:
@@ -344,7 +326,7 @@ def test_joined_processes_write_what_one_writes(weights, digits, tmp_path, start
     np.testing.assert_allclose(found[name], wanted[name], rtol=1e-4, atol=1e-5)
 
 
-def test_a_run_goes_on_with_another_batch_size(weights, digits, tmp_path):
+def test_a_run_resumes_with_another_batch_size(weights, digits, tmp_path):
   out = tmp_path / "features.parquet"
   run(weights, out, patches=True, num_processes=2, process_id=1)
   run(weights, out, patches=True, batch_size=48)  # divides no part
@@ -370,7 +352,7 @@ def test_another_run_than_the_one_begun_is_refused_by_name(weights, digits, tmp_
   )
 
 
-def test_what_has_changed_under_the_same_name_is_told(weights, images, tmp_path):
+def test_what_has_changed_under_the_same_name_is_said(weights, images, tmp_path):
   out, mine = tmp_path / "features.npy", tmp_path / "mine.safetensors"
   mine.write_bytes(weights.read_bytes())
   few = tmp_path / "few"
@@ -379,9 +361,80 @@ def test_what_has_changed_under_the_same_name_is_told(weights, images, tmp_path)
   (few / "000.png").write_bytes((few / "001.png").read_bytes() + b"!")
   os.replace(write_weights(tmp_path / "other.safetensors", seed=1), mine)
   assert refusal(mine, out, images=f"folder:{few}") == (
-    f"--checkpoint={mine} was something else then;"
-    f" --images=folder:{few} was something else then"
+    f"--checkpoint={mine} has changed: other values;"
+    f" --images=folder:{few} has changed: other contents"
   )
+
+
+def test_images_overwritten_by_others_of_equal_size_are_refused(weights, tmp_path):
+  out, path = tmp_path / "features.npy", tmp_path / "set" / "a.bmp"
+  path.parent.mkdir()
+  for value, name in enumerate(("a", "b")):
+    Image.new("RGB", (9, 9), (value, 0, 0)).save(path.with_name(f"{name}.bmp"))
+  source = f"folder:{path.parent}"
+  run(weights, out, images=source)
+  stamp = path.stat()
+  Image.new("RGB", (9, 9), (99, 0, 0)).save(path)
+  os.utime(path, ns=(stamp.st_atime_ns, stamp.st_mtime_ns))
+  wanted = f"--images={source} has changed: other contents"
+  assert refusal(weights, out, images=source) == wanted
+
+
+def test_all_files_of_an_output_are_named_and_none_is_left_to_another(
+  weights, digits, tmp_path
+):
+  out = tmp_path / "features.npy"
+  run(weights, out, patches=True)
+  with pytest.raises(errors.UserError) as raised:
+    run(weights, out)
+  files = [
+    tmp_path / f"features.{x}" for x in ("npy", "patches.npy", "csv", "npy.json")
+  ]
+  assert str(raised.value).endswith(f"or remove {' and '.join(map(str, files))}")
+  for path in (files[0], files[3]):  # not all of them
+    path.unlink()
+  with pytest.raises(errors.UserError) as raised:
+    run(weights, out)
+  assert str(raised.value).startswith(
+    f"{files[1]} and {files[2]} exist without features.npy.json,"
+  )
+
+
+def test_parts_of_an_output_whose_manifest_is_gone_are_not_taken(weights, tmp_path):
+  out = tmp_path / "features.npy"
+  run(weights, out, num_processes=2, process_id=1)
+  (tmp_path / "features.npy.json").unlink()
+  with pytest.raises(errors.UserError, match=r"features\.npy\.parts exists without"):
+    run(weights, out, images="embedded:digits:train")
+
+
+def test_one_process_at_a_time_writes_each_share_of_an_output(weights, tmp_path):
+  out = tmp_path / "features.npy"
+  with ownership.owned(tmp_path, out.name, label="another", share=(0, 2)):
+    for share in ({}, dict(num_processes=2, process_id=0)):
+      with pytest.raises(errors.UserError, match=f"--out={out} is in use by process"):
+        run(weights, out, **share)
+    run(weights, out, num_processes=2, process_id=1)
+
+
+def test_rows_whose_features_overflow_are_not_valid(weights, tmp_path, caplog):
+  large, images = formats.read(str(weights)), digit_images(resize=18, crop=16)["image"]
+  for scale in np.geomspace(1e36, 3e38, 40, dtype=np.float32):
+    large.params["backbone"]["norm"]["scale"][0] = scale
+    finite = np.isfinite(backbone.of_weights(large)(images).cls).all(1)
+    if not finite.all():
+      break
+  path = tmp_path / "large.safetensors"
+  formats.write(large, str(path), "huggingface")
+  out = tmp_path / "features.npy"
+  run(path, out, feature="cls")
+  table = pandas.read_csv(tmp_path / "features.csv")
+  found = np.load(out)
+  assert 0 < table["valid"].sum() < len(table)  # some overflow, others do not
+  assert np.isfinite(found[table["valid"]]).all()
+  assert np.isnan(found[~table["valid"]]).all()
+  first = table["name"][np.flatnonzero(~table["valid"])[0]]
+  assert f"its features are not finite, row not valid: {first}" in caplog.text
 
 
 def refusal(weights, out, **changes):

@@ -35,17 +35,19 @@ def test_parts_cover_all_rows_once():
 
 
 @pytest.mark.parametrize(
-  ("width", "batch_size", "wanted"),
+  ("width", "batch_size", "rows", "wanted"),
   [
-    (1024, 256, 16 * 256),  # at most 16 batches
-    (8192, 256, 2048),  # 64 MiB
-    (2**20, 256, 256),  # at least one batch
-    (8192, 300, 1800),  # whole batches
+    (1024, 256, 10**6, 16 * 256),  # at most 16 batches
+    (8192, 256, 10**6, 2048),  # 64 MiB
+    (2**20, 256, 10**6, 256),  # at least one batch
+    (8192, 300, 10**6, 1800),  # whole batches
+    (1024, 256, 40_000, 4 * 256),  # at least 32 parts
+    (1024, 256, 450, 256),
   ],
 )
-def test_a_part_is_of_whole_batches_and_bounded(width, batch_size, wanted):
+def test_a_part_is_of_whole_batches_and_bounded(width, batch_size, rows, wanted):
   sizes = {"feature": (width // 2,), "patches": (1, width // 2)}
-  assert feature_files.rows_per_part(sizes, batch_size) == wanted
+  assert feature_files.rows_per_part(sizes, batch_size, rows) == wanted
 
 
 @pytest.mark.parametrize(("ending", "kind"), FORMATS)
@@ -85,7 +87,7 @@ def test_a_part_that_cannot_be_written_is_not_there(
 
   with monkeypatch.context() as patch:
     patch.setattr("os.fsync", full)
-    with pytest.raises(errors.UserError, match=r"No space left.*the same command goes"):
+    with pytest.raises(errors.UserError, match=r"No space left.*restart the same"):
       files.write(1, part(1))
   assert files.done() == {0}
 

@@ -112,12 +112,20 @@ def image_sizes(loaded: backbone.Backbone) -> dict[str, int]:
   return loaded.image_sizes(resize=RESIZE.value, crop=CROP.value)
 
 
-def batch_size(devices: int) -> int:
-  """Images of a batch, a multiple of the devices; the default is rounded up."""
+def batch_size(devices: int, *, at_most: int | None = None) -> int:
+  """Images of a batch, a multiple of the devices; the default is rounded up.
+
+  Args:
+    devices: that share a batch.
+    at_most: limit of the default, before it is rounded; None: none.
+  """
   size = BATCH_SIZE.value
-  if size < 1 or (size % devices and BATCH_SIZE.present):
+  given = not flags.FLAGS[BATCH_SIZE.name].using_default_value
+  if size < 1 or (given and size % devices):
     raise errors.UserError(
       f"--batch_size={size} must be a multiple of {devices} devices; try"
       f" {max(-(-size // devices), 1) * devices}"
     )
+  if at_most and not given:
+    size = min(size, at_most)
   return -(-size // devices) * devices
