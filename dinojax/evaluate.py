@@ -1,181 +1,128 @@
-r"""Rates a frozen backbone: k-NN, linear probe, logistic regression, retrieval.
+r"""Evaluates a frozen backbone: k-NN, linear probe, logistic regression, retrieval.
 
   python -m dinojax.evaluate --checkpoint=runs/vitg14 --tasks=knn,linear \
     --train=tfds:imagenet2012:train --test=tfds:imagenet2012:validation
 
-Of a run's checkpoint the teacher's backbone alone is read. Features are computed once
-for all tasks. Results are printed as a table, written to --results as JSON, and added
-to the run's own metrics. Sources are those of training, see --train.
+Of a run's checkpoint only the teacher's backbone is read. Features are computed once
+for all tasks. Each task prints its table on stdout when it is done; its numbers are
+added to --results, a JSON file, and to the run's metrics. --train, --test and --val are
+sources as in training, such as folder:PATH or embedded:digits:test.
 """
 
-import json
+import dataclasses
 import math
-import pathlib
 
 import jax
+import numpy as np
 from absl import flags
 from jax.sharding import Mesh
 
 import dinojax
 from dinojax import backbone, errors, sharding
 from dinojax.commands import backbone_flags, cli
-from dinojax.data import classes, sources
-from dinojax.evals import (
-  cache,
-  features,
-  few_shot,
-  knn,
-  linear,
-  logreg,
-  retrieval,
-  table,
-)
-from dinojax.reporting import console, metrics
+from dinojax.data import sources
+from dinojax.evals import cache, features, labelled, linear, results, tasks
+from dinojax.reporting import console
 from dinojax.runtime import processes
-from dinojax.weights import runs
 
 for module in (backbone_flags, processes):
   flags.adopt_module_key_flags(module)
+NAMES = ("knn", "linear", "logreg", "retrieval")
+# Of a task's fields, those that its numbers do not name: added to the run's metrics.
+SETTINGS = ("temperature", "tries", "steps", "batch_size", "seed")
 TASKS = flags.DEFINE_list(
-  "tasks", ["knn"], "Some of knn, linear, logreg, retrieval, with commas between."
+  "tasks", ["knn"], f"Some of {', '.join(NAMES)}, separated by commas."
 )
 TRAIN = flags.DEFINE_string(
   "train",
   None,
-  "Labelled source: the neighbours, what is learnt from, the gallery. One of"
+  "Labelled source: neighbours, training images of classifiers, gallery. One of"
   f" {sources.USAGE}.",
 )
 TEST = flags.DEFINE_string(
   "test",
   None,
-  "Labelled source to rate on. The same as --train: retrieval leaves each image itself"
-  " out.",
+  "Labelled source to evaluate on. If it is --train, retrieval ranks each image among"
+  " all the others.",
 )
 VAL = flags.DEFINE_string(
   "val",
   None,
-  "Labelled source on which linear chooses the best of its heads; default --test, as"
-  " published numbers do.",
+  "Labelled source on which linear chooses its best head; default --test, as published"
+  " numbers do.",
 )
 KS = flags.DEFINE_list("ks", ["10", "20", "100", "200"], "knn: numbers of neighbours.")
 TEMPERATURE = flags.DEFINE_float("temperature", 0.07, "knn: of the softmax of votes.")
 SHOTS = flags.DEFINE_list(
-  "shots", [], "knn: also from so many images of each class, drawn --tries times."
+  "shots", [], "knn: also from this many images of each class, drawn --tries times."
 )
 TRIES = flags.DEFINE_integer("tries", 5, "knn: draws for each number of --shots.")
 LINEAR_STEPS = flags.DEFINE_integer("linear_steps", 12_500, "linear: steps of SGD.")
-LINEAR_BATCH = flags.DEFINE_integer("linear_batch", 1_024, "linear: images of a step.")
+LINEAR_BATCH = flags.DEFINE_integer("linear_batch", 1_024, "linear: images per step.")
 RECALL = flags.DEFINE_list("recall", ["1", "5", "10"], "retrieval: the k of recall@k.")
-SEED = flags.DEFINE_integer("seed", 0, "Of draws, first weights and order.")
-RESULTS = flags.DEFINE_string("results", None, "Also writes all to this JSON file.")
+SEED = flags.DEFINE_integer("seed", 0, "Seed of draws, first weights and order.")
+RESULTS = flags.DEFINE_string("results", None, "Also writes everything to this JSON.")
 CACHE = flags.DEFINE_string(
-  "cache", None, "Keeps features in this folder, for the next evaluation of the same."
+  "cache", None, "Folder that keeps features for the next evaluation of the same."
 )
-RETRIEVAL_BLOCK = 64  # queries at once: each ranks the whole gallery
-LINEAR_BLOCKS = 4  # whose CLS tokens the linear protocol knows
 
 
-def rate_knn(banks: dict, *, num_classes: int, width: int, mesh: Mesh) -> dict:
-  """k-NN by all of train, and by a few images of each class."""
-  settings = dict(
-    num_classes=num_classes,
-    ks=cli.integers(KS),
-    temperature=TEMPERATURE.value,
-    mesh=mesh,
-  )
-  del width
-  found = knn.knn(banks["train"], banks["test"], field="--", **settings)
-  if SHOTS.value:
-    draws = dict(shots=cli.integers(SHOTS), tries=TRIES.value, seed=SEED.value)
-    found |= few_shot.few_shot(banks["train"], banks["test"], **draws, **settings)
-  return found
-
-
-def rate_linear(banks: dict, *, num_classes: int, width: int, mesh: Mesh) -> dict:
-  """The best of the linear protocol's heads, and all of them."""
-  return linear.linear(
-    banks["train"],
-    banks["test"],
-    val=banks.get("val"),
-    width=width,
-    num_classes=num_classes,
-    steps=LINEAR_STEPS.value,
-    batch_size=LINEAR_BATCH.value,
-    seed=SEED.value,
-    mesh=mesh,
-  )
-
-
-def rate_logreg(banks: dict, *, num_classes: int, width: int, mesh: Mesh) -> dict:
-  """L2 logistic regression."""
-  del width, mesh
-  return logreg.logreg(
-    banks["train"], banks["test"], num_classes=num_classes, seed=SEED.value
-  )
-
-
-def rate_retrieval(banks: dict, *, num_classes: int, width: int, mesh: Mesh) -> dict:
-  """Mean average precision and recall of test's images among train's."""
-  del num_classes, width
-  queries = None if TRAIN.value == TEST.value else banks["test"]
-  return retrieval.retrieval(
-    banks["train"], queries, ks=cli.integers(RECALL), mesh=mesh, block=RETRIEVAL_BLOCK
-  )
-
-
-RATE = {
-  "knn": rate_knn,
-  "linear": rate_linear,
-  "logreg": rate_logreg,
-  "retrieval": rate_retrieval,
-}
-
-
-def columns(task: str, loaded: backbone.Backbone) -> tuple:
-  """The features that a task reads, as of `backbone.columns`."""
-  if task != "linear":
-    return backbone.columns(backbone_flags.feature(loaded), backbone_flags.LAYERS.value)
-  blocks = min(LINEAR_BLOCKS, loaded.module.depth)
-  return (*backbone.columns("cls", blocks), ("gap", -1))
-
-
-def check_flags() -> list[str]:
-  """The tasks; UserError for the first flag that will not do."""
-  for name in TASKS.value:
-    if name not in RATE:
-      raise errors.UserError(f"--tasks={name} must be some of {', '.join(RATE)}")
-  for flag in (KS, RECALL, *([SHOTS] if SHOTS.value else [])):
-    cli.integers(flag)
-  for flag in (TRIES, LINEAR_STEPS, LINEAR_BATCH):
-    if flag.value < 1:
-      raise errors.UserError(f"--{flag.name}={flag.value} must be at least 1")
+def chosen_tasks() -> dict[str, tasks.Task]:
+  """The tasks by name; UserError for the first flag that cannot work."""
+  names = list(dict.fromkeys(TASKS.value))
+  for name in names or [""]:
+    if name not in NAMES:
+      raise errors.UserError(f"--tasks={name} must be some of {', '.join(NAMES)}")
+  for flag, least in ((TRIES, 1), (LINEAR_STEPS, 1), (LINEAR_BATCH, 1), (SEED, 0)):
+    if flag.value < least:
+      raise errors.UserError(f"--{flag.name}={flag.value} must be at least {least}")
+  if not 0 < TEMPERATURE.value < math.inf:
+    raise errors.UserError(f"--temperature={TEMPERATURE.value} must be above 0")
   for flag in (TRAIN, TEST):
     if not flag.value:
       raise errors.UserError(f"--{flag.name}=SOURCE is missing, such as folder:PHOTOS")
-  return list(dict.fromkeys(TASKS.value))
+  known = {
+    "knn": tasks.Knn(
+      ks=cli.integers(KS),
+      temperature=TEMPERATURE.value,
+      shots=cli.integers(SHOTS) if SHOTS.value else (),
+      tries=TRIES.value,
+      seed=SEED.value,
+    ),
+    "linear": tasks.Linear(LINEAR_STEPS.value, LINEAR_BATCH.value, SEED.value),
+    "logreg": tasks.LogReg(SEED.value),
+    "retrieval": tasks.Retrieval(cli.integers(RECALL), TRAIN.value == TEST.value),
+  }
+  return {name: known[name] for name in names}
 
 
-def open_sources() -> dict[str, sources.Source]:
-  """The labelled sources by name, with labels as --train numbers them.
+def check_labels(
+  chosen: dict[str, tasks.Task], opened: dict[str, sources.Source]
+) -> None:
+  """Refuses, before features are computed, labels that a task cannot work with.
 
-  Raises:
-    UserError: one has no labels, or other classes.
+  A source that does not list its labels is read for them if a task needs its classes.
   """
-  opened = {}
-  for flag in (TRAIN, TEST, VAL):
-    if not flag.value:
-      continue
-    source = sources.open_source(flag.value, field=f"--{flag.name}")
-    if not source.class_names and source[0]["label"] < 0:
-      raise errors.UserError(f"{source.where} has no labels; give a labelled source")
-    opened[flag.name] = classes.match(opened.get("train", source), source)
-  return opened
+  labels = {}
+  for name, source in opened.items():
+    if source.labels is not None:
+      labels[name] = source.labels
+    elif name == "train" and any(task.needs_classes for task in chosen.values()):
+      workers = backbone_flags.WORKERS.value
+      labels[name] = labelled.read(source, name=f"--{name}", workers=workers)
+    else:  # only the number of images is checked, as if all were of one class
+      labels[name] = np.zeros(len(source), int)
+  highest = max(int(x.max(initial=-1)) for x in labels.values())
+  class_names = labelled.class_names(opened, highest)
+  for task in chosen.values():
+    task.check(labels, class_names)
 
 
-def count_classes(opened: dict, banks: dict) -> int:
-  """Classes of the sources; where none says, one more than the highest label."""
-  said = max(len(source.class_names) for source in opened.values())
-  return said or 1 + max(int(bank.labels.max()) for bank in banks.values())
+def columns(name: str, loaded: backbone.Backbone) -> tuple:
+  """The features that a task reads, as of `backbone.columns`."""
+  if name == "linear":
+    return tasks.Linear.columns(loaded.module.depth)
+  return backbone.columns(backbone_flags.feature(loaded), backbone_flags.LAYERS.value)
 
 
 def extract(
@@ -186,7 +133,7 @@ def extract(
   mesh: Mesh,
 ) -> features.Bank:
   """The columns `present` of all images of a source."""
-  transform = backbone_flags.image_sizes(loaded)
+  sizes = backbone_flags.image_sizes(loaded)
   batch_size = backbone_flags.batch_size(mesh.size)
 
   @jax.jit
@@ -194,16 +141,18 @@ def extract(
     return backbone.image_columns(loaded.module, params, images, present)
 
   def compute():
-    return features.extract(
+    bank = features.extract(
       source,
       apply,
       loaded.params,
       mesh=mesh,
       batch_size=batch_size,
       workers=backbone_flags.WORKERS.value,
-      description=f"features of {name}",
-      **transform,
+      description=f"features of --{name}",
+      **sizes,
     )
+    features.check(bank, source)
+    return bank
 
   return cache.cached(
     compute,
@@ -216,7 +165,7 @@ def extract(
       "dtype": loaded.module.dtype,
       "batch_size": batch_size,
       "dinojax": dinojax.__version__,
-      **transform,
+      **sizes,
     },
     shape=(
       math.ceil(len(source) / batch_size),
@@ -227,66 +176,68 @@ def extract(
   )
 
 
-def record(about: dict, results: dict) -> None:
-  """Writes --results, and adds the numbers to the metrics of the run that was rated."""
-  if RESULTS.value and jax.process_index() == 0:
-    try:
-      text = json.dumps({**about, "results": results}, indent=2)
-      pathlib.Path(RESULTS.value).write_text(text + "\n")
-    except OSError as error:
-      raise errors.UserError(
-        f"--results={RESULTS.value} cannot be written: {error.strerror}"
-      ) from error
-  place = runs.locate(pathlib.Path(about["checkpoint"]), about["step"])
-  if place is None:
-    return
-  workdir, step = place
-  numbers = {f"eval_{k}": v for k, v in results.items() if isinstance(v, float)}
-  writer = metrics.Writer(workdir, start_step=None)
-  writer.write(step, numbers)
-  writer.close()
-  console.say(f"added to {workdir}/metrics.jsonl as step {step}")
+def describe(
+  loaded: backbone.Backbone, opened: dict[str, sources.Source], name: str | None = None
+) -> dict:
+  """What is evaluated, by flag; name: for this task alone, whose features it says."""
+  about = {
+    **{name: flags.FLAGS[name].value for name in opened},
+    **backbone_flags.image_sizes(loaded),
+    "dtype": loaded.module.dtype,
+  }
+  if name != "linear":  # it has features of its own
+    about["feature"] = backbone_flags.feature(loaded)
+    about["layers"] = backbone_flags.LAYERS.value
+  return about
 
 
 def main(_) -> None:
-  """Features of all sources, then one task after the other."""
+  """Computes the features of all sources, then does one task after the other."""
   processes.join()
-  tasks, opened = check_flags(), open_sources()
+  chosen = chosen_tasks()
+  results.check_path(RESULTS.value)
+  specs = {flag.name: flag.value for flag in (TRAIN, TEST, VAL) if flag.value}
+  opened = labelled.open_sources(specs)
+  check_labels(chosen, opened)
   mesh = sharding.make_mesh(data=1, fsdp=-1)
+  if "linear" in chosen:
+    linear.check_batch(LINEAR_BATCH.value, mesh)
   with jax.set_mesh(mesh):
-    if "linear" in tasks:
-      linear.check_batch(LINEAR_BATCH.value, mesh)
     loaded = backbone_flags.load(mesh)
-    about = {
-      **backbone_flags.origin(loaded),
-      "weights": loaded.fingerprint,
-      **{name: flags.FLAGS[name].value for name in opened},
-      **backbone_flags.image_sizes(loaded),
-      "feature": backbone_flags.feature(loaded),
-      "layers": backbone_flags.LAYERS.value,
-      "dtype": loaded.module.dtype,
-    }
-    told = [f"{name} {value}" for name, value in about.items() if value is not None]
-    console.say(", ".join(told))
-    wanted = {task: columns(task, loaded) for task in tasks}
+    origin = {**backbone_flags.origin(loaded), "weights": loaded.fingerprint}
+    about = {**origin, **describe(loaded, opened)}
+    console.say(", ".join(f"{k} {x}" for k, x in about.items() if x is not None))
+    about["tasks"] = {name: dataclasses.asdict(task) for name, task in chosen.items()}
+    wanted = {name: columns(name, loaded) for name in chosen}
     present = tuple(sorted({column for some in wanted.values() for column in some}))
+    # Small sets first: what cannot work with them is known soon.
     banks = {
-      name: extract(name, source, loaded, present, mesh)
-      for name, source in opened.items()
+      name: extract(name, opened[name], loaded, present, mesh)
+      for name in sorted(opened, key=lambda name: len(opened[name]))
     }
-    num_classes, results = count_classes(opened, banks), {}
-    for task in tasks:
-      chosen = {
-        name: features.select(bank, present, wanted[task])
-        for name, bank in banks.items()
+    highest = max(int(bank.labels.max()) for bank in banks.values())
+    class_names = labelled.class_names(opened, highest)
+    width, failures = loaded.module.width, []
+    found = results.Results(about, path=RESULTS.value, run=loaded.run)
+    for name, task in chosen.items():
+      some = {k: features.select(x, present, wanted[name]) for k, x in banks.items()}
+      images = ", ".join(f"{len(x):,} images of --{k}" for k, x in opened.items())
+      console.say(f"{name}: {images}, {len(wanted[name]) * width:,} features each")
+      try:
+        numbers = task.evaluate(some, class_names=class_names, width=width, mesh=mesh)
+      except errors.UserError as error:  # the other tasks do not depend on it
+        failures.append(error)
+        continue
+      settings = {
+        f"{name}_{k}": x for k, x in about["tasks"][name].items() if k in SETTINGS
       }
-      width = loaded.module.width
-      images = ", ".join(f"{len(x):,} images of --{n}" for n, x in opened.items())
-      console.say(f"{task}: {images}, {len(wanted[task]) * width:,} features each")
-      results |= RATE[task](chosen, num_classes=num_classes, width=width, mesh=mesh)
-  console.say(table.render(results))
-  record(about, results)
+      found.add(numbers, {**describe(loaded, opened, name), **settings})
+    found.close()
+  if len(failures) == 1:
+    raise failures[0]
+  if failures:
+    raise errors.UserError("; ".join(map(str, failures)))
 
 
 if __name__ == "__main__":
-  cli.run(main, on_interrupt="ended; nothing was written", config=False)
+  cli.run(main, on_interrupt="ended; finished tasks are recorded", config=False)

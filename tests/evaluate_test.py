@@ -1,4 +1,4 @@
-"""The command that rates a backbone: its table, files, cache and refusals."""
+"""The command that evaluates a backbone: tables, files, cache and refusals."""
 
 import json
 import os
@@ -6,6 +6,7 @@ import pathlib
 import re
 import subprocess
 import sys
+import warnings
 
 import jax
 import numpy as np
@@ -16,14 +17,14 @@ from PIL import Image
 
 from dinojax import checkpoint, errors
 from dinojax import evaluate as main
+from dinojax.runtime import ownership
 from dinojax.weights import formats, model
 
 ROOT = pathlib.Path(__file__).parent.parent
 ARCHITECTURE = dict(
   patch_size=4, pos_grid=4, width=16, depth=5, heads=1, ffn="mlp", registers=0
 )
-DIGITS = ("--train=embedded:digits:train", "--test=embedded:digits:test")
-TASKS = ("--tasks=knn,linear,retrieval", "--ks=10", "--shots=2", "--tries=2")
+CLASSES = ("ant", "bee", "cat")
 
 
 @pytest.fixture(scope="module")
@@ -48,25 +49,36 @@ def workdir(tmp_path_factory):
   return folder
 
 
-def evaluate(*arguments, cwd):
-  """The command line, on another number of devices than `run`."""
-  flags = "--xla_force_host_platform_device_count=2"
-  return subprocess.run(
-    [sys.executable, "-m", "dinojax.evaluate", *arguments],
-    cwd=cwd,
-    capture_output=True,
-    text=True,
-    env={**os.environ, "PYTHONPATH": str(ROOT), "XLA_FLAGS": flags},
-    check=False,
-  )
+@pytest.fixture(scope="module")
+def images(tmp_path_factory):
+  """Sources train, of 12 images a class, and test, of 6; all files are of one size."""
+  folder = tmp_path_factory.mktemp("images")
+  for name, count in (("train", 12), ("test", 6)):
+    write_images(folder / name, dict.fromkeys(CLASSES, count), seed=count)
+  return {name: f"folder:{folder}/{name}" for name in ("train", "test")}
 
 
-def run(**values):
-  """The same within this process; retrieval of one set in itself unless told."""
-  digits = dict(train="embedded:digits:test", test="embedded:digits:test", workers=0)
-  values = {"tasks": ["retrieval"], "recall": ["1"], "step": None} | digits | values
-  with flagsaver.flagsaver(**values):
-    main.main(None)
+def write_images(folder, counts, seed=0):
+  """Class folders of BMP files 000.bmp, ..., whose brightness tells the class."""
+  rng = np.random.default_rng(seed)
+  for place, (name, count) in enumerate(counts.items()):
+    (folder / name).mkdir(parents=True, exist_ok=True)
+    for i in range(count):
+      pixels = rng.integers(80 * place, 80 * place + 60, (8, 8, 3), np.uint8)
+      Image.fromarray(pixels).save(folder / name / f"{i:03}.bmp")
+
+
+@pytest.fixture
+def run(workdir, images):
+  """The command within this process, by flags."""
+
+  def run(**values):
+    usual = dict(checkpoint=str(workdir), batch_size=24, workers=0, step=None)
+    usual |= dict(tasks=["retrieval"], recall=["1"], ks=["1", "3"]) | images
+    with flagsaver.flagsaver(**usual | values):
+      main.main(None)
+
+  return run
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -74,131 +86,248 @@ def parsed_flags():
   flags.FLAGS.mark_as_parsed()
 
 
+def metrics(workdir):
+  """The lines that evaluations have added to a run's metrics."""
+  lines = (workdir / "metrics.jsonl").read_text().splitlines()
+  return [line for line in map(json.loads, lines) if "loss" not in line]
+
+
 @pytest.fixture(scope="module")
-def rated(workdir, tmp_path_factory):
-  """What the command line leaves, by name, after three tasks at once."""
-  folder = tmp_path_factory.mktemp("rated")
-  done = evaluate(
-    *(f"--checkpoint={workdir}", "--linear_steps=50", "--workers=0", *TASKS, *DIGITS),
-    *("--results=results.json", "--cache=kept", "--feature=cls+gap", "--layers=4"),
+def evaluated(workdir, images, tmp_path_factory):
+  """What the command line leaves, by name, on two devices."""
+  folder = tmp_path_factory.mktemp("evaluated")
+  arguments = [f"--checkpoint={workdir}", "--workers=0", "--batch_size=24"]
+  arguments += [f"--{name}={spec}" for name, spec in images.items()]
+  arguments += ["--tasks=knn,retrieval", "--ks=3", "--recall=2", "--cache=kept"]
+  arguments += ["--results=results.json", "--feature=cls+gap", "--layers=2"]
+  flag = "--xla_force_host_platform_device_count=2"
+  done = subprocess.run(
+    [sys.executable, "-m", "dinojax.evaluate", *arguments],
     cwd=folder,
+    capture_output=True,
+    text=True,
+    env={**os.environ, "PYTHONPATH": str(ROOT), "XLA_FLAGS": flag},
+    check=False,
   )
   assert done.returncode == 0, done.stderr
   return {
-    "said": done.stderr,
+    "out": done.stdout,
+    "err": done.stderr,
     "saved": json.loads((folder / "results.json").read_text()),
     "kept": folder / "kept",
+    "lines": metrics(workdir),
   }
 
 
-def test_tasks_run_at_once_and_leave_table_json_and_metrics(workdir, rated):
-  for row in (
-    "k-NN, k=10 ",
-    "k-NN, k=2, 2 images per class",
-    "linear, cls",
-  ):
-    assert row in rated["said"]
-  assert "mAP      recall@1" in rated["said"]
-  saved = rated["saved"]
-  assert saved["resize"] == saved["crop"] == 16 and saved["feature"] == "cls+gap"
-  assert saved["step"] == 30
-  results = saved["results"]
-  assert results["knn_top1_k10"] > 0.2  # random features tell something of digits
-  assert len(results["linear_grid"]) == 52
-
-  lines = [json.loads(x) for x in (workdir / "metrics.jsonl").read_text().splitlines()]
-  assert lines[0] == {"step": 30, "loss": 5.0}
-  assert [line["step"] for line in lines[:2]] == [30, 30]
-  assert lines[1]["eval_knn_top1_k10"] == results["knn_top1_k10"]
-
-
-def test_each_task_and_where_its_features_come_from_is_told(rated):
-  said = rated["said"].splitlines()
+@pytest.mark.process
+def test_tables_go_to_stdout_and_all_else_to_stderr(workdir, evaluated):
+  table = evaluated["out"].splitlines()
+  assert [line.split()[0] for line in table] == ["top-1", "k-NN,", "mAP", "retrieval"]
+  assert "k-NN" not in evaluated["err"]
   wanted = [
-    "features of --train, 1,347 images: computing, to be kept in --cache=kept",
-    "features of --test, 450 images: computing, to be kept in --cache=kept",
-    "knn: 1,347 images of --train, 450 images of --test, 128 features each",
-    "linear: 1,347 images of --train, 450 images of --test, 80 features each",
-    "retrieval: 1,347 images of --train, 450 images of --test, 128 features each",
+    "features of --test, 18 images: computing, to be kept in --cache=kept",
+    "features of --train, 36 images: computing, to be kept in --cache=kept",
+    "knn: 36 images of --train, 18 images of --test, 64 features each",
+    "retrieval: 36 images of --train, 18 images of --test, 64 features each",
+    f"added to {workdir}/metrics.jsonl as step 30",
   ]
-  assert [line for line in said if line in wanted] == wanted
+  assert [line for line in evaluated["err"].splitlines() if line in wanted] == wanted
 
 
-def test_cached_features_serve_the_same_weights_and_transform_alone(
-  workdir, rated, tmp_path, capsys
+@pytest.mark.process
+def test_json_and_the_runs_metrics_say_what_was_evaluated(images, evaluated):
+  saved, (knn, retrieval) = evaluated["saved"], evaluated["lines"]
+  about = dict(**images, resize=16, crop=16, dtype="float32", feature="cls+gap")
+  about["layers"] = 2
+  assert about.items() < saved.items()
+  assert saved["step"] == 30 and saved["tasks"]["knn"]["temperature"] == 0.07
+  results = saved["results"]
+  for line in (knn, retrieval):
+    assert {f"eval_{k}": x for k, x in about.items()}.items() < line.items()
+    assert line["step"] == 30
+  assert knn["eval_knn_top1_k3"] == results["knn_top1_k3"]
+  assert knn["eval_knn_temperature"] == 0.07
+  assert retrieval["eval_retrieval_map"] == results["retrieval_map"]
+
+
+@pytest.mark.process
+def test_cached_features_serve_the_same_weights_and_sizes_alone(
+  workdir, images, evaluated, run, tmp_path, capsys
 ):
-  def told(checkpoint, **changes):
-    layers = dict(feature="cls+gap", layers=4)
-    run(checkpoint=str(checkpoint), cache=str(rated["kept"]), **layers, **changes)
-    (line,) = [
-      x for x in capsys.readouterr().err.splitlines() if "features of --train" in x
-    ]
-    return line.partition(", ")[2].removesuffix(f"--cache={rated['kept']}")
+  def origin(checkpoint, **changes):
+    layers = dict(feature="cls+gap", layers=2)
+    kept = str(evaluated["kept"])
+    run(checkpoint=str(checkpoint), cache=kept, **layers, **changes)
+    lines = capsys.readouterr().err.splitlines()
+    (line,) = [line for line in lines if "features of --train" in line]
+    return line.partition(": ")[2].removesuffix(f"--cache={kept}")
 
   # Of two devices before, of eight now.
-  assert told(workdir) == "450 images: from "
+  assert origin(workdir) == "from "
   weights = formats.read(str(workdir))
   same, other = tmp_path / "same.safetensors", tmp_path / "other.safetensors"
   formats.write(weights, str(same), "huggingface")
   # It knows the run's resize and crop.
-  assert told(same) == "450 images: from "
-  assert told(workdir, resize=20) == "450 images: computing, to be kept in "
+  assert origin(same) == "from "
+  assert origin(workdir, resize=20) == "computing, to be kept in "
   weights.params["backbone"]["norm"]["bias"][0] += 1
   formats.write(weights, str(other), "huggingface")
-  assert told(other) == "450 images: computing, to be kept in "
-  assert len(list(rated["kept"].iterdir())) == 4
+  assert origin(other) == "computing, to be kept in "
+  # Names and sizes of files say nothing.
+  turned = dict(train=images["test"], test=images["test"])
+  assert origin(workdir, **turned) == "from "
 
 
-def test_without_a_cache_features_are_computed_of_the_runs_own_kind(workdir, capsys):
-  run(checkpoint=str(workdir), tasks=["logreg"])
-  said = capsys.readouterr().err
-  assert "features of --test, 450 images: computing\n" in said
-  assert "logreg: 450 images of --train, 450 images of --test, 16 features" in said
-  assert "logistic regression, C=" in said
-  assert "step 30, heads 1, pool gap" in said and "feature gap, layers 1" in said
+def test_overwritten_files_of_equal_size_are_evaluated_anew(run, tmp_path, capsys):
+  def features(seed):
+    write_images(tmp_path / "set", {"ant": 4, "bee": 4}, seed=seed)
+    source = f"folder:{tmp_path}/set"
+    run(train=source, test=source, cache=str(tmp_path / "kept"))
+    return capsys.readouterr().err.count("computing")
+
+  assert [features(0), features(1), features(0)] == [1, 1, 0]
+
+
+def test_features_that_another_process_is_making_are_not_made_twice(run, tmp_path):
+  source = f"folder:{tmp_path}/set"
+  write_images(tmp_path / "set", {"ant": 4, "bee": 4})
+  kept = tmp_path / "kept"
+  run(train=source, test=source, cache=str(kept))
+  (key,) = kept.iterdir()
+  key.rename(tmp_path / "away")
+  with (
+    ownership.owned(kept, key.name, label="another"),
+    pytest.raises(
+      errors.UserError, match=f"--cache={kept}, features of --.*, is in use"
+    ),
+  ):
+    run(train=source, test=source, cache=str(kept))
+
+
+def test_without_a_cache_features_are_computed_of_the_runs_own_kind(run, capsys):
+  run(tasks=["logreg", "linear"], linear_steps=20, linear_batch=16)
+  said = capsys.readouterr()
+  assert "features of --test, 18 images: computing\n" in said.err
+  assert "logreg: 36 images of --train, 18 images of --test, 16 features" in said.err
+  assert "linear: 36 images of --train, 18 images of --test, 80 features" in said.err
+  assert "step 30, heads 1, pool gap" in said.err
+  assert "feature gap, layers 1" in said.err
+  assert "logistic regression, C=" in said.out and "linear, cls" in said.out
+
+
+def test_the_linear_protocol_has_features_of_its_own_and_its_line_names_no_other(
+  workdir, run
+):
+  run(tasks=["linear"], linear_steps=20, linear_batch=16, feature="cls", layers=2)
+  line = metrics(workdir)[-1]
+  assert line["eval_linear_steps"] == 20 and line["eval_linear_batch_size"] == 16
+  assert "eval_feature" not in line and "eval_layers" not in line
+
+
+ONE = {"ant": 5}
+SINGLE = {"ant": 5, "bee": 1, "cat": 5}
 
 
 @pytest.mark.parametrize(
-  "changes, message",
+  ("counts", "changes", "message"),
   [
+    (None, dict(tasks=["knn", "foo"]), "--tasks=foo must be some of knn, linear, logr"),
+    (None, dict(tasks=[]), "--tasks= must be some of knn, linear, logreg, retrieval"),
+    (None, dict(ks=["1", "x"]), "--ks=1,x must be numbers from 1 with commas between"),
+    (None, dict(temperature=0.0), "--temperature=0.0 must be above 0"),
+    (None, dict(seed=-1), "--seed=-1 must be at least 0"),
+    (None, dict(checkpoint="/nope"), "/nope does not exist; give a run's workdir or "),
+    (None, dict(layers=9), "--layers=9 must be within 1 and 5"),
+    (None, dict(crop=15), "--crop=15 must be a multiple of the patch size, 4; try 16"),
+    (None, dict(step=7), "has no checkpoint of step 7, only [30]"),
+    (None, dict(workers=-1), "--workers=-1 must be at least 0"),
+    (None, dict(train=""), "--train=SOURCE is missing, such as folder:PHOTOS"),
+    (None, dict(test=str(ROOT)), f"did you mean folder:{ROOT}?"),
+    (None, dict(results="/nope/r.json"), "--results=/nope/r.json cannot be written: "),
     (
-      dict(tasks=["knn", "foo"]),
-      "--tasks=foo must be some of knn, linear, logreg, retrieval",
+      None,
+      dict(tasks=["linear"], linear_batch=12),
+      "--linear_batch=12 must be a multiple of 8 devices; try 16",
     ),
-    (dict(ks=["1", "x"]), "--ks=1,x must be numbers from 1 with commas between"),
     (
-      dict(checkpoint="/nope"),
-      "/nope does not exist; give a run's workdir or weights",
+      None,
+      dict(tasks=["knn"], ks=["1", "37"]),
+      "--ks asks for 37 neighbours, and --train has 36 labelled images; use at most 36",
     ),
-    (dict(layers=9), "--layers=9 must be within 1 and 5"),
-    (dict(crop=15), "--crop=15 must be a multiple of the patch size, 4; try 16"),
-    (dict(step=7), "has no checkpoint of step 7, only [30]"),
-    (dict(train=""), "--train=SOURCE is missing, such as folder:PHOTOS"),
-    (dict(test=str(ROOT)), f"did you mean folder:{ROOT}?"),
+    (
+      SINGLE,
+      dict(tasks=["knn"], shots=["1", "2"]),
+      "--shots=2 asks for more images than the 1 of class 'bee' in --train",
+    ),
+    (
+      ONE,
+      dict(tasks=["logreg"]),
+      "logreg needs images of two classes, and --train has",
+    ),
+    (SINGLE, dict(tasks=["logreg"]), "--train has one of class 'bee' (1 of 3 classes"),
+    (None, dict(recall=["37"]), "--recall=37 asks for more than the 36 labelled image"),
+    ({"ant": 1, "bee": 1}, {}, "retrieval finds nothing: no image of --test has anot"),
   ],
 )
-def test_a_mistake_is_named(workdir, changes, message):
+def test_a_mistake_is_named_before_features_are_computed(
+  run, tmp_path, capsys, counts, changes, message
+):
+  sets = {}
+  if counts:
+    write_images(tmp_path, counts)
+    sets = dict.fromkeys(("train", "test"), f"folder:{tmp_path}")
   with pytest.raises(errors.UserError, match=re.escape(message)):
-    run(**{"checkpoint": str(workdir)} | changes)
+    run(**sets | changes)
+  assert "computing" not in capsys.readouterr().err
 
 
-def test_labels_are_matched_by_the_names_of_classes(tmp_path):
-  for name in ("train/ant", "train/bee", "train/cat", "test/cat", "val/bee"):
-    (tmp_path / name).mkdir(parents=True)
-    Image.new("RGB", (2, 2)).save(tmp_path / name / "0.png")
-  given = {name: f"folder:{tmp_path}/{name}" for name in ("train", "test", "val")}
-  with flagsaver.flagsaver(**given):
-    opened = main.open_sources()
-  labels = {
-    name: [source[i]["label"] for i in range(len(source))]
-    for name, source in opened.items()
-  }
-  assert labels == {"train": [0, 1, 2], "test": [2], "val": [1]}
+def test_what_a_task_finds_is_kept_though_another_one_refuses(run, tmp_path, capsys):
+  write_images(tmp_path / "set", {"ant": 6, "bee": 2})
+  (tmp_path / "set" / "bee" / "000.bmp").write_bytes(b"BM")  # known by reading alone
+  source, path = f"folder:{tmp_path}/set", tmp_path / "r.json"
+  with pytest.raises(errors.UserError, match="--train has one of class 'bee'"):
+    run(tasks=["logreg", "retrieval"], train=source, test=source, results=str(path))
+  assert "mAP" in capsys.readouterr().out
+  assert "retrieval_map" in json.loads(path.read_text())["results"]
 
 
-def test_a_mistake_is_one_line(tmp_path):
-  done = evaluate(*DIGITS, "stray", cwd=tmp_path)
-  assert done.returncode == 1
-  (line,) = [x for x in done.stderr.splitlines() if x.startswith("dinojax: ")]
-  assert "'stray' is no option; options start with --" in line
-  assert "Traceback" not in done.stderr
+def test_sets_of_which_nothing_is_readable_are_one_line_and_no_number(run, tmp_path):
+  write_images(tmp_path / "set", {"ant": 3, "bee": 3})
+  for path in (tmp_path / "set").glob("*/*"):
+    path.write_bytes(b"")
+  source, path = f"folder:{tmp_path}/set", tmp_path / "r.json"
+  with warnings.catch_warnings():
+    warnings.simplefilter("error")
+    with pytest.raises(errors.UserError) as raised:
+      run(tasks=["knn", "retrieval"], test=source, results=str(path))
+  assert str(raised.value).startswith(
+    f'--test="{source}": none of its 6 images is readable and has a label'
+  )
+  assert not path.exists()
+
+
+def test_features_that_overflow_are_an_error_that_names_an_image(
+  workdir, run, tmp_path, images
+):
+  weights = formats.read(str(workdir))
+  weights.params["backbone"]["norm"]["scale"][0] = 3e38
+  formats.write(weights, str(tmp_path / "large.safetensors"), "huggingface")
+  with pytest.raises(errors.UserError) as raised:
+    run(checkpoint=str(tmp_path / "large.safetensors"))
+  assert re.search(
+    r"the features of \d+ of 18 images are not finite, the first one's .*\.bmp;",
+    str(raised.value),
+  )
+
+
+def test_a_run_that_cannot_be_written_to_is_evaluated_with_a_note(
+  workdir, run, tmp_path, capsys
+):
+  here = tmp_path / "run"
+  here.mkdir()
+  (here / "checkpoints").symlink_to(workdir / "checkpoints")
+  (here / "metrics.jsonl").mkdir()
+  run(checkpoint=str(here))
+  said = capsys.readouterr()
+  assert "retrieval" in said.out
+  assert "note: the results are not added to the run: " in said.err

@@ -1,4 +1,4 @@
-"""Features kept on disk between evaluations, under a key of all that makes them."""
+"""Cache of features on disk, under a key of everything that they depend on."""
 
 import contextlib
 import hashlib
@@ -16,6 +16,9 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from dinojax import errors, sharding
 from dinojax.evals import features
 from dinojax.reporting import console
+from dinojax.runtime import orbax_errors, ownership
+
+DAMAGE = (*orbax_errors.IO_ERRORS, KeyError)  # as missing and short files raise
 
 
 def cached(
@@ -31,49 +34,63 @@ def cached(
 
   Args:
     compute: makes the bank.
-    folder: where banks lie, one folder each; None: nothing is kept.
-    what: the features, for the line that tells where they come from.
+    folder: where banks lie, a sub-folder each; None: nothing is kept.
+    what: the features, for the line that says where they come from.
     made_of: everything the features depend on, JSON; any change is another key.
     shape: [S, B, F] of the features.
     mesh: where the bank is to be.
 
   Raises:
-    UserError: the folder cannot be written or read.
+    UserError: the folder cannot be written or read, or another process writes there.
   """
   if folder is None:
     console.say(f"{what}: computing")
     return compute()
+  orbax_errors.mute_orbax()
   text = json.dumps(made_of, sort_keys=True)
   key = hashlib.sha256(text.encode()).hexdigest()[:24]
   path = pathlib.Path(folder).expanduser().resolve() / key
-  with _telling(folder, path):
-    path.parent.mkdir(parents=True, exist_ok=True)  # fails before the work, not after
-    # Decided by one process for all: together they read, or together they compute.
-    if multihost_utils.broadcast_one_to_all(jnp.int32(path.exists())):
+  with contextlib.ExitStack() as stack:
+    if not _exists(path) and jax.process_index() == 0:
+      label = f"--cache={folder}, {what.partition(',')[0]},"
+      stack.enter_context(ownership.owned(path.parent, key, label=label))
+    if _exists(path):  # perhaps by now: another process has made it
+      console.say(f"{what}: from --cache={folder}")
+      return _read(path, folder, shape, mesh)
+    console.say(f"{what}: computing, to be kept in --cache={folder}")
+    bank = compute()
+    with _damage_as_user_error(folder, path):
+      tree = {"features": bank.features, "labels": bank.labels}
       with ocp.Checkpointer(ocp.StandardCheckpointHandler()) as files:
-        console.say(f"{what}: from --cache={folder}")
-        wanted = ocp.args.StandardRestore(_abstract(shape, mesh))
-        return features.Bank(**files.restore(path, args=wanted))
-  console.say(f"{what}: computing, to be kept in --cache={folder}")
-  bank = compute()
-  with _telling(folder, path):
-    tree = {"features": bank.features, "labels": bank.labels}
-    with ocp.Checkpointer(ocp.StandardCheckpointHandler()) as files:
-      files.save(path, args=ocp.args.StandardSave(tree))
-    if jax.process_index() == 0:
-      (path / "made_of.json").write_text(text)
+        files.save(path, args=ocp.args.StandardSave(tree))
+      if jax.process_index() == 0:
+        (path / "made_of.json").write_text(text)
   return bank
 
 
+def _exists(path: pathlib.Path) -> bool:
+  """Whether it does, by process 0: all read the cache together, or all compute."""
+  return bool(multihost_utils.broadcast_one_to_all(jnp.int32(path.exists())))
+
+
+def _read(path: pathlib.Path, folder: str, shape: tuple, mesh: Mesh) -> features.Bank:
+  wanted = ocp.args.StandardRestore(_abstract(shape, mesh))
+  with (
+    _damage_as_user_error(folder, path),
+    ocp.Checkpointer(ocp.StandardCheckpointHandler()) as files,
+  ):
+    return features.Bank(**files.restore(path, args=wanted))
+
+
 @contextlib.contextmanager
-def _telling(folder: str, path: pathlib.Path) -> Iterator[None]:
-  """What goes wrong with the files, and with nothing else, as a UserError."""
+def _damage_as_user_error(folder: str, path: pathlib.Path) -> Iterator[None]:
+  """Turns what goes wrong with the files into a UserError."""
   try:
     yield
-  except (OSError, ValueError) as error:
+  except DAMAGE as error:
     raise errors.UserError(
-      f"--cache={folder}: {path} cannot be used ({error}); remove it, or choose another"
-      " folder"
+      f"--cache={folder}: {path} cannot be used ({orbax_errors.explain(error)}); remove"
+      " it, or choose another folder"
     ) from error
 
 

@@ -15,7 +15,7 @@ import numpy as np
 import tqdm
 from jax.sharding import Mesh
 
-from dinojax import sharding
+from dinojax import errors, sharding
 from dinojax.data import bad_records, eval_batches, sources
 
 
@@ -29,6 +29,29 @@ class Bank:
 
   features: jax.Array
   labels: jax.Array
+
+
+def check(bank: Bank, source: sources.Source) -> None:
+  """Raises UserError if no labelled image was readable, or a feature is not finite."""
+  readable, bad, first = jax.device_get(_count_bad(bank))
+  if not readable:
+    raise errors.UserError(
+      f"{source.where}: none of its {len(source):,} images is readable and has a label;"
+      " the warnings before say why, or --verbosity=0 does"
+    )
+  if bad:
+    raise errors.UserError(
+      f"{source.where}: the features of {bad:,} of {readable:,} images are not finite,"
+      f" the first one's {source.name(int(first))}; check the weights, or try"
+      " --dtype=float32"
+    )
+
+
+@jax.jit
+def _count_bad(bank: Bank) -> tuple:
+  """Labelled rows, how many of them are not finite, and the first of these."""
+  bad = (bank.labels >= 0) & ~jnp.isfinite(bank.features).all(-1)
+  return (bank.labels >= 0).sum(), bad.sum(), jnp.argmax(bad.ravel())
 
 
 def select(bank: Bank, present: Sequence, wanted: Sequence) -> Bank:

@@ -13,14 +13,14 @@ import numpy as np
 from jax.sharding import Mesh, PartitionSpec
 
 from dinojax import errors, sharding
-from dinojax.evals import features, knn
+from dinojax.evals import features, knn, labelled
 
 
 def few_shot(
   bank: features.Bank,
   queries: features.Bank,
   *,
-  num_classes: int,
+  class_names: tuple[str, ...],
   shots: Sequence[int],
   tries: int,
   seed: int,
@@ -35,7 +35,7 @@ def few_shot(
   Args:
     bank: to draw from.
     queries: to classify, all of them in each try.
-    num_classes: of both.
+    class_names: by label, of both.
     shots: numbers of images of each class.
     tries: choices for each number.
     seed: with shots, try and labels it decides what is drawn, on any mesh.
@@ -48,21 +48,17 @@ def few_shot(
     (over tries - 1; 0 for a single one), ...}.
 
   Raises:
-    UserError: a class has too few images, or shots or tries are below 1.
+    UserError: a class has too few images.
   """
-  if tries < 1 or not shots or min(shots) < 1:
-    raise errors.UserError(
-      f"shots={tuple(shots)} and tries={tries} must be at least 1; try"
-      " shots=1,5 and tries=5"
-    )
   labels = jax.device_get(_everywhere(bank.labels, mesh=mesh)).ravel()
-  results = {}
+  check(labels, class_names=class_names, shots=shots)
+  num_classes, results = len(class_names), {}
   for n in shots:
-    rates = []
+    accuracies = []
     for attempt in range(tries):
       rows = draw(labels, num_classes=num_classes, shots=n, seed=(seed, n, attempt))
-      some = take(bank, rows, mesh=mesh)
-      rates.append(
+      some = select(bank, rows, mesh=mesh)
+      accuracies.append(
         knn.knn(
           some,
           queries,
@@ -72,12 +68,33 @@ def few_shot(
           mesh=mesh,
         )
       )
-    for name in rates[0]:
-      values = [rate[name] for rate in rates]
+    for name in accuracies[0]:
+      values = [accuracy[name] for accuracy in accuracies]
       results[f"{name}_shots{n}"] = float(np.mean(values))
       deviation = np.std(values, ddof=1) if tries > 1 else 0.0
       results[f"{name}_shots{n}_std"] = float(deviation)
   return results
+
+
+def check(
+  labels: np.ndarray, *, class_names: tuple[str, ...], shots: Sequence[int]
+) -> None:
+  """Raises UserError if a class has fewer images than are to be drawn.
+
+  Args:
+    labels: [...] int, negative for rows that cannot be drawn.
+    class_names: by label.
+    shots: numbers of images of each class.
+  """
+  counts, most = labelled.count(labels, class_names), max(shots)
+  if (short := counts < most).any():
+    first = int(short.argmax())
+    raise errors.UserError(
+      f"--shots={most} asks for more images than the {counts[first]} of class"
+      f" {class_names[first]!r} in --train ({short.sum()} of {len(counts)} classes have"
+      f" fewer than {most}); --shots={counts.min()} is the most, or give a --train with"
+      " more images of each class"
+    )
 
 
 def draw(
@@ -90,24 +107,13 @@ def draw(
     num_classes: C; R is C * shots.
     shots: images of each class.
     seed: of NumPy's generator.
-
-  Raises:
-    UserError: a class has fewer images.
   """
-  counts = np.bincount(labels[labels >= 0], minlength=num_classes)
-  short = np.flatnonzero(counts < shots)
-  if len(short):
-    raise errors.UserError(
-      f"shots={shots} asks for more images than the {counts[short[0]]} readable ones of"
-      f" class {short[0]} ({len(short)} of {num_classes} classes have too few); use at"
-      f" most {counts.min()} shots, or a train source with more images of each class"
-    )
   rng = np.random.default_rng(seed)
   classes = [np.flatnonzero(labels == label) for label in range(num_classes)]
   return np.sort([rng.choice(rows, shots, replace=False) for rows in classes], None)
 
 
-def take(bank: features.Bank, rows: np.ndarray, *, mesh: Mesh) -> features.Bank:
+def select(bank: features.Bank, rows: np.ndarray, *, mesh: Mesh) -> features.Bank:
   """A bank of some rows, in this order, in batches of the same size.
 
   Args:
@@ -118,7 +124,7 @@ def take(bank: features.Bank, rows: np.ndarray, *, mesh: Mesh) -> features.Bank:
   batch = bank.labels.shape[1]
   padded = np.full(-(-len(rows) // batch) * batch, -1, np.int32)
   padded[: len(rows)] = rows
-  return _take(bank, padded.reshape(-1, batch), mesh=mesh)
+  return _select(bank, padded.reshape(-1, batch), mesh=mesh)
 
 
 @functools.partial(jax.jit, static_argnames="mesh")
@@ -127,7 +133,7 @@ def _everywhere(x, *, mesh):
 
 
 @functools.partial(jax.jit, static_argnames="mesh")
-def _take(bank, rows, *, mesh):
+def _select(bank, rows, *, mesh):
   """Rows [S', B] of the bank; -1 for padding."""
   batch = bank.labels.shape[1]
 

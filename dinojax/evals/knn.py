@@ -11,6 +11,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.sharding import Mesh
 
 from dinojax import errors, sharding
@@ -137,14 +138,12 @@ def knn(
   bank's order, and equal scores by class, on any mesh alike.
 
   Raises:
-    UserError: the bank has fewer labelled rows than max(ks).
+    UserError: the bank has fewer labelled rows than max(ks), or the queries have none.
   """
   ks = tuple(sorted(ks))
-  if int((bank.labels >= 0).sum()) < ks[-1]:
-    raise errors.UserError(
-      f"{field}ks={ks} asks for more neighbours than {field}train has readable images;"
-      " lower it"
-    )
+  check(bank.labels, ks=ks, field=field)
+  if not int((queries.labels >= 0).sum()):
+    raise errors.UserError(f"{field}test has no readable image with a label")
   steps, batch = queries.labels.shape
   together = min(steps, max(1, QUERIES // batch))
   count = functools.partial(
@@ -182,11 +181,18 @@ def table(results: dict[str, dict[str, float]]) -> str:
   return "\n".join(["k-NN accuracy", *lines])
 
 
+def check(labels: np.ndarray | jax.Array, *, ks: Sequence[int], field: str) -> None:
+  """Raises UserError if there are fewer labels, of train, than the largest k."""
+  if (count := int((labels >= 0).sum())) < max(ks):
+    raise errors.UserError(
+      f"{field}ks asks for {max(ks):,} neighbours, and {field}train has {count:,}"
+      f" labelled images; use at most {count:,}"
+    )
+
+
 # Compiled once for all evaluations of a run. It indexes inside: outside of jit, no
 # process could slice what others hold.
-@functools.partial(
-  jax.jit, static_argnames=("together", "num_classes", "ks", "temperature", "mesh")
-)
+@functools.partial(jax.jit, static_argnames=("together", "num_classes", "ks", "mesh"))
 def _count_right(bank, queries, step, *, together, num_classes, ks, temperature, mesh):
   """Right answers among the batches from `step` on: [2 (top-1, top-5), len(ks)]."""
   steps, batch = queries.labels.shape

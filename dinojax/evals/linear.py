@@ -1,10 +1,10 @@
-"""The linear protocol of DINOv2: its whole grid of heads, trained at once.
+"""Linear probe by DINOv2's protocol: a grid of heads, all trained at once.
 
 Source: the public DINOv2 evaluation code and arXiv:2304.07193, section 7.1. A head sees
 the CLS token of the last block or of the last four, with or without the mean patch
-token, and has one of 13 learning rates; heads do not know of each other.
-DIFFERS: DINOv2 crops training images at random; here each image's features are computed
-once, of its centre crop, so that the grid costs minutes.
+token, and has one of 13 learning rates; no head depends on another.
+DIFFERS: DINOv2 crops training images at random; here the features of each image are
+computed once, from its centre crop, so that the grid costs minutes.
 
 Dimension key of features.py, and F features of an image, H learning rates, C classes, n
 images of a step.
@@ -50,16 +50,16 @@ def linear(
   seed: int,
   mesh: Mesh,
 ) -> dict:
-  """Trains all heads on `train`, and rates the one that is best on `val` on `test`.
+  """Trains all heads on `train`; evaluates the one that is best on `val` on `test`.
 
-  Heads, their momentum and gradient are split over the devices along F where these
-  divide D: 12 * sum(F) * H * C bytes in all, 2.9 GB for ViT-g on ImageNet-1k.
+  Heads, momentum and gradient are sharded over the devices along F if the number of
+  devices divides D: 12 * sum(F) * H * C bytes in all, 2.9 GB for ViT-g on ImageNet-1k.
 
   Args:
     train: CLS tokens of the last blocks, earliest first, and the mean patch token.
     test: the same of other images.
-    val: the same of a third set; None: the best head is chosen on `test`, as for
-      published numbers.
+    val: the same of a third set; None: the best head is chosen on `test`, as
+      published numbers do.
     width: D of a token.
     num_classes: C.
     steps: of SGD.
@@ -69,16 +69,16 @@ def linear(
 
   Returns:
     linear_top1, linear_top5 (shares within 0..1), linear_head, its name,
-    linear_chosen_on, and linear_grid, the top-1 of every head where it was chosen on.
+    linear_chosen_on, and linear_grid, the top-1 of every head on that set.
 
   Raises:
-    UserError: nothing to train or to rate on, or no head has stayed finite.
+    UserError: a set has no labelled image, or no head has stayed finite.
   """
   check_batch(batch_size, mesh)
   for name, bank in (("test", test), ("val", val)):
     if bank is not None and not int((bank.labels >= 0).sum()):
       raise errors.UserError(
-        f"--{name} has no readable labelled image to rate the linear heads on"
+        f"--{name} has no readable labelled image to evaluate linear heads on"
       )
   spans = inputs(train.features.shape[-1] // width - 1, width)
   names = [f"{name}_lr{rate:g}" for name in spans for rate in RATES]
@@ -99,7 +99,7 @@ def linear(
   top1 = np.where(jax.device_get(jnp.concatenate(finite)), chosen_on[0], -1.0)
   best = int(top1.argmax())
   if top1[best] < 0:
-    raise errors.UserError("no head of the linear protocol has stayed finite")
+    raise errors.UserError("no linear head has stayed finite; check the weights")
   final = chosen_on if val is None else _accuracy(test, heads, spans=spans)
   return {
     "linear_top1": float(final[0, best]),
@@ -120,7 +120,7 @@ def check_batch(batch_size: int, mesh: Mesh) -> None:
 
 
 def inputs(blocks: int, width: int) -> dict[str, slice]:
-  """What the heads see, by name: slices of the features of `blocks` CLS tokens."""
+  """The inputs of the heads by name: slices of the features of `blocks` CLS tokens."""
   last, end = (blocks - 1) * width, blocks * width
   spans = {"cls1": slice(last, end), "cls1+gap": slice(last, end + width)}
   if blocks > 1:
@@ -149,8 +149,8 @@ def order(labels: np.ndarray, *, seed: int, batch_size: int) -> Iterator[np.ndar
 def fetch(bank: features.Bank, rows: jax.Array, mesh: Mesh) -> tuple:
   """Features [n, F] and labels [n] of rows [n] of the bank, split over the devices.
 
-  Each device looks up what it has, and sends every other one its part: memory is a
-  batch, whatever the size of the bank.
+  Each device looks up its own rows and sends every other device its slice, so that
+  memory holds a batch, whatever the size of the bank.
   """
   spec = PartitionSpec(None, sharding.AXES)
   step, row = jnp.divmod(rows, bank.labels.shape[1])
@@ -185,7 +185,7 @@ def loss(heads: list[Heads], x: jax.Array, labels: jax.Array, spans: dict) -> ja
 
 
 def optimizer(steps: int, batch_size: int) -> optax.GradientTransformation:
-  """SGD with momentum, each head at its own rate, all falling to 0 as a cosine."""
+  """SGD with momentum and a learning rate for each head, with cosine decay to 0."""
   rates = np.array(RATES)[:, None] * batch_size / 256  # [H, 1]
   sgd = optax.sgd(optax.cosine_decay_schedule(1.0, steps), momentum=MOMENTUM)
   scale = optax.stateless(lambda updates, _: jax.tree.map(lambda u: u * rates, updates))
@@ -193,7 +193,7 @@ def optimizer(steps: int, batch_size: int) -> optax.GradientTransformation:
 
 
 def layout(mesh: Mesh, heads):
-  """Where each array of heads, or of their optimiser, lives: kernels split along F."""
+  """The sharding of heads or of their optimiser's state: kernels along F."""
 
   def rule(leaf):
     split = leaf.ndim == 3 and leaf.shape[0] % mesh.size == 0
@@ -205,8 +205,8 @@ def layout(mesh: Mesh, heads):
 def _logits(x, head, span):
   """[n, H, C] float32, split along n; under `jax.set_mesh`.
 
-  A device that has some features of the kernels takes those of all images, and what
-  comes out is summed: less to send than kernels.
+  Each device multiplies its rows of the kernels with the same features of all images,
+  and the products are summed: less to send than kernels.
   """
   features_in, rates, classes = head.kernel.shape
   flat, x = head.kernel.reshape(features_in, rates * classes), x[:, span]

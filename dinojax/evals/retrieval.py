@@ -10,6 +10,7 @@ from collections.abc import Sequence
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.experimental import multihost_utils
 from jax.sharding import Mesh, PartitionSpec
 
 from dinojax import errors, sharding
@@ -48,30 +49,24 @@ def retrieval(
     "retrieval_left_out": number of labelled queries without a relevant row}.
 
   Raises:
-    UserError: `ks` or `block` cannot work, or no query has a relevant row.
+    UserError: `ks` ask for too many rows, or no query has a relevant row.
   """
   ks = tuple(sorted(ks))
-  rows = int((gallery.labels >= 0).sum())
-  if block < 1 or not ks or ks[0] < 1 or ks[-1] > rows:
-    raise errors.UserError(
-      f"ks={ks} must lie from 1 to the gallery's {rows} readable rows, and"
-      f" block={block} must be at least 1; try ks=1,5,10 and block=64"
-    )
   itself = queries is None
   queries = gallery if itself else queries
-  steps, batch = queries.labels.shape
-  rate = functools.partial(
-    _rate, ks=ks, mesh=mesh, itself=itself, block=min(block, batch)
+  gallery_labels, query_labels = (
+    np.asarray(multihost_utils.process_allgather(bank.labels, tiled=True))
+    for bank in (gallery, queries)
   )
-  rates = [jax.device_get(rate(gallery, queries, step)) for step in range(steps)]
+  check(gallery_labels, None if itself else query_labels, ks=ks)
+  steps, batch = queries.labels.shape
+  score = functools.partial(
+    _score, ks=ks, mesh=mesh, itself=itself, block=min(block, batch)
+  )
+  scores = [jax.device_get(score(gallery, queries, step)) for step in range(steps)]
   # In float64: a sum over many queries. [2 + len(ks), Q]
-  precision, counted, *found = np.concatenate(rates, axis=1, dtype=np.float64)
-  if not counted.any():
-    raise errors.UserError(
-      "no query has another image of its class in the gallery; give sources with"
-      " labels, in which classes have more than one image"
-    )
-  labelled = int((queries.labels >= 0).sum())
+  precision, counted, *found = np.concatenate(scores, axis=1, dtype=np.float64)
+  labelled = int((query_labels >= 0).sum())
   return {
     "retrieval_map": float(precision.sum() / counted.sum()),
     **{
@@ -82,9 +77,31 @@ def retrieval(
   }
 
 
+def check(gallery: np.ndarray, queries: np.ndarray | None, *, ks: Sequence[int]):
+  """Raises UserError if recall asks for too many rows, or no query has a match.
+
+  Args:
+    gallery: [...] int labels, negative for none.
+    queries: the same; None for each of the gallery, among all the others.
+    ks: for recall.
+  """
+  classes, counts = np.unique(gallery[gallery >= 0], return_counts=True)
+  if max(ks) > (total := counts.sum()):
+    raise errors.UserError(
+      f"--recall={','.join(map(str, ks))} asks for more than the {total} labelled"
+      f" images of --train; use at most {total}"
+    )
+  found = counts > 1 if queries is None else np.isin(classes, queries)
+  if not found.any():
+    raise errors.UserError(
+      "retrieval finds nothing: no image of --test has another one of its class in"
+      " --train; give sources that share classes"
+    )
+
+
 @functools.partial(jax.jit, static_argnames=("ks", "mesh", "itself", "block"))
-def _rate(gallery, queries, step, *, ks, mesh, itself, block):
-  """Rates batch `step` of the queries.
+def _score(gallery, queries, step, *, ks, mesh, itself, block):
+  """Scores batch `step` of the queries.
 
   Returns:
     [2 + len(ks), Q] float32: average precision, whether the query counts, and whether
@@ -99,18 +116,18 @@ def _rate(gallery, queries, step, *, ks, mesh, itself, block):
   labels = jnp.pad(labels, (0, padding), constant_values=-1).reshape(pieces, size)
   own = step * count + jnp.arange(pieces * size).reshape(pieces, size)
   spec = PartitionSpec(None, sharding.AXES)
-  rates = jax.shard_map(
+  scores = jax.shard_map(
     functools.partial(_rank, ks=ks, devices=mesh.size),
     mesh=mesh,
     in_specs=(spec, spec, PartitionSpec(), spec, spec),
     out_specs=PartitionSpec(None, None, sharding.AXES),
   )(*(gallery.features, gallery.labels), x, labels, own if itself else -1 - own)
-  rates = jnp.moveaxis(rates, 1, 0).reshape(2 + len(ks), -1)[:, :count]
-  return jax.lax.with_sharding_constraint(rates, sharding.replicated(mesh))
+  scores = jnp.moveaxis(scores, 1, 0).reshape(2 + len(ks), -1)[:, :count]
+  return jax.lax.with_sharding_constraint(scores, sharding.replicated(mesh))
 
 
 def _rank(gallery, labels, queries, own_labels, own, *, ks, devices):
-  """On each device: its share of the gallery, all queries -> rates of its share."""
+  """On each device: its slice of the gallery, all queries -> scores of its slice."""
   steps, local, width = gallery.shape
   n = steps * local
   gallery, labels = gallery.reshape(n, width), labels.reshape(n)

@@ -25,10 +25,9 @@ SHORTEST = 1e-12  # shorter vectors are not brought to unit length
 def nearest(bank: features.Bank, queries: jax.Array, *, k: int, mesh: Mesh):
   """The k most similar labelled rows of the bank for each query, most similar first.
 
-  Each device walks its part of the bank by chunks. Neighbouring similarities form
+  Each device walks its shard of the bank by chunks. Neighbouring similarities form
   groups of g; only groups whose maximum is among the k highest can hold one of the k
-  most similar, so all others are passed over. Equal similarities rank by the bank's
-  order.
+  most similar, so all others are skipped. Equal similarities rank by the bank's order.
 
   Args:
     bank: of all images; rows of label -1, and those that are not finite, are left out.

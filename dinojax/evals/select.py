@@ -17,7 +17,7 @@ PARTS = 16  # of a row, counted side by side
 
 
 def slots_for(k: int) -> int:
-  """M for K: some more, as a threshold that may take a few too many is found soon."""
+  """M for K: some more, since a threshold that takes a few too many is found faster."""
   return -(-(k + max(k // 4, BITS)) // BITS) * BITS
 
 
@@ -73,7 +73,7 @@ def _threshold(keys, low, k, enough):
 
   def count(threshold):
     hits = sum((part >= threshold[:, None]).astype(jnp.int32) for part in parts)
-    # Else XLA counts anew for each use of the number.
+    # Otherwise XLA counts again for each use of the number.
     return jax.lax.optimization_barrier(hits.sum(-1))
 
   def unsettled(state):

@@ -1,13 +1,15 @@
-"""Results of evaluations as a table for people."""
+"""Table of evaluation results for people."""
 
 import re
 from collections.abc import Iterator
 
-COLUMN = 10  # characters
+COLUMN = 14  # characters
+# Results that stand in the row or the cell of another one.
+WITHIN_OTHERS = re.compile(r"knn_.*_std|linear_(head|chosen_on|grid)|logreg_c")
 
 
 def rows(results: dict) -> Iterator[tuple[str, str, str]]:
-  """(row, column, text) of each result that has a place in the table.
+  """Yields (row, column, text) of each result; an unknown one is printed as it is.
 
   Names are those of the evaluations, such as knn_top1_k10, knn_top5_k5_shots5 with its
   _std, linear_top1, retrieval_recall_at_5.
@@ -29,22 +31,27 @@ def rows(results: dict) -> Iterator[tuple[str, str, str]]:
       yield "retrieval", "mAP", f"{value:.1%}"
     elif match := re.fullmatch(r"retrieval_recall_at_(\d+)", name):
       yield "retrieval", f"recall@{match[1]}", f"{value:.1%}"
+    elif name == "retrieval_left_out":
+      if value:
+        yield "retrieval, queries without a match", "left out", f"{value:,}"
+    elif not WITHIN_OTHERS.fullmatch(name):
+      yield name, "value", f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
 def render(results: dict) -> str:
   """The table: rows in the order of the results, each group under its own columns."""
-  groups: dict[tuple, dict[str, dict]] = {}
   cells: dict[str, dict] = {}
   for row, column, text in rows(results):
     cells.setdefault(row, {})[column] = text
+  groups: dict[tuple, dict[str, dict]] = {}
   for row, texts in cells.items():
     groups.setdefault(tuple(texts), {})[row] = texts
-  first = max(map(len, cells))
+  first = max(map(len, cells), default=0)
   lines = []
   for columns, members in groups.items():
-    lines.append(" " * first + "".join(f"{column:>{COLUMN + 4}}" for column in columns))
-    for row, texts in members.items():
-      lines.append(
-        f"{row:{first}}" + "".join(f"{x:>{COLUMN + 4}}" for x in texts.values())
-      )
+    lines.append(" " * first + "".join(f"{column:>{COLUMN}}" for column in columns))
+    lines += [
+      f"{row:{first}}" + "".join(f"{x:>{COLUMN}}" for x in texts.values())
+      for row, texts in members.items()
+    ]
   return "\n".join(lines)

@@ -9,6 +9,8 @@ import math
 import os
 import pathlib
 import time
+import types
+from collections.abc import Mapping
 
 import jax
 
@@ -50,8 +52,19 @@ class Writer:
       folder = self._workdir / "tensorboard"
       self._events = events.Events(folder, start_step=start_step)
 
-  def write(self, step: int, scalars: dict[str, float]) -> None:
+  def write(
+    self,
+    step: int,
+    scalars: dict[str, float],
+    *,
+    about: Mapping[str, str | float] = types.MappingProxyType({}),
+  ) -> None:
     """Appends one line; floats keep all their digits.
+
+    Args:
+      step: completed updates.
+      scalars: numbers by name.
+      about: what else the line says, and TensorBoard does not.
 
     Raises:
       UserError: it cannot be written.
@@ -59,7 +72,7 @@ class Writer:
     if self._file is None:
       return
     with self._failing_in_one_line():
-      self._file.write(json.dumps({"step": step, **scalars}) + "\n")
+      self._file.write(json.dumps({"step": step, **scalars, **about}) + "\n")
       self._events.write(step, scalars)
     if time.monotonic() - self._synced > SECONDS_BETWEEN_SYNCS:
       self.sync()

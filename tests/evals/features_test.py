@@ -6,13 +6,14 @@ import numpy as np
 import pytest
 from jax.sharding import Mesh
 
+from dinojax import errors
 from dinojax.evals import features
 
 
 class Pixels:
   """Record i is a square of brightness i, of class i % 3; some are not images."""
 
-  where, fingerprint = 'config.knn.train="pixels"', "0" * 16
+  where, fingerprint, labels = 'config.knn.train="pixels"', "0" * 16, None
 
   def __init__(self, count, broken=()):
     self.count, self.broken = count, broken
@@ -77,3 +78,26 @@ def test_the_network_is_traced_once_for_all_batches():
 def test_features_of_half_precision_are_kept_in_float32():
   half = jax.jit(lambda params, x: x.mean((1, 2)).astype(jnp.bfloat16))
   assert extract(Pixels(8), 1, 8, half).features.dtype == jnp.float32
+
+
+def test_sets_without_a_readable_image_and_features_that_are_not_finite_are_named():
+  source = Pixels(21, broken={5})
+  features.check(extract(source, 1, 8), source)
+  nothing = Pixels(9, broken=range(9))
+  with pytest.raises(errors.UserError, match="none of its 9 images is readable"):
+    features.check(extract(nothing, 1, 8), nothing)
+  overflow = jax.jit(lambda params, x: jnp.exp(x.mean((1, 2), dtype=jnp.float32) * 5))
+  with pytest.raises(errors.UserError) as raised:  # above 88.7 / 5
+    features.check(extract(source, 2, 4, overflow), source)
+  assert str(raised.value).startswith(
+    f"{source.where}: the features of 3 of 20 images are not finite, the first one's"
+    " pixels#18; check the weights"
+  )
+
+
+def test_a_corrupt_image_is_not_counted_as_one_that_is_not_finite():
+  source = Pixels(9, broken={8})
+  overflow = jax.jit(lambda params, x: 1 / x.mean((1, 2), dtype=jnp.float32))
+  bank = extract(source, 1, 8, overflow)  # black: image 0, and what stands for 8
+  with pytest.raises(errors.UserError, match=r"1 of 8 images .* pixels#0;"):
+    features.check(bank, source)

@@ -1,4 +1,4 @@
-"""Few-shot k-NN draws the same images everywhere, and rates by them alone."""
+"""Few-shot k-NN draws the same images everywhere, and evaluates with them alone."""
 
 import jax
 import knn_test
@@ -8,7 +8,10 @@ import pytest
 from dinojax import errors
 from dinojax.evals import few_shot
 
-SETTINGS = dict(num_classes=7, shots=(1, 6), ks=(2, 5, 20), temperature=0.07, seed=3)
+NAMES = tuple("abcdefg")
+SETTINGS = dict(
+  class_names=NAMES, shots=(1, 6), ks=(2, 5, 20), temperature=0.07, seed=3
+)
 
 
 def data():
@@ -18,10 +21,9 @@ def data():
   return x, labels, *knn_test.clusters(rng, 61)
 
 
-@pytest.mark.parametrize("shape", [(1, 1), (2, 4)])
-def test_accuracy_is_that_of_brute_force_on_the_drawn_images(shape):
+def test_accuracy_is_that_of_brute_force_on_the_drawn_images():
   x, labels, queries, wanted = data()
-  mesh = knn_test.mesh_of(*shape)
+  mesh = knn_test.mesh_of(2, 4)
   bank = knn_test.bank_of(mesh, x, labels)
   result = few_shot.few_shot(
     bank, knn_test.bank_of(mesh, queries, wanted), mesh=mesh, tries=3, **SETTINGS
@@ -29,16 +31,16 @@ def test_accuracy_is_that_of_brute_force_on_the_drawn_images(shape):
   padded = np.concatenate([labels, np.full(bank.labels.size - len(labels), -1)])
   expected = {}
   for n, ks in ((1, (1,)), (6, (2, 5, 6))):
-    rates = []
+    accuracies = []
     for attempt in range(3):
       rows = few_shot.draw(padded, num_classes=7, shots=n, seed=(3, n, attempt))
-      rates.append(
+      accuracies.append(
         knn_test.oracle(
           x[rows], labels[rows], queries, wanted, num_classes=7, ks=ks, temperature=0.07
         )
       )
-    for name in rates[0]:
-      values = [rate[name] for rate in rates]
+    for name in accuracies[0]:
+      values = [accuracy[name] for accuracy in accuracies]
       expected[f"{name}_shots{n}"] = np.mean(values)
       expected[f"{name}_shots{n}_std"] = np.std(values, ddof=1)
   assert result == pytest.approx(expected, abs=1e-6)
@@ -68,7 +70,7 @@ def test_taken_rows_keep_bits_labels_and_order_on_every_device():
   mesh = knn_test.mesh_of(2, 4)
   bank = knn_test.bank_of(mesh, x, labels)
   rows = np.array([3, 5, 7, 8, 30, 31, 90, 91, 92, 93, 94, 95, 100, 140, 150, 199, 200])
-  some = few_shot.take(bank, rows, mesh=mesh)
+  some = few_shot.select(bank, rows, mesh=mesh)
   assert some.features.sharding.shard_shape(some.features.shape) == (2, 2, 12)
   found = np.asarray(some.features).reshape(32, 12)
   np.testing.assert_array_equal(found[:17], x.astype(np.float32)[rows])
@@ -77,9 +79,12 @@ def test_taken_rows_keep_bits_labels_and_order_on_every_device():
 
 
 def test_a_class_with_too_few_images_is_named():
-  with pytest.raises(
-    errors.UserError, match=r"shots=3 .* the 2 .* class 1 .*at most 2"
-  ):
-    few_shot.draw(np.array([0, 1, 0, 1, -1, 0]), num_classes=2, shots=3, seed=(0,))
-  with pytest.raises(errors.UserError, match=r"shots=\(0,\)"):
-    few_shot.few_shot(None, None, mesh=None, tries=1, **{**SETTINGS, "shots": (0,)})
+  labels = np.array([0, 1, 0, 1, -1, 0])
+  few_shot.check(labels, class_names=("cat", "dog"), shots=(2,))
+  with pytest.raises(errors.UserError) as raised:
+    few_shot.check(labels, class_names=("cat", "dog"), shots=(1, 3))
+  assert str(raised.value) == (
+    "--shots=3 asks for more images than the 2 of class 'dog' in --train (1 of 2"
+    " classes have fewer than 3); --shots=2 is the most, or give a --train with more"
+    " images of each class"
+  )

@@ -64,7 +64,7 @@ def clusters(rng, count, num_classes=7, width=12):
   return centres[labels] + 1.2 * rng.normal(size=(count, width)), labels
 
 
-@pytest.mark.parametrize("shape", [(1, 1), (1, 8), (2, 4)])
+@pytest.mark.parametrize("shape", [(1, 1), (2, 4)])
 def test_accuracy_equals_brute_force_in_float64(shape):
   rng = np.random.default_rng(0)
   x, labels = clusters(rng, 203)
@@ -81,7 +81,7 @@ def test_accuracy_equals_brute_force_in_float64(shape):
   assert 0.3 < wanted["knn_top1_k5"] < 0.9  # a task that can be got wrong
 
 
-@pytest.mark.parametrize("shape", [(1, 1), (1, 8), (2, 4)])
+@pytest.mark.parametrize("shape", [(1, 1), (2, 4)])
 def test_equal_neighbours_rank_by_their_place_in_the_bank(shape):
   # Unit vectors of halves: similarities are exact, and ties are many.
   rng = np.random.default_rng(0)
@@ -100,60 +100,62 @@ def test_equal_neighbours_rank_by_their_place_in_the_bank(shape):
     np.testing.assert_array_equal(values, exact[expected].astype(np.float32))
 
 
+def few(x, labels, queries, wanted, *, ks=(1, 3), temperature=0.07):
+  """k-NN of a few rows, always of the same shapes: one compilation for all tests."""
+  mesh = mesh_of(1, 8)
+  banks = []
+  for rows, own in ((x, labels), (queries, wanted)):
+    padded, none = np.zeros((80, 8)), np.full(80, -1)
+    padded[: len(rows), : rows.shape[1]], none[: len(rows)] = rows, own
+    banks.append(bank_of(mesh, padded, none))
+  return knn.knn(*banks, num_classes=8, ks=ks, temperature=temperature, mesh=mesh)
+
+
 def test_a_vote_is_softmax_of_similarity_over_temperature_by_hand():
   # Cosines to the query (1, 0): 1.0 of class 0; 0.8 and 0.8 of class 1.
   x = np.array([[2.0, 0.0], [4.0, 3.0], [4.0, -3.0]])
-  labels, query, mesh = np.array([0, 1, 1]), np.array([[5.0, 0.0]]), mesh_of(1, 8)
+  labels, query = np.array([0, 1, 1]), np.array([[5.0, 0.0]])
   for temperature, winner in ((0.2, 0), (1.0, 1)):  # e = 2.7 > 2; e^0.2 = 1.2 < 2
     for wanted in (0, 1):
-      result = knn.knn(
-        bank_of(mesh, x, labels),
-        bank_of(mesh, query, np.array([wanted])),
-        num_classes=3,
-        ks=(1, 3),
-        temperature=temperature,
-        mesh=mesh,
-      )
+      result = few(x, labels, query, np.array([wanted]), temperature=temperature)
       assert result["knn_top1_k3"] == (wanted == winner)
       assert result["knn_top1_k1"] == (wanted == 0)
       assert result["knn_top5_k3"] == 1
 
 
 def test_a_class_without_votes_is_no_answer_even_among_five():
-  x, mesh = np.eye(2), mesh_of(1, 8)
-  result = knn.knn(
-    bank_of(mesh, x, np.array([0, 0])),
-    bank_of(mesh, x, np.array([1, 0])),
-    num_classes=2,
-    ks=(2,),
-    temperature=0.07,
-    mesh=mesh,
-  )
-  assert result == {"knn_top1_k2": 0.5, "knn_top5_k2": 0.5}
+  x = np.eye(3)
+  result = few(x, np.array([0, 0, 0]), x[:2], np.array([1, 0]))
+  assert set(result.values()) == {0.5}
 
 
 def test_a_perfect_embedding_scores_one_and_its_scale_does_not_matter():
   labels = np.tile(np.arange(8), 10)
   x = np.eye(8)[labels] * np.linspace(0.01, 100, 80)[:, None]
-  mesh = mesh_of(1, 8)
-  bank = bank_of(mesh, x, labels)
-  result = knn.knn(bank, bank, num_classes=8, ks=(1, 5), temperature=0.07, mesh=mesh)
-  assert set(result.values()) == {1.0}
+  assert set(few(x, labels, x, labels).values()) == {1.0}
 
 
-def test_more_neighbours_than_labelled_rows_is_an_error():
-  x, mesh = np.eye(4), mesh_of(1, 8)
-  bank = bank_of(mesh, x, np.array([0, 1, -1, 2]))
-  settings = dict(num_classes=4, temperature=0.07, mesh=mesh)
-  assert knn.knn(bank, bank, ks=(1, 3), **settings)
-  with pytest.raises(errors.UserError, match=r"config\.knn\.ks=\(1, 4\)"):
-    knn.knn(bank, bank, ks=(4, 1), **settings)
+def test_more_neighbours_than_labelled_rows_is_an_error_that_says_how_many_there_are():
+  x, labels = np.eye(4), np.array([0, 1, -1, 2])
+  assert few(x, labels, x, labels)
+  with pytest.raises(errors.UserError) as raised:
+    few(x, labels, x, labels, ks=(4, 1))
+  assert str(raised.value) == (
+    "config.knn.ks asks for 4 neighbours, and config.knn.train has 3 labelled images;"
+    " use at most 3"
+  )
+
+
+def test_queries_without_a_label_are_an_error_and_not_nan():
+  x, labels = np.eye(4), np.array([0, 1, 1, 2])
+  with pytest.raises(errors.UserError, match=r"config\.knn\.test has no readable"):
+    few(x, labels, x, labels * 0 - 1)
 
 
 class Squares:
   """A labelled source of plain images, brighter with the class."""
 
-  where, fingerprint = 'config.knn.train="squares"', "0" * 16
+  where, fingerprint, labels = 'config.knn.train="squares"', "0" * 16, None
 
   def __init__(self, count, num_classes=4):
     self.count = count
@@ -172,11 +174,15 @@ class Squares:
     return f"squares#{index}"
 
 
-def rater(train, test, ks=(1, 4), progress=lambda: None):
-  return knn.make_rater(
-    lambda params, image: image.reshape(len(image), -1) * params,
-    train=train,
-    test=test,
+@jax.jit
+def pixels(params, image):
+  return image.reshape(len(image), -1) * params
+
+
+def evaluation(train, test, ks=(1, 4), progress=lambda: None):
+  return knn.Evaluation(
+    train,
+    test,
     mesh=mesh_of(1, 8),
     ks=ks,
     temperature=0.07,
@@ -188,10 +194,13 @@ def rater(train, test, ks=(1, 4), progress=lambda: None):
   )
 
 
-def test_two_sources_are_rated_from_images_to_accuracy():
+def accuracy(train, test, **changes):
+  return evaluation(train, test, **changes).accuracy(pixels, jnp.float32(0.5))
+
+
+def test_two_sources_are_evaluated_from_images_to_accuracy():
   batches = []
-  rate = rater(Squares(37), Squares(13), progress=lambda: batches.append(1))
-  result = rate(jnp.float32(0.5))
+  result = accuracy(Squares(37), Squares(13), progress=lambda: batches.append(1))
   assert len(batches) == 5 + 2
   assert set(result.values()) == {1.0}
   assert set(result) == {f"knn_top{top}_k{k}" for top in (1, 5) for k in (1, 4)}
@@ -205,7 +214,7 @@ def test_classes_are_matched_by_name():
 
   test = Backwards(13)
   test.class_names = ("3", "2", "1", "0")
-  assert set(rater(Squares(37), test)(jnp.float32(0.5)).values()) == {1.0}
+  assert set(accuracy(Squares(37), test).values()) == {1.0}
 
 
 @pytest.mark.parametrize(
@@ -217,53 +226,48 @@ def test_classes_are_matched_by_name():
     (Squares(20), Squares(8), (1, 21), r"config\.knn\.ks=\(1, 21\)"),
   ],
 )
-def test_sources_that_cannot_be_rated_are_named_at_start_up(train, test, ks, message):
+def test_sources_that_cannot_be_evaluated_are_named_at_start_up(
+  train, test, ks, message
+):
   with pytest.raises(errors.UserError, match=message):
-    rater(train, test, ks)
+    evaluation(train, test, ks)
 
 
 TWO_PROCESSES = """
 import sys
 sys.path[:0] = [{root!r}, {tests!r}]
-import os
-import pathlib
-import socket
-import subprocess
-import sys
-
 import jax
 jax.distributed.initialize(
   "localhost:" + sys.argv[1], 2, int(sys.argv[2]),
   cluster_detection_method="deactivate",
 )
 import jax.numpy as jnp, knn_test
-rate = knn_test.rater(knn_test.Squares(37), knn_test.Squares(13))
-assert set(rate(jnp.float32(0.5)).values()) == {{1.0}}
 from dinojax.evals import features, few_shot, retrieval
+mesh = knn_test.mesh_of(1, 8)
 bank = features.extract(
-  knn_test.Squares(37),
-  jax.jit(lambda params, image: image.reshape(len(image), -1) * params),
+  knn_test.Squares(16),
+  knn_test.pixels,
   jnp.float32(0.5),
-  mesh=knn_test.mesh_of(1, 8),
+  mesh=mesh,
   batch_size=8,
   resize=8,
   crop=8,
   workers=0,
   description="features",
 )
-few = few_shot.few_shot(
-  bank, bank, num_classes=4, shots=(2,), tries=2, seed=0, ks=(1, 2), temperature=0.07,
-  mesh=knn_test.mesh_of(1, 8),
+features.check(bank, knn_test.Squares(16))
+found = few_shot.few_shot(
+  bank, bank, class_names=tuple("0123"), shots=(2,), tries=2, seed=0, ks=(1, 2),
+  temperature=0.07, mesh=mesh,
 )
-assert few["knn_top1_k2_shots2"] == 1 and few["knn_top1_k2_shots2_std"] == 0, few
-found = retrieval.retrieval(
-  bank, None, ks=(1,), mesh=knn_test.mesh_of(1, 8), block=8
-)
+assert found["knn_top1_k2_shots2"] == 1 and found["knn_top1_k2_shots2_std"] == 0, found
+found = retrieval.retrieval(bank, None, ks=(1,), mesh=mesh, block=8)
 assert found["retrieval_map"] == 1 and found["retrieval_left_out"] == 0, found
 """
 
 
-def test_two_processes_rate_what_neither_could_read_alone():
+@pytest.mark.process
+def test_two_processes_evaluate_what_neither_could_read_alone():
   with socket.socket() as probe:
     probe.bind(("localhost", 0))
     port = str(probe.getsockname()[1])
@@ -280,7 +284,7 @@ def test_two_processes_rate_what_neither_could_read_alone():
     for i in range(2)
   ]
   try:
-    outputs = [process.communicate(timeout=120)[1] for process in processes]
+    outputs = [process.communicate(timeout=300)[1] for process in processes]
   finally:
     for process in processes:
       process.kill()

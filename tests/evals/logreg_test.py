@@ -1,7 +1,10 @@
 """Logistic regression: scikit-learn's, on normalised features, with a chosen C."""
 
+import re
+
 import numpy as np
 import pytest
+import threadpoolctl
 from knn_test import bank_of, clusters, mesh_of
 from sklearn import linear_model, preprocessing
 
@@ -12,11 +15,12 @@ from dinojax.evals import logreg
 def run(train, test, num_classes, shape=(1, 1)):
   mesh = mesh_of(*shape)
   banks = bank_of(mesh, *train), bank_of(mesh, *test)
-  return logreg.logreg(*banks, num_classes=num_classes, seed=0)
+  class_names = tuple(map(str, range(num_classes)))
+  return logreg.logreg(*banks, class_names=class_names, seed=0)
 
 
 @pytest.mark.parametrize("shape", [(1, 1), (2, 4)])
-def test_it_rates_what_scikit_learn_fits_with_the_chosen_c(shape):
+def test_it_evaluates_what_scikit_learn_fits_with_the_chosen_c(shape):
   rng = np.random.default_rng(0)
   train, test = clusters(rng, 300), clusters(rng, 200)
   train[1][[4, 70]] = -1  # unreadable
@@ -41,7 +45,7 @@ def test_the_c_that_fits_best_held_out_is_found():
   train, test = clusters(rng, 400, width=40), clusters(rng, 2000, width=40)
   found = run(train, test, 7)
   x, queries = (preprocessing.normalize(x) for x in (train[0], test[0]))
-  for strength in logreg.STRENGTHS:
+  for strength in logreg.STRENGTHS[::3]:
     model = linear_model.LogisticRegression(C=strength, max_iter=5000).fit(x, train[1])
     scores[strength] = model.score(queries, test[1])
   assert found["logreg_top1"] > max(scores.values()) - 0.03
@@ -69,22 +73,47 @@ def test_two_classes_and_a_class_that_training_lacks():
   assert half["logreg_top5"] == 0.5
 
 
-@pytest.mark.parametrize("labels", [[0] * 20, [0] * 19 + [1], [-1] * 20])
-def test_too_few_classes_or_images_are_told(labels):
-  x = np.random.default_rng(0).normal(size=(20, 4))
-  with pytest.raises(errors.UserError, match="two readable images of each"):
-    run((x, np.array(labels)), (x, np.array(labels)), 2)
+@pytest.mark.parametrize(
+  ("labels", "message"),
+  [
+    ([1] * 20, "has those of one, 'dog'; give"),
+    ([-1] * 20, "has those of one, 'none'; give"),
+    ([0] * 19 + [1], "has one of class 'dog' (1 of 3 classes have one)"),
+  ],
+)
+def test_too_few_classes_or_images_are_named(labels, message):
+  with pytest.raises(errors.UserError, match=re.escape(message)):
+    logreg.check(np.array(labels), class_names=("cat", "dog", "bird"))
+  logreg.check(np.array([0, 0, 2, 2]), class_names=("cat", "dog", "bird"))
 
 
-def test_a_test_set_without_labels_and_features_that_are_not_finite_are_told():
-  x, labels = clusters(np.random.default_rng(0), 40, num_classes=2)
-  with pytest.raises(errors.UserError, match="--test has no readable labelled"):
-    run((x, labels), (x, labels * 0 - 1), 2)
-  broken = x.copy()
-  broken[3, 0] = np.nan
-  for name, sets in (("train", (broken, x)), ("test", (x, broken))):
-    with pytest.raises(errors.UserError, match=f"--{name}: .* 1 of 40 images"):
-      run((sets[0], labels), (sets[1], labels), 2)
+def test_values_of_c_beyond_the_first_that_does_not_converge_are_left_out(monkeypatch):
+  rng = np.random.default_rng(0)
+  train = clusters(rng, 200)
+  fitted, fit = [], logreg._fit
+
+  def watched(x, labels, strength, *, warm):
+    fitted.append(strength)
+    return fit(x, labels, strength, warm=warm)
+
+  monkeypatch.setattr(logreg, "_fit", watched)
+  monkeypatch.setattr(logreg, "ITERATIONS", 12)
+  found = run(train, train, 7)
+  *searched, last = fitted
+  assert searched == list(logreg.STRENGTHS[: len(searched)])
+  assert len(searched) < len(logreg.STRENGTHS)
+  assert found["logreg_c"] == last in searched
+
+
+def test_small_products_take_one_thread_for_which_busy_machines_do_not_wait():
+  def threads():
+    return {pool["num_threads"] for pool in threadpoolctl.threadpool_info()}
+
+  before = threads()
+  with logreg._threads_for(logreg.FLOPS_OF_ONE_THREAD):
+    assert threads() == {1}
+  with logreg._threads_for(2 * logreg.FLOPS_OF_ONE_THREAD):
+    assert threads() == before
 
 
 def test_each_c_is_solved_and_not_taken_over_from_the_one_before():
@@ -94,7 +123,8 @@ def test_each_c_is_solved_and_not_taken_over_from_the_one_before():
   x = preprocessing.normalize(x).astype(np.float32)
   warm = None
   for strength in (1.0, 10.0, 100.0):
-    warm = logreg._fit(x, labels, strength, warm=warm)
+    warm, converged = logreg._fit(x, labels, strength, warm=warm)
+    assert converged
     exact = linear_model.LogisticRegression(C=strength, max_iter=5000, tol=1e-9)
     exact.fit(x.astype(np.float64), labels)
     off = np.linalg.norm(warm.coef_ - exact.coef_) / np.linalg.norm(exact.coef_)

@@ -50,7 +50,7 @@ def data(ties):
 @pytest.mark.parametrize("ties", [False, True])
 @pytest.mark.parametrize("itself", [False, True])
 @pytest.mark.parametrize(("shape", "block"), [((1, 1), 5), ((2, 4), 16)])
-def test_rates_are_those_of_the_definition_on_any_mesh(shape, block, itself, ties):
+def test_scores_are_those_of_the_definition_on_any_mesh(shape, block, itself, ties):
   x, labels, queries, own_labels = data(ties)
   mesh = knn_test.mesh_of(*shape)
   gallery = knn_test.bank_of(mesh, x, labels)
@@ -87,10 +87,12 @@ def test_features_that_are_not_finite_rank_last():
   assert result["retrieval_recall_at_4"] == 1
 
 
-def test_what_cannot_be_rated_is_named():
-  x, mesh = np.eye(4), knn_test.mesh_of(1, 8)
-  gallery = knn_test.bank_of(mesh, x, np.array([0, 1, -1, 2]))
-  with pytest.raises(errors.UserError, match=r"ks=\(1, 4\) .* 3 readable rows"):
-    retrieval.retrieval(gallery, None, ks=(4, 1), mesh=mesh, block=8)
-  with pytest.raises(errors.UserError, match="no query"):
-    retrieval.retrieval(gallery, None, ks=(1,), mesh=mesh, block=8)
+def test_recall_of_too_many_and_sets_without_a_match_are_named():
+  labels = np.array([0, 1, -1, 2, 2])
+  retrieval.check(labels, None, ks=(1, 4))
+  with pytest.raises(errors.UserError, match=r"--recall=9,1 .* 4 labelled images .*"):
+    retrieval.check(labels, None, ks=(9, 1))
+  retrieval.check(labels, np.array([3, 2]), ks=(1,))
+  for gallery, queries in ((labels[:4], None), (labels, np.array([3, -1]))):
+    with pytest.raises(errors.UserError, match="retrieval finds nothing"):
+      retrieval.check(gallery, queries, ks=(1,))

@@ -1,0 +1,103 @@
+"""Results of an evaluation: printed, and recorded in JSON and in a run's metrics.
+
+Each task is printed and recorded as soon as its numbers are there, so that neither a
+kill nor a later task loses them.
+"""
+
+import json
+import os
+import pathlib
+from typing import Any
+
+import jax
+
+from dinojax import errors
+from dinojax.evals import table
+from dinojax.reporting import console, metrics
+
+
+class Results:
+  """The results of one command; process 0 alone prints and writes."""
+
+  def __init__(
+    self, about: dict[str, Any], *, path: str | None, run: tuple[str, int] | None
+  ):
+    """Opens no file yet.
+
+    Args:
+      about: what is evaluated, and how; JSON.
+      path: JSON file of all results, rewritten after each task; None: none.
+      run: (workdir, step) whose metrics get the numbers; None: no run.
+    """
+    self._about, self._path, self._run = about, path, run
+    self._results: dict[str, Any] = {}
+    self._writer: metrics.Writer | None = None
+
+  def add(self, found: dict[str, Any], settings: dict[str, Any]) -> None:
+    """Prints the numbers of a task on stdout and records them.
+
+    A run whose metrics cannot be written gives a note: it may be read-only.
+
+    Args:
+      found: what the task returns.
+      settings: what else the numbers depend on, for the run's metrics.
+
+    Raises:
+      UserError: the JSON file cannot be written.
+    """
+    self._results |= found
+    if jax.process_index() != 0:
+      return
+    print(table.render(found), flush=True)
+    if self._path:
+      _write_json(self._path, {**self._about, "results": self._results})
+    if self._run:
+      self._add_to_run(found, settings)
+
+  def close(self) -> None:
+    """Closes the run's metrics, and says that they have the numbers."""
+    if self._writer:
+      workdir, step = self._run
+      self._writer.close()
+      console.say(f"added to {workdir}/metrics.jsonl as step {step}")
+
+  def _add_to_run(self, found, settings):
+    workdir, step = self._run
+    try:
+      if self._writer is None:
+        self._writer = metrics.Writer(workdir, start_step=None)
+      numbers = {f"eval_{k}": v for k, v in found.items() if isinstance(v, float)}
+      about = {f"eval_{k}": v for k, v in settings.items() if v is not None}
+      self._writer.write(step, numbers, about=about)
+    except errors.UserError as error:
+      console.say(f"note: the results are not added to the run: {error}")
+      self._run = self._writer = None
+
+
+def check_path(path: str | None) -> None:
+  """Raises UserError if --results cannot be written, before any work."""
+  if not path:
+    return
+  where = pathlib.Path(path).expanduser()
+  if where.is_dir():
+    reason = "it is a folder; give a file, such as results.json"
+  elif not where.parent.is_dir():
+    reason = f"{where.parent} is no folder; make it first"
+  elif not os.access(where if where.exists() else where.parent, os.W_OK):
+    reason = "no permission; choose another place"
+  else:
+    return
+  raise errors.UserError(f"--results={path} cannot be written: {reason}")
+
+
+def _write_json(path: str, content: dict) -> None:
+  where = pathlib.Path(path).expanduser()
+  new = where.with_name(f".{where.name}.new")
+  try:
+    new.write_text(json.dumps(content, indent=2, allow_nan=False) + "\n")
+    os.replace(new, where)
+  except OSError as error:
+    new.unlink(missing_ok=True)
+    raise errors.UserError(
+      f"--results={path} cannot be written: {error.strerror or error}"
+    ) from error

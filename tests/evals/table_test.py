@@ -1,0 +1,58 @@
+"""The table shows every result, whatever its name."""
+
+from dinojax.evals import table
+
+
+def test_rows_of_one_kind_stand_together_under_their_columns():
+  text = table.render(
+    {
+      "knn_top1_k10": 0.789,
+      "knn_top5_k10": 0.98,
+      "knn_top1_k2_shots5": 0.5,
+      "knn_top1_k2_shots5_std": 0.0123,
+      "logreg_top1": 0.9,
+      "logreg_top5": 1.0,
+      "logreg_c": 100.0,
+      "retrieval_map": 0.25,
+      "retrieval_recall_at_5": 0.75,
+      "retrieval_left_out": 3,
+    }
+  )
+  assert text.splitlines() == [
+    "                                           top-1         top-5",
+    "k-NN, k=10                                 78.9%         98.0%",
+    "logistic regression, C=1e+02               90.0%        100.0%",
+    "                                           top-1",
+    "k-NN, k=2, 5 images per class         50.0% ±1.2",
+    "                                             mAP      recall@5",
+    "retrieval                                  25.0%         75.0%",
+    "                                        left out",
+    "retrieval, queries without a match             3",
+  ]
+
+
+def test_results_of_unknown_names_are_shown_as_they_are():
+  text = table.render(
+    {"segmentation_miou": 0.51234567, "note": "x", "knn_top1_k1": 1.0}
+  )
+  assert text.split() == [
+    *("value", "segmentation_miou", "0.5123", "note", "x"),
+    *("top-1", "k-NN,", "k=1", "100.0%"),
+  ]
+
+
+def test_the_head_of_the_linear_protocol_stands_in_its_row():
+  text = table.render(
+    {
+      "linear_top1": 0.5,
+      "linear_top5": 0.75,
+      "linear_head": "cls4_lr0.1",
+      "linear_chosen_on": "val",
+      "linear_grid": {"cls4_lr0.1": 0.5},
+    }
+  )
+  assert "linear, cls4_lr0.1, chosen on val" in text and "grid" not in text
+
+
+def test_no_results_are_an_empty_table():
+  assert table.render({}) == ""
