@@ -1,8 +1,10 @@
 """Images below a folder, whose sub-folders are classes."""
 
+import contextlib
 import os
 import stat
 from collections.abc import Iterator, Sequence
+from typing import NamedTuple
 
 import numpy as np
 
@@ -24,10 +26,10 @@ class FolderSource:
     """Lists the images."""
     root = os.path.expanduser(root)
     files.refuse_bucket(root, where)
-    found, notes = _list_images(root, where)
+    found = _list_images(root, where)
     self.where = where
     self._root = root
-    self._names = [file.path for file in found]
+    self._names, notes = found.names, found.notes
     tops = [name.partition(os.sep)[0] for name in self._names]
     beside = [name for name in self._names if os.sep not in name]
     classes = sorted(set(tops).difference(beside))
@@ -40,8 +42,7 @@ class FolderSource:
     self.labels = np.array(found_labels, np.int32)
     self.class_names = tuple(map(errors.printable, classes))
     self.notes = tuple(notes)
-    _, sizes, times = zip(*found, strict=True)
-    self.fingerprint = files.fingerprint(root, self._names, sizes, times)
+    self.fingerprint = files.fingerprint(root, self._names, found.sizes, found.times)
 
   def __len__(self) -> int:
     """Returns the number of images."""
@@ -105,40 +106,54 @@ def _is_folder(entry: os.DirEntry) -> bool:
     return False
 
 
-def _list_images(root: str, where: str) -> tuple[list[files.File], list[str]]:
-  """Returns the images below `root` by sorted path relative to it, and notes."""
+class _Listing(NamedTuple):
+  """The images below a folder, by sorted path relative to it.
+
+  Lists of a million tuples would cost more, for Python's garbage collection, than
+  anything else that a start does.
+  """
+
+  names: list[str]
+  sizes: list[int]
+  times: list[int]  # ns
+  notes: list[str]
+
+
+def _list_images(root: str, where: str) -> _Listing:
   if not os.path.exists(root):
     raise errors.UserError(f"{where} does not exist; give a folder of images")
   if not os.path.isdir(root):
     raise errors.UserError(f"{where} is not a folder; give the one it lies in")
-  found, links, irregular, count = [], [], [], 0
+  names, sizes, times, links, special, count = [], [], [], [], [], 0
   for folder, entries in walk(root, where, links):
     count += len(entries)
     prefix = os.path.join(folder, "")
     for entry in entries:
       if not entry.name.lower().endswith(ENDINGS):
         continue
-      name = prefix + entry.name
-      try:
+      size = time = 0  # A dangling link is a corrupt record later, not an error here.
+      with contextlib.suppress(OSError):
         status = entry.stat()
-      except OSError:  # A dangling link is a corrupt record later, not an error here.
-        found.append(files.File(name, 0, 0))
-        continue
-      if stat.S_ISREG(status.st_mode):
-        found.append(files.File(name, status.st_size, status.st_mtime_ns))
-      else:
-        irregular.append(name)
-  if not found:
+        if not stat.S_ISREG(status.st_mode):
+          special.append(prefix + entry.name)
+          continue
+        size, time = status.st_size, status.st_mtime_ns
+      names.append(prefix + entry.name)
+      sizes.append(size)
+      times.append(time)
+  if not names:
     holds = f"{count} files but no image" if count else "no file at all"
     raise errors.UserError(f"{where} holds {holds}; images end in {', '.join(ENDINGS)}")
+  order = sorted(range(len(names)), key=names.__getitem__)
+  names, sizes, times = ([x[i] for i in order] for x in (names, sizes, times))
   notes = []
   if links:
     notes.append(f"skips {_some(links, 'link')}, each to a folder that it lies in")
-  if irregular:
+  if special:
     notes.append(
-      f"skips {_some(irregular, 'special file')}: only regular files are images"
+      f"skips {_some(special, 'special file')}: only regular files are images"
     )
-  return sorted(found), notes
+  return _Listing(names, sizes, times, notes)
 
 
 def _about_beside(beside: Sequence[str], total: int, flat: bool) -> str:
