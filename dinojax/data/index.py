@@ -108,7 +108,7 @@ def open_index(
     try:
       return _write(folder / f".dinojax-index-{key}", found, scan)
     except OSError as error:
-      reasons.append(f"{folder}: {error.strerror or error}")
+      reasons.append(f"{errors.printable(str(folder))}: {error.strerror or error}")
   raise errors.UserError(
     f"{where}: the index of its records can be written nowhere ({'; '.join(reasons)});"
     " set XDG_CACHE_HOME to a folder with room for it, 8 to 32 bytes a record"
@@ -120,7 +120,8 @@ def _write(path: pathlib.Path, found: Sequence[files.File], scan: Callable) -> I
   path.parent.mkdir(parents=True, exist_ok=True)
   descriptor, new = tempfile.mkstemp(prefix=f"{path.name}.", dir=path.parent)
   level = logging.WARNING if len(found) > MANY else logging.INFO
-  logging.log(level, "indexing %d files, once, into %s", len(found), path)
+  target = errors.printable(str(path))
+  logging.log(level, "indexing %d files, once, into %s", len(found), target)
   counts, begins, classes, length = [], [], [], 0
   try:
     with open(descriptor, "wb") as file:

@@ -1,7 +1,7 @@
-"""Records kept in shards: ArrayRecord files, and datasets that tfds has prepared.
+"""Shards: ArrayRecord files, and datasets that tensorflow-datasets has prepared.
 
-Both meet `sources.Source`. The storage libraries are imported where they are used: each
-costs up to a second in every worker process, and a run needs one of them.
+The storage libraries are imported where they are used: each costs up to a second in
+every worker process, and a run needs one of them.
 """
 
 import functools
@@ -16,7 +16,7 @@ from dinojax.data import arrayrecord, class_labels, files, index
 
 MAX_READERS = 64  # of array_record, 400 kB each with 32,000 records
 LABELS = "label.labels.txt"  # where tfds keeps the names of classes, one a line
-BUFFER = 1 << 15  # bytes that such a reader reads at once
+BUFFER = 1 << 15  # bytes that such a reader reads ahead
 
 
 class TfdsSource:
@@ -182,7 +182,8 @@ def _scan(shard: files.File, *, where: str) -> index.Scanned:
       offsets = ()
   except (OSError, RuntimeError) as error:
     raise errors.UserError(
-      f"{where} matches a damaged shard, {errors.printable(shard.path)}: {error}"
+      f"{where} matches a damaged shard, "
+      + errors.printable(f"{shard.path}: {error}".splitlines()[0])
     ) from error
   return index.Scanned(count, offsets if len(offsets) == count + 1 else None)
 
@@ -199,18 +200,22 @@ def _count_records(path: str) -> int:
 
 
 def _class_names(folder: str, where: str) -> tuple[str, ...]:
-  """Names of the classes of a folder's shards, () if it names none."""
+  """Returns the names of the classes of a folder's shards, () if it names none."""
   path = os.path.join(folder, LABELS)
   try:
-    with open(path, encoding="utf-8") as file:
-      names = tuple(line.strip() for line in file if line.strip())
+    lines = files.read(path).decode().splitlines()
+    names = tuple(line.strip() for line in lines if line.strip())
   except FileNotFoundError:
     return ()
   except (OSError, ValueError) as error:
-    raise errors.UserError(f"{where}: {path} cannot be read: {error}") from error
+    raise errors.UserError(
+      f"{where}: {errors.printable(path)} cannot be read: {error}"
+    ) from error
   if len(set(names)) < len(names):
-    raise errors.UserError(f"{where}: {path} names a class twice; repair or remove it")
-  return names
+    raise errors.UserError(
+      f"{where}: {errors.printable(path)} names a class twice; repair or remove it"
+    )
+  return tuple(map(errors.printable, names))
 
 
 def _open_reader(shard: files.File) -> Any:

@@ -6,6 +6,7 @@ import os
 import pathlib
 import pickle
 import resource
+import shutil
 import struct
 import sys
 import zlib
@@ -19,7 +20,7 @@ from PIL import Image
 from tensorflow_datasets.proto import tf_example_pb2
 
 from dinojax import errors
-from dinojax.data import arrayrecord, images, sources
+from dinojax.data import arrayrecord, files, images, sources
 
 COLOURS = np.arange(0, 70, 10)
 
@@ -284,6 +285,33 @@ def test_the_fingerprint_moves_with_the_shards(shards, tmp_path):
   assert open_source(shards).fingerprint != before
 
 
+def test_other_records_of_the_same_sizes_are_other_data(tmp_path):
+  fingerprints = set()
+  for value in (b"a", b"b"):
+    write(tmp_path / "a.array_record", [value * 300] * 3)
+    os.utime(tmp_path / "a.array_record", ns=(0, 0))
+    fingerprints.add(open_source(f"arrayrecord:{tmp_path}/*.array_record").fingerprint)
+  assert len(fingerprints) == 2
+
+
+def test_a_record_over_the_limit_is_a_bad_record_and_names_the_limit(
+  shards, monkeypatch
+):
+  source = open_source(shards)
+  monkeypatch.setattr(files, "MAX_RECORD", 60)
+  with pytest.raises(ValueError, match="over the limit of 60 for an image"):
+    source[0]
+
+
+def test_only_regular_files_are_shards_and_names_of_classes(shards, tmp_path):
+  os.mkfifo(tmp_path / "label.labels.txt")
+  with pytest.raises(errors.UserError, match="is no regular file"):
+    open_source(shards)
+  os.mkfifo(tmp_path / "c.array_record")
+  with pytest.raises(errors.UserError, match="is no regular file"):
+    open_source(shards)
+
+
 def test_wrong_shards_are_one_line_each(tmp_path):
   (tmp_path / "text.array_record").write_bytes(b"text" * 100)
   write(tmp_path / "none.array_record", [])
@@ -352,6 +380,20 @@ def test_a_range_of_a_tfds_split_has_a_fingerprint_of_its_own():
   assert values(part) == values(whole)[:5]
   assert part.fingerprint != whole.fingerprint
   assert open_source("tfds:tiny_pictures:1.2.0:train").fingerprint == whole.fingerprint
+
+
+def test_other_bytes_in_the_shards_of_a_tfds_split_are_other_data(
+  tfds_dir, tmp_path, monkeypatch
+):
+  before = open_source("tfds:tiny_pictures:train").fingerprint
+  shutil.copytree(tfds_dir, tmp_path / "copy")
+  monkeypatch.setenv("TFDS_DATA_DIR", str(tmp_path / "copy"))
+  assert open_source("tfds:tiny_pictures:train").fingerprint == before
+  (shard,) = (tmp_path / "copy").rglob("*.array_record-*")
+  content = bytearray(shard.read_bytes())
+  content[1000] ^= 1
+  shard.write_bytes(content)
+  assert open_source("tfds:tiny_pictures:train").fingerprint != before
 
 
 def test_a_pickled_tfds_source_reads_the_same(monkeypatch):
