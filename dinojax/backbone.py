@@ -1,4 +1,4 @@
-"""A frozen backbone to use: weights of any origin in, features of images out.
+"""Frozen backbone: loads weights of any format and computes features of images.
 
 from dinojax import backbone
 model = backbone.load("runs/quickstart")  # or .pth, .safetensors, a Hugging Face folder
@@ -72,7 +72,7 @@ class Backbone:
 
 
 def check_images(images: jax.Array, patch_size: int) -> None:
-  """Raises UserError that says what is wrong with a batch, and what to give instead."""
+  """Raises UserError if a batch of images will not do, with what to give instead."""
   if not isinstance(images, np.ndarray | jax.Array):
     raise errors.UserError(
       f"images are a {type(images).__name__}; give an array: np.asarray(images)"
@@ -123,11 +123,11 @@ def load(
   """A backbone from a run's workdir, .pth, .safetensors, or a Hugging Face folder.
 
   Args:
-    path: of the weights; of a run, its teacher's backbone alone is read.
+    path: of the weights; of a run, only its teacher's backbone is read.
     step: of a run; None: its newest checkpoint.
-    heads: attention heads, where the file does not say and they are not D / 64.
-    pool: image feature, "cls" or "gap"; None: the run's, and "cls" of other weights.
-    mesh: to put the weights on, as training does; None: the default device.
+    heads: attention heads, if the file does not store them and they are not D / 64.
+    pool: image feature, "cls" or "gap"; None: that of the run, "cls" of other weights.
+    mesh: where to put the weights, sharded as in training; None: the default device.
     dtype: of matrix products, "float32" or "bfloat16".
 
   Raises:
@@ -140,24 +140,7 @@ def load(
   weights = formats.read(
     path, step=run[1] if run else step, heads=heads, pool=pool, mesh=mesh
   )
-  check_finite(weights.params, path)
   return dataclasses.replace(of_weights(weights, dtype=dtype), run=run)
-
-
-def check_finite(params: Any, path: str) -> None:
-  """Raises UserError if weights are not finite, naming some; path: where they lie."""
-  counts = jax.device_get(_count_not_finite(params))
-  for name, count in model.flatten(counts).items():
-    if count:
-      raise errors.UserError(
-        f"{path}: {count:,} values of {name} are not finite; the file is damaged, or"
-        " its training diverged: give other weights"
-      )
-
-
-@jax.jit
-def _count_not_finite(params: Any) -> Any:
-  return jax.tree.map(lambda x: (~jnp.isfinite(x)).sum(), params)
 
 
 def fingerprint(architecture: dict, params: Any) -> str:
@@ -170,12 +153,12 @@ def fingerprint(architecture: dict, params: Any) -> str:
 def apply(module, params, images: jax.Array, *, by_block: bool = False) -> vit.Features:
   """Features of uint8 images [B, H, W, 3]; `by_block` as in vit.py."""
   images = sharding.constrain_batch(vit.normalize(images))
-  (seen,) = module.apply({"params": params}, [images], [None], by_block=by_block)
-  return seen
+  (features,) = module.apply({"params": params}, [images], [None], by_block=by_block)
+  return features
 
 
 def columns(feature: str, layers: int) -> tuple[tuple[str, int], ...]:
-  """The vectors of width D that make an image feature, as (kind, block) in order.
+  """The vectors of width D that make up an image feature, as (kind, block) in order.
 
   "cls+gap" of two layers is ("cls", -2), ("cls", -1), ("gap", -2), ("gap", -1).
   """
@@ -200,14 +183,16 @@ def image_columns(
   """
   deepest = min(block for _, block in wanted)
   chex.assert_scalar_in(-deepest, 1, module.depth)
-  return take(apply(module, params, images, by_block=deepest < -1), wanted)
+  return select_columns(apply(module, params, images, by_block=deepest < -1), wanted)
 
 
-def take(seen: vit.Features, wanted: Sequence[tuple[str, int]]) -> jax.Array:
-  """`image_columns` of what was seen, which must be by block for blocks before -1."""
-  kinds = {"cls": seen.cls[None], "gap": seen.patches.mean(1)[None]}
-  if seen.cls_by_block is not None:
-    kinds = {"cls": seen.cls_by_block, "gap": seen.gap_by_block}
+def select_columns(
+  features: vit.Features, wanted: Sequence[tuple[str, int]]
+) -> jax.Array:
+  """`image_columns` of computed features; of blocks before -1, with `by_block`."""
+  kinds = {"cls": features.cls[None], "gap": features.patches.mean(1)[None]}
+  if features.cls_by_block is not None:
+    kinds = {"cls": features.cls_by_block, "gap": features.gap_by_block}
   return jnp.concatenate([kinds[kind][block] for kind, block in wanted], axis=-1)
 
 

@@ -1,15 +1,19 @@
-"""Converts a backbone's weights between every format that dinojax knows.
+"""Converts a backbone's weights between every format that dinojax reads.
 
   python -m dinojax.convert dinov2_vitg14_pretrain.pth weights/vitg14
   python -m dinojax.convert runs/vitg14 vitg14.pth
   python -m dinojax.convert runs/vitg14 vitg14-hf --to=huggingface
 
-SRC is a run's workdir or one of its checkpoints (the teacher is taken), a folder that
-this command wrote, a .pth that DINOv2's hub loads or a training run's teacher, a
-.safetensors, or a folder of transformers' Dinov2Model or Dinov2WithRegistersModel. DST
-must not exist; its ending chooses the format: .pth, .safetensors (Hugging Face's
-names), or a folder of our own, which `config.init.backbone`, evaluate and embed read
-like all the others. float32 throughout, and nothing is rounded.
+SRC is one of
+  a run's workdir or one of its checkpoints (its teacher is read)
+  a folder that this command wrote
+  a .pth: of DINOv2's hub, of a training run's teacher, or of training code around them
+  a .safetensors
+  a folder of transformers' Dinov2Model or Dinov2WithRegistersModel, also with a
+  classifier on top, which is left aside
+DST must not exist. Its ending chooses the format: .pth, .safetensors (with Hugging
+Face's names), or none for a folder of our own. `config.init.backbone`, evaluate and
+embed read all of them. Everything is float32; nothing is rounded.
 
 DST can also be a program that runs elsewhere, from uint8 images of --size pixels to
 features: .stablehlo (for jax.export.deserialize) or .onnx.
@@ -24,7 +28,7 @@ from absl import flags
 from dinojax import backbone, errors, export
 from dinojax.commands import backbone_flags, cli
 from dinojax.reporting import console
-from dinojax.weights import formats, model, state_dicts
+from dinojax.weights import formats, model, wrappers
 
 TO = flags.DEFINE_enum(
   "to", None, formats.FORMATS, "Format of DST; default by its ending."
@@ -32,13 +36,13 @@ TO = flags.DEFINE_enum(
 POS_GRID = flags.DEFINE_integer(
   "pos_grid",
   None,
-  "Resizes the position embedding to a grid of so many patches along a side, by the"
-  " model's own rule.",
+  "Resizes the position embeddings to a grid of this many patches along a side, as the"
+  " network does for images of that size.",
 )
 SIZE = flags.DEFINE_integer(
   "size",
   None,
-  "Of .stablehlo and .onnx: pixels of a side of the images; default the weights' own,"
+  "For .stablehlo and .onnx: side of the images in pixels; default the weights' own,"
   " at most 224.",
 )
 PROGRAMS = (".stablehlo", ".onnx")
@@ -47,52 +51,59 @@ for name in ("step", "heads", "pool"):
 
 
 def main(argv: list[str]) -> None:
-  """Reads, checks, writes, and says what was what."""
+  """Reads, checks and writes weights; prints what they are on stdout."""
   _, source, target = argv
-  # Weights pass through the memory of the host alone.
+  # Weights need the memory of the host alone.
   jax.config.update("jax_platforms", "cpu")
   weights = formats.read(
     source,
     step=backbone_flags.STEP.value,
     heads=backbone_flags.HEADS.value,
     pool=backbone_flags.POOL.value,
-    parts=("backbone", *state_dicts.HEADS),
+    parts=("backbone", *wrappers.HEADS),
   )
   if POS_GRID.value is not None:
-    if POS_GRID.value < 1:
-      raise errors.UserError(f"--pos_grid={POS_GRID.value} must be at least 1")
+    if not 1 <= POS_GRID.value <= model.LARGEST:
+      raise errors.UserError(
+        f"--pos_grid={POS_GRID.value} must be within 1 and {model.LARGEST}"
+      )
     weights = model.with_pos_grid(weights, POS_GRID.value)
   if pathlib.Path(target).suffix in PROGRAMS:
     lost = write_program(weights, target)
   else:
     lost = formats.write(weights, target, TO.value or formats.guess(target))
+  for line in lost:
+    console.say(f"not stored in {target}: {line}")
   fields = ", ".join(f"{name}={weights.backbone[name]}" for name in model.ARCHITECTURE)
-  console.say(f"{source}: {fields}")
+  print(f"{source}: {fields}")
   for part, tree in weights.params.items():
     count = sum(math.prod(x.shape) for x in jax.tree.leaves(tree))
-    console.say(f"  {part}: {count:,} parameters")
-  for line in lost:
-    console.say(f"  not kept, {line}")
-  console.say(f"written to {target}")
+    print(f"  {part}: {count:,} parameters")
+  print(f"written to {target}")
 
 
 def write_program(weights: model.Weights, target: str) -> list[str]:
-  """Writes .stablehlo or .onnx; returns what it does not hold."""
+  """Writes .stablehlo or .onnx; returns what it cannot store."""
+  if TO.value:
+    raise errors.UserError(f"--to={TO.value} is a format of weights; leave it out here")
   path = formats.free_path(target)
-  arrays = formats.free_path(f"{target}.data")  # where ONNX keeps those that are large
+  arrays = formats.free_path(f"{target}.data")  # where ONNX stores the large ones
   loaded = backbone.of_weights(weights)
-  size = SIZE.value or loaded.sizes["crop"]
-  export.write(loaded, size, path)
-  console.say(f"for images [B, {size}, {size}, 3] uint8, of any B")
+  size = loaded.sizes["crop"] if SIZE.value is None else SIZE.value
+  with formats.moved_when_complete(path) as new:
+    export.write(loaded, size, new)
+  print(f"takes images [B, {size}, {size}, 3] uint8, any B")
   if arrays.exists():
-    console.say(f"  {arrays.name} holds its arrays; keep the two together")
-  return [f"{part}: it gives features" for part in weights.params if part != "backbone"]
+    print(f"  {arrays.name} holds its arrays; keep the two together")
+  return [
+    f"{part}: a program gives features" for part in weights.params if part != "backbone"
+  ]
 
 
 if __name__ == "__main__":
   cli.run(
     main,
-    on_interrupt="ended; nothing was written",
+    on_interrupt="interrupted; nothing is written",
     config=False,
     arguments="SRC DST",
   )

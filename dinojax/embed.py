@@ -190,7 +190,7 @@ def features(
 ) -> dict[str, jax.Array]:
   """{"feature": [B, F]} of uint8 images, perhaps "patches": [B, P, D]; float32."""
   seen = backbone.apply(module, params, images, by_block=layers > 1)
-  result = {"feature": backbone.take(seen, backbone.columns(feature, layers))}
+  result = {"feature": backbone.select_columns(seen, backbone.columns(feature, layers))}
   return result | ({"patches": seen.patches} if patches else {})
 
 

@@ -1,8 +1,8 @@
-"""A frozen backbone as a program of its own: StableHLO by jax.export, and ONNX.
+"""Export of a frozen backbone as a program: StableHLO by jax.export, and ONNX.
 
-Either takes uint8 images [B, size, size, 3] of any B, holds its weights, and returns
-(image feature [B, D], CLS token [B, D], patch tokens [B, N, D]) in float32.
-In ONNX they are called images, and image, cls, patches.
+Both take uint8 images [B, size, size, 3] of any B, hold the weights, and return (image
+feature [B, D], CLS token [B, D], patch tokens [B, N, D]) in float32. ONNX calls these
+images, and image, cls, patches.
 """
 
 import contextlib
@@ -19,11 +19,11 @@ from dinojax import backbone, errors
 
 PLATFORMS = ("cpu", "cuda", "tpu")
 OUTPUTS = ("image", "cls", "patches")
-IN_FILE = 1 << 20  # bytes; larger arrays lie beside an .onnx, which is of at most 2 GB
+IN_FILE = 1 << 20  # bytes; larger arrays lie beside an .onnx, which holds 2 GB at most
 
 
 def stablehlo(model: backbone.Backbone, size: int) -> export.Exported:
-  """For `jax.export`: `.serialize()` makes bytes of it, for every platform.
+  """The program of `jax.export`, for every platform; `.serialize()` gives its bytes.
 
   `jax.export.deserialize(bytes).call(images)` runs them, without this package.
 
@@ -41,7 +41,7 @@ def onnx(model: backbone.Backbone, size: int, path: pathlib.Path) -> None:
     UserError: as above, or jax2onnx is not installed.
   """
   features, images = _program(model, size)
-  # Traced here: jax2onnx replaces functions of jax that flax's scan calls with shapes.
+  # Traced before: jax2onnx replaces functions of jax that flax's scan calls.
   traced = jax.make_jaxpr(features)(images)
   try:
     import jax2onnx
@@ -59,7 +59,7 @@ def onnx(model: backbone.Backbone, size: int, path: pathlib.Path) -> None:
       output_names=OUTPUTS,
       return_mode="ir",
     )
-    # onnxruntime would warn of each of them.
+    # onnxruntime would print a warning for each unused array.
     for graph in program.graphs():
       for name, value in list(graph.initializers.items()):
         if not value.uses() and not value.is_graph_output():
@@ -69,11 +69,11 @@ def onnx(model: backbone.Backbone, size: int, path: pathlib.Path) -> None:
     )
     arrays = path.with_name(f"{path.name}.data")
     if arrays.exists() and not arrays.stat().st_size:
-      arrays.unlink()  # all of them are small
+      arrays.unlink()  # all arrays are small
 
 
 def write(model: backbone.Backbone, size: int, path: pathlib.Path) -> None:
-  """Writes either, by the ending of `path`: .onnx, or .stablehlo."""
+  """Writes an .onnx or a .stablehlo, by the ending of `path`."""
   if path.suffix == ".onnx":
     onnx(model, size, path)
   else:
@@ -81,20 +81,20 @@ def write(model: backbone.Backbone, size: int, path: pathlib.Path) -> None:
 
 
 def _program(model: backbone.Backbone, size: int) -> tuple[Callable, jax.Array]:
-  """The function, and its argument in the abstract."""
+  """The function to export, and its abstract argument."""
   patch = model.module.patch_size
   if size < patch or size % patch:
     raise errors.UserError(
       f"size={size} must be a multiple of the patch size, {patch}; try"
       f" {max(round(size / patch), 1) * patch}"
     )
-  # The others are kernels of one platform, or walk over a batch that they must know.
+  # The other kernels are of one platform, or loop over a batch of known size.
   module = dataclasses.replace(model.module, attention="xla")
 
   def features(images):
-    seen = backbone.apply(module, model.params, images)
-    # Where `image` is `cls`, two names need two values.
-    return jnp.copy(seen.image), seen.cls, seen.patches
+    found = backbone.apply(module, model.params, images)
+    # Two outputs need two values, also where `image` is `cls`.
+    return jnp.copy(found.image), found.cls, found.patches
 
   (batch,) = export.symbolic_shape("batch")
   return features, jax.ShapeDtypeStruct((batch, size, size, 3), jnp.uint8)
@@ -102,10 +102,10 @@ def _program(model: backbone.Backbone, size: int) -> tuple[Callable, jax.Array]:
 
 @contextlib.contextmanager
 def _without_warnings(*names: str) -> Iterator[None]:
-  """Keeps the loggers of these packages from saying anything but errors.
+  """Silences all but the errors of these packages' loggers.
 
-  jax2onnx warns, with tracebacks, of parts for other libraries that it cannot load, and
-  onnx_ir of inner values without a type. What fails raises all the same.
+  jax2onnx warns, with tracebacks, of plug-ins for other libraries that it cannot load,
+  and onnx_ir of inner values without a type. Failures still raise.
   """
   loggers = [logging.getLogger(name) for name in names]
   levels = [logger.level for logger in loggers]

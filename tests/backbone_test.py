@@ -48,17 +48,24 @@ def test_three_lines_give_what_the_network_computes(tmp_path):
 
 @pytest.mark.parametrize("value", [np.nan, np.inf])
 @pytest.mark.parametrize(
-  ("name", "kind"),
-  [("w", "dinojax"), ("w.pth", "released"), ("w.safetensors", "huggingface")],
+  ("name", "kind", "parameter"),
+  [
+    ("w", "dinojax", "backbone.cls_token"),
+    ("w.pth", "released", "cls_token"),
+    ("t.pth", "teacher", "teacher.backbone.cls_token"),
+    ("w.safetensors", "huggingface", "embeddings.cls_token"),
+  ],
 )
-def test_weights_that_are_not_finite_are_refused_by_name(tmp_path, name, kind, value):
+def test_weights_that_are_not_finite_are_refused_by_name(
+  tmp_path, name, kind, parameter, value
+):
   weights = random_backbone()
   weights.params["backbone"]["cls_token"][0, 0, :2] = value
   formats.write(weights, str(tmp_path / name), kind)
   with pytest.raises(errors.UserError) as raised:
     backbone.load(str(tmp_path / name), heads=None if kind == "dinojax" else 2)
   assert str(raised.value).startswith(
-    f"{tmp_path / name}: 2 values of backbone.cls_token are not finite; "
+    f"{tmp_path / name}: {parameter} has 2 values that are not finite (NaN or infinite)"
   )
 
 

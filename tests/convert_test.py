@@ -2,14 +2,18 @@
 
 import json
 import os
+import signal
 import subprocess
 import sys
 
+import numpy as np
 import pytest
+import torch
 
 from dinojax.weights import formats
 from tests.weights import samples
 
+pytestmark = pytest.mark.process
 # Each command line as `python -m dinojax.convert` runs it, in one process.
 PROGRAM = """
 import contextlib, io, json, runpy, sys
@@ -28,35 +32,80 @@ for arguments in json.loads(sys.argv.pop()):
       status = error.code or 0
   print(json.dumps([status, *(text.getvalue() for text in texts)]))
 """
+# The command, which waits once it has begun to write.
+WAITING = """
+import runpy, time, torch
+
+def save(arrays, file):
+  file.write(b"half")
+  print("writing", flush=True)
+  time.sleep(60)
+
+torch.save = save
+runpy.run_module("dinojax.convert", run_name="__main__", alter_sys=True)
+"""
+
+
+def start(program, *arguments, cwd):
+  return subprocess.Popen(
+    [sys.executable, "-c", program, *arguments],
+    cwd=cwd,
+    stdout=subprocess.PIPE,
+    stderr=subprocess.PIPE,
+    text=True,
+    env={**os.environ, "PYTHONPATH": os.getcwd()},
+  )
 
 
 def convert(*lines, cwd):
   """(status, stdout, stderr) of each command line."""
-  done = subprocess.run(
-    [sys.executable, "-c", PROGRAM, json.dumps(lines)],
-    cwd=cwd,
-    capture_output=True,
-    text=True,
-    env={**os.environ, "PYTHONPATH": os.getcwd()},
-    check=False,
-  )
-  assert done.returncode == 0, done.stderr
-  return [json.loads(line) for line in done.stdout.splitlines()]
+  process = start(PROGRAM, json.dumps(lines), cwd=cwd)
+  output, said = process.communicate()
+  assert process.returncode == 0, said
+  return [json.loads(line) for line in output.splitlines()]
 
 
-@pytest.mark.process
-def test_it_converts_and_ends_on_a_mistake_with_one_line(tmp_path):
+def test_results_are_on_stdout_notes_on_stderr_and_mistakes_are_one_line(tmp_path):
   weights = samples.random_weights(samples.PLAIN | dict(pool="gap"))
   formats.write(weights, str(tmp_path / "a"), "dinojax")
+  weights.params["backbone"]["cls_token"][:] = np.nan
+  formats.write(weights, str(tmp_path / "nan.safetensors"), "huggingface")
   mistakes = {
     ("a", "b.pth"): "b.pth exists; remove it, or choose another name",
     ("a",): "DST missing; see --help",
     ("a", "c", "d"): "'d' is no option; options start with --",
     ("b.pth", "c", "--step=3"): "b.pth is no run, and --step=3 asks for one",
+    ("nan.safetensors", "c"): "nan.safetensors: embeddings.cls_token has 64 values that"
+    " are not finite (NaN or infinite); the file is damaged, or its training diverged:"
+    " give other weights",
+    ("a", "c.onnx", "--to=released"): "--to=released is a format of weights; leave it"
+    " out here",
+    ("a", "c", "--pos_grid=0"): "--pos_grid=0 must be within 1 and 16384",
   }
   first, *others = convert(("a", "b.pth", "--pos_grid=4"), *mistakes, cwd=tmp_path)
-  assert first[0] == 0, first
-  assert "pool=gap" in first[2] and "written to b.pth" in first[2]
+  status, output, notes = first
+  assert status == 0, first
+  assert output == (
+    "a: patch_size=2, pos_grid=4, width=64, depth=3, heads=1, ffn=mlp, registers=0,"
+    " pool=gap\n  backbone: 152,512 parameters\nwritten to b.pth\n"
+  )
+  assert notes == "not stored in b.pth: pool=gap: give --pool when it is read again\n"
   assert formats.read(str(tmp_path / "b.pth")).backbone["pos_grid"] == 4
-  for (status, _, said), message in zip(others, mistakes.values(), strict=True):
-    assert status == 1 and said.strip() == f"dinojax: {message}"
+  for (status, output, said), message in zip(others, mistakes.values(), strict=True):
+    assert (status, output, said.strip()) == (1, "", f"dinojax: {message}")
+  assert {path.name for path in tmp_path.iterdir()} == {"a", "b.pth", "nan.safetensors"}
+
+
+@pytest.mark.parametrize(
+  ("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)]
+)
+def test_a_signal_while_it_writes_leaves_nothing(tmp_path, number, code):
+  torch.save(samples.released_arrays(tmp_path), tmp_path / "a.pth")
+  before = set(tmp_path.iterdir())
+  process = start(WAITING, "a.pth", "b.pth", cwd=tmp_path)
+  assert process.stdout.readline() == "writing\n"
+  process.send_signal(number)
+  said = process.communicate(timeout=60)[1]
+  assert process.returncode == code
+  assert said == "dinojax: interrupted; nothing is written\n"
+  assert set(tmp_path.iterdir()) == before

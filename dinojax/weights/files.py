@@ -1,91 +1,147 @@
-"""Files of named arrays: .pth, safetensors, and Hugging Face's model folders.
+"""Files of named arrays, .pth and safetensors: reading, and writing.
 
 Nothing in a file is run: safetensors holds arrays alone, and a .pth is read with
-PyTorch's `weights_only=True`. Every file is complete before it gets its name.
+PyTorch's `weights_only=True`. Sizes are compared with the machine's memory before
+anything of that size is read.
 """
 
-import json
+import argparse
+import functools
 import os
 import pathlib
-from collections.abc import Mapping
-from typing import Any
+import re
+import warnings
+import zipfile
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
 
 import numpy as np
 import safetensors
 import safetensors.numpy
 
 from dinojax import errors
-from dinojax.weights import preprocessor
 
-HUGGINGFACE_FILES = (
-  *("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin"),
-)
 TORCH_ENDINGS = (".pth", ".pt", ".bin")
 GIT_LFS = b"version https://git-lfs.github.com/spec/"
 WEB_PAGES = (b"<!doctype html", b"<html", b"<?xml")
+DEEPEST = 16  # levels of nested mappings in a .pth
 
 
-def read_safetensors(path: pathlib.Path) -> tuple[dict[str, np.ndarray], dict]:
+class Stored(NamedTuple):
+  """An array in a file, which `read` returns as NumPy.
+
+  dtype: its name in the file, for messages. floating: whether it holds floating-point
+  numbers.
+  """
+
+  shape: tuple[int, ...]
+  dtype: str
+  floating: bool
+  read: Callable[[], np.ndarray]
+
+
+def read_safetensors(path: pathlib.Path) -> tuple[dict[str, Stored], dict[str, str]]:
   """Arrays and metadata of a safetensors file, without PyTorch."""
   _check_is_file_of_weights(path)
   try:
-    with safetensors.safe_open(path, "np") as file:
-      arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-      return arrays, file.metadata() or {}
+    file = safetensors.safe_open(path, "np")  # stays open while an array is not read
+    arrays = {}
+    for name in file.keys():  # noqa: SIM118
+      part = file.get_slice(name)
+      dtype = part.get_dtype()
+      arrays[name] = Stored(
+        tuple(part.get_shape()),
+        dtype,
+        dtype.startswith(("F", "BF")),
+        functools.partial(_read_slice, file, name, path),
+      )
+    return arrays, file.metadata() or {}
   except safetensors.SafetensorError as error:
     raise errors.UserError(f"{path} is no safetensors file ({error})") from error
 
 
-def read_torch(path: pathlib.Path) -> dict[str, np.ndarray]:
-  """Arrays of a .pth; of a training checkpoint those of its teacher."""
+def _read_slice(file, name: str, path: pathlib.Path) -> np.ndarray:
+  try:
+    return file.get_tensor(name)
+  except (safetensors.SafetensorError, AttributeError, TypeError) as error:
+    # NumPy has no 8-bit floating-point numbers.
+    raise errors.UserError(f"{path}: {name} cannot be read ({error})") from error
+
+
+def read_torch(path: pathlib.Path) -> tuple[dict[str, Stored], list[str]]:
+  """Arrays of a .pth, and the names of what else it holds.
+
+  Mappings may be nested: {"model": {"norm.bias": array}, "epoch": 3} gives the array as
+  "model.norm.bias", and ["epoch"].
+  """
   _check_is_file_of_weights(path)
+  _check_zip(path)
+  check_memory(path, path.stat().st_size)
   torch = import_torch(path)
   try:
-    loaded = torch.load(path, map_location="cpu", weights_only=True)
+    with (
+      torch.serialization.safe_globals([argparse.Namespace]),  # options of a run
+      warnings.catch_warnings(action="ignore"),  # of pickles in other versions
+    ):
+      loaded = torch.load(path, map_location="cpu", weights_only=True)
   except Exception as error:  # PyTorch's reader raises anything on what is no pickle
+    if refused := re.search(r"GLOBAL (\S+) was not an allowed", str(error)):
+      raise errors.UserError(
+        f"{path} is not loaded: it holds {refused[1]}, which is no array and might run"
+        " code; if you trust the file, save its arrays alone:"
+        f" torch.save(torch.load({path.name!r}, weights_only=False)['model'], PATH)"
+      ) from error
     raise errors.UserError(
       f"{path} is not loaded: it is damaged, or holds more than arrays, which might run"
       " code"
     ) from error
-  for key in ("teacher", "model", "state_dict"):
-    if isinstance(loaded, Mapping) and isinstance(loaded.get(key), Mapping):
-      loaded = loaded[key]
-  if not isinstance(loaded, Mapping) or not all(map(torch.is_tensor, loaded.values())):
+  arrays, others = {}, []
+  _flatten(loaded, (), path, arrays, others, set())
+  if not arrays:
     raise errors.UserError(f"{path} is no mapping from names to arrays")
-  return {
-    name: (x.float() if x.is_floating_point() else x).numpy()
-    for name, x in loaded.items()
-  }
+  return arrays, others
 
 
-def read_huggingface(folder: pathlib.Path) -> tuple[dict, dict, dict, dict | None]:
-  """Arrays, their metadata, config.json, and preprocessor_config.json if there is one.
+def _flatten(value, keys: tuple, path, arrays: dict, others: list, seen: set) -> None:
+  """Sorts the values of nested mappings into arrays and the names of others."""
+  name = ".".join(keys)
+  if import_torch(path).is_tensor(value):
+    arrays[name] = Stored(
+      tuple(value.shape),
+      str(value.dtype).removeprefix("torch."),
+      value.is_floating_point(),
+      functools.partial(_to_numpy, value, f"{path}: {name}"),
+    )
+  elif (
+    isinstance(value, Mapping)
+    and all(isinstance(key, str) for key in value)
+    and len(keys) < DEEPEST
+    and id(value) not in seen  # a pickle may hold a mapping within itself
+  ):
+    seen.add(id(value))
+    for key, inner in value.items():
+      _flatten(inner, (*keys, key), path, arrays, others, seen)
+  else:
+    others.append(name)
 
-  The metadata are those of a single safetensors file; {} of others.
-  """
-  config, images = _read_json(folder / "config.json"), folder / preprocessor.NAME
-  images = _read_json(images) if images.exists() else None
-  index, binary = folder / HUGGINGFACE_FILES[1], folder / HUGGINGFACE_FILES[2]
-  if (folder / HUGGINGFACE_FILES[0]).exists():
-    arrays, metadata = read_safetensors(folder / HUGGINGFACE_FILES[0])
-    return arrays, metadata, config, images
-  if index.exists():
-    files = sorted(set(_read_json(index)["weight_map"].values()))
-    parts = [read_safetensors(folder / name)[0] for name in files]
-    return {name: x for part in parts for name, x in part.items()}, {}, config, images
-  return read_torch(binary), {}, config, images
+
+def _to_numpy(tensor, name: str) -> np.ndarray:
+  try:
+    return tensor.detach().float().numpy()
+  except (TypeError, RuntimeError) as error:  # sparse, or without values ("meta")
+    raise errors.UserError(
+      f"{name} cannot be read: it is a {tensor.layout} array on {tensor.device}"
+    ) from error
 
 
 def write_safetensors(path: pathlib.Path, arrays: Mapping, metadata: dict[str, str]):
   """Writes arrays in the order of their names."""
   arrays = {name: np.ascontiguousarray(arrays[name]) for name in sorted(arrays)}
-  metadata = {"format": "pt", **metadata}  # "pt" is what transformers asks for
-  new = path.with_name(f".{path.name}.new")
-  new.touch()
-  mode = new.stat().st_mode  # safetensors leaves its files to their owner alone
-  safetensors.numpy.save_file(arrays, new, metadata)
-  new.chmod(mode)
-  os.replace(new, path)
+  path.touch()
+  mode = path.stat().st_mode  # safetensors would let the owner alone read it
+  # "pt" is what transformers asks for.
+  safetensors.numpy.save_file(arrays, path, {"format": "pt", **metadata})
+  path.chmod(mode)
 
 
 def write_torch(path: pathlib.Path, tree: Mapping[str, Any]):
@@ -97,34 +153,8 @@ def write_torch(path: pathlib.Path, tree: Mapping[str, Any]):
       return {name: convert(y) for name, y in x.items()}
     return torch.from_numpy(np.array(x, order="C"))
 
-  new = path.with_name(f".{path.name}.new")
-  torch.save(convert(tree), new)
-  os.replace(new, path)
-
-
-def write_huggingface(
-  folder: pathlib.Path, arrays: Mapping, metadata: dict, *, backbone: dict, images: dict
-):
-  """Writes a folder that `Dinov2Model.from_pretrained` and its like open."""
-  new = folder.with_name(f".{folder.name}.new")
-  new.mkdir(parents=True, exist_ok=True)
-  write_safetensors(new / HUGGINGFACE_FILES[0], arrays, metadata)
-  (new / "config.json").write_text(json.dumps(_huggingface_config(backbone), indent=2))
-  (new / preprocessor.NAME).write_text(json.dumps(images, indent=2))
-  os.replace(new, folder)
-
-
-def check_huggingface_config(config: dict, backbone: dict, path: str):
-  """Raises UserError where a config.json asks for another network than ours."""
-  wanted = _huggingface_config({**backbone, "heads": config.get("num_attention_heads")})
-  # What only speaks of training, or of images, is free.
-  free = ("architectures", "dtype", "layerscale_value", "image_size", "qkv_bias")
-  for name, value in wanted.items():
-    if name not in free and config.get(name, value) != value:
-      raise errors.UserError(
-        f"{path}/config.json has {name}={config[name]!r}, and its weights are of a"
-        f" network with {value!r}; dinojax has no other"
-      )
+  with path.open("wb") as file:  # of Python, which says why it cannot be written
+    torch.save(convert(tree), file)
 
 
 def import_torch(path: pathlib.Path):
@@ -138,51 +168,38 @@ def import_torch(path: pathlib.Path):
   return torch
 
 
-def _huggingface_config(backbone: dict) -> dict:
-  registers = backbone["registers"]
-  more = {"num_register_tokens": registers} if registers else {}
-  name = "Dinov2WithRegisters" if registers else "Dinov2"
-  return {
-    "architectures": [f"{name}Model"],
-    "model_type": "dinov2_with_registers" if registers else "dinov2",
-    "hidden_size": backbone["width"],
-    "num_hidden_layers": backbone["depth"],
-    "num_attention_heads": backbone["heads"],
-    "mlp_ratio": 4,
-    "hidden_act": "gelu",
-    "use_swiglu_ffn": backbone["ffn"] == "swiglu",
-    "layer_norm_eps": 1e-6,
-    "layerscale_value": 1.0,
-    "qkv_bias": True,
-    "num_channels": 3,
-    "patch_size": backbone["patch_size"],
-    "image_size": backbone["patch_size"] * backbone["pos_grid"],
-    "dtype": "float32",
-    **more,
-  }
+def check_memory(path: str | pathlib.Path, size: int) -> None:
+  """Raises UserError if something to be read is larger than the machine's memory."""
+  memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+  if size > memory:
+    raise errors.UserError(
+      f"{path} takes {size / 1e9:,.1f} GB, and this machine has {memory / 1e9:,.1f} GB"
+      " of memory; use a larger machine, or a file of the backbone alone"
+    )
 
 
-def parse_json(text: str, path: str | pathlib.Path) -> dict:
-  """A JSON object; UserError that names `path` if it is none."""
+def _check_zip(path: pathlib.Path) -> None:
+  """Raises UserError for a .pth that would unpack to more than it is."""
+  if not zipfile.is_zipfile(path):
+    return  # as PyTorch wrote before 1.6
   try:
-    parsed = json.loads(text)
-  except ValueError as error:
-    raise errors.UserError(f"{path} cannot be read: {error}") from error
-  if not isinstance(parsed, dict):
-    raise errors.UserError(f"{path} cannot be read: it is no JSON object")
-  return parsed
-
-
-def _read_json(path: pathlib.Path) -> dict:
-  try:
-    return parse_json(path.read_text(), path)
-  except (OSError, UnicodeDecodeError) as error:
-    raise errors.UserError(f"{path} cannot be read: {error}") from error
+    with zipfile.ZipFile(path) as file:
+      size = sum(member.file_size for member in file.infolist())
+  except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError) as error:
+    raise errors.UserError(f"{path} is not loaded: it is damaged ({error})") from error
+  if size > path.stat().st_size:
+    raise errors.UserError(
+      f"{path} is not loaded: it would unpack to {size:,} bytes, more than it has;"
+      " torch.save compresses nothing"
+    )
 
 
 def _check_is_file_of_weights(path: pathlib.Path):
-  """Raises UserError for what people have in its place, by name."""
+  """Raises UserError for other things that lie in the place of weights, by name."""
   try:
+    if not path.is_file():  # opening a FIFO would wait for ever
+      path.stat()
+      raise errors.UserError(f"{path} is no file; give a file of weights")
     with path.open("rb") as file:
       start = file.read(len(GIT_LFS) + 100)
   except OSError as error:

@@ -1,4 +1,4 @@
-"""Any file of weights in, any out: which format it is, and who reads or writes it.
+"""Formats of weights: reading any of them, writing any of them.
 
 dinojax:      a run's workdir, or a folder that `convert` wrote (Orbax)
 released:     .pth as DINOv2's hub loads it
@@ -6,17 +6,30 @@ teacher:      .pth of a DINOv2 training run's teacher, with its heads
 huggingface:  a Dinov2Model or Dinov2WithRegistersModel folder, or its .safetensors
 """
 
+import contextlib
 import dataclasses
 import json
 import os
 import pathlib
+import shutil
+from collections.abc import Iterator
 
 import jax
 import numpy as np
+import safetensors
 from jax.sharding import Mesh
 
 from dinojax import errors, sharding
-from dinojax.weights import files, model, preprocessor, runs, state_dicts
+from dinojax.runtime import orbax_errors
+from dinojax.weights import (
+  files,
+  huggingface,
+  json_objects,
+  model,
+  preprocessor,
+  runs,
+  state_dicts,
+)
 
 FORMATS = ("dinojax", "released", "teacher", "huggingface")
 IMAGES = "dinojax_preprocessor_config"  # in a safetensors' metadata
@@ -36,13 +49,14 @@ def read(
   Args:
     path: see above.
     step: of a run; None: its newest checkpoint.
-    heads: attention heads; needed where the file does not say and they are not D / 64.
-    pool: image feature, "cls" or "gap"; None: as the file says, else "cls".
-    mesh: put there, sharded like a training state; None: NumPy arrays.
-    parts: "backbone", and of the heads those that are there.
+    heads: attention heads; needed if the file does not store them and they are not
+      D / 64.
+    pool: image feature, "cls" or "gap"; None: that of the file, else "cls".
+    mesh: where to put the weights, sharded like a training state; None: NumPy arrays.
+    parts: "backbone", and of the projection heads those that are there.
 
   Raises:
-    UserError: nothing that can be read is there, or it does not fit.
+    UserError: nothing that can be read is there; it does not fit; it is not finite.
   """
   where = pathlib.Path(os.path.expanduser(path))
   if pool not in (None, "cls", "gap"):
@@ -55,36 +69,66 @@ def read(
     return dataclasses.replace(weights, backbone=chosen)
   if step is not None:
     raise errors.UserError(f"{path} is no run, and --step={step} asks for one")
-  weights = _read_arrays(where, path, heads, pool)
-  kept = {name: tree for name, tree in weights.params.items() if name in parts}
-  if mesh is not None:
-    kept = jax.tree.map(place, kept, sharding.state_sharding(mesh, kept))
-  return dataclasses.replace(weights, params=kept)
+  weights = _read_arrays(where, path, heads, pool, parts)
+  if mesh is None:
+    return weights
+  placed = sharding.state_sharding(mesh, weights.params)
+  params = jax.tree.map(place, weights.params, placed)
+  return dataclasses.replace(weights, params=params)
 
 
 def place(x: np.ndarray, where: jax.sharding.Sharding) -> jax.Array:
-  """A global array of what every process has read."""
+  """A global array of a NumPy array that every process has."""
   return jax.make_array_from_callback(x.shape, where, lambda index: x[index])
 
 
 def guess(path: str) -> str:
-  """The format that a name to write asks for by its ending."""
+  """The format of a file or folder to write, by the ending of its name."""
   ending = pathlib.Path(path).suffix
   by_ending = {".safetensors": "huggingface", ".pth": "released", ".pt": "released"}
   return by_ending.get(ending, "dinojax")
 
 
 def write(weights: model.Weights, path: str, format_name: str) -> list[str]:
-  """Writes weights; returns what the format could not keep, a line each.
+  """Writes weights; returns what the format cannot store, a line each.
 
   Raises:
     UserError: `path` exists, cannot be written, or does not suit the format.
   """
   where = free_path(path)
+  if format_name in ("released", "teacher") and where.suffix not in files.TORCH_ENDINGS:
+    raise errors.UserError(f"{path} must end in .pth for the format {format_name}")
+  with moved_when_complete(where) as new:
+    try:
+      return _write(weights, new, format_name)
+    except (*orbax_errors.IO_ERRORS, safetensors.SafetensorError) as error:
+      reason = orbax_errors.explain(error)
+      raise errors.UserError(
+        f"{path} cannot be written ({reason}); make room there, or permit writing"
+      ) from error
+
+
+@contextlib.contextmanager
+def moved_when_complete(where: pathlib.Path) -> Iterator[pathlib.Path]:
+  """Yields a path to write a file or folder to, in a folder beside `where`.
+
+  At the end whatever is in that folder moves to where `where` is to be; after an error
+  or a signal nothing of it stays.
+
+  Raises:
+    UserError: it cannot be written.
+  """
+  folder = where.with_name(f".{where.name}.new")
   try:
-    return _write(weights, where, format_name)
+    shutil.rmtree(folder, ignore_errors=True)  # left by a process that was killed
+    folder.mkdir()
+    yield folder / where.name
+    for path in sorted(folder.iterdir(), reverse=True):  # the one with the name at last
+      os.replace(path, where.with_name(path.name))
   except OSError as error:
-    raise errors.UserError(f"{path} cannot be written: {error.strerror}") from error
+    raise errors.UserError(f"{where} cannot be written: {error.strerror}") from error
+  finally:
+    shutil.rmtree(folder, ignore_errors=True)
 
 
 def free_path(path: str) -> pathlib.Path:
@@ -99,21 +143,24 @@ def free_path(path: str) -> pathlib.Path:
   return where
 
 
-def _read_arrays(where, path, heads, pool) -> model.Weights:
+def _read_arrays(where, path, heads, pool, parts) -> model.Weights:
+  """Weights of a file of named arrays, or of a Hugging Face folder."""
+  others, metadata, config, images = [], {}, {}, None
   if where.is_dir():
-    if not any((where / name).exists() for name in files.HUGGINGFACE_FILES):
+    if not any((where / name).exists() for name in huggingface.FILES):
       raise errors.UserError(
-        f"{path} holds neither checkpoints/ nor {files.HUGGINGFACE_FILES[0]}; give a"
+        f"{path} holds neither checkpoints/ nor {huggingface.SAFETENSORS}; give a"
         " run's workdir, a converted folder, or a Hugging Face model"
       )
-    arrays, metadata, config, images = files.read_huggingface(where)
+    arrays, others, metadata, config, images = huggingface.read(where)
     source = f"{path}/{preprocessor.NAME}"
   elif where.suffix in files.TORCH_ENDINGS:
-    arrays, metadata, config, images = files.read_torch(where), {}, {}, None
+    arrays, others = files.read_torch(where)
   elif where.suffix == ".safetensors":
     arrays, metadata = files.read_safetensors(where)
-    config, source = {}, f"{path}: {IMAGES} in its metadata"
-    images = files.parse_json(metadata[IMAGES], source) if IMAGES in metadata else None
+    source = f"{path}: {IMAGES} in its metadata"
+    if IMAGES in metadata:
+      images = json_objects.parse(metadata[IMAGES], source)
   elif where.suffix in (".onnx", ".stablehlo"):
     raise errors.UserError(
       f"{path} is a program, to be run as it is; give the weights that it was made of"
@@ -123,15 +170,19 @@ def _read_arrays(where, path, heads, pool) -> model.Weights:
       f"{path} ends in none of .safetensors, {', '.join(files.TORCH_ENDINGS)}; rename"
       " it after what it is"
     )
-  said = metadata.get("dinojax_heads") or config.get("num_attention_heads")
-  said = int(said) if said else None
+  own_heads = _own_heads(metadata, config, path)
   weights = state_dicts.read(
-    arrays, path, heads=said or heads, pool=pool or metadata.get("dinojax_pool")
+    arrays,
+    path,
+    others=others,
+    heads=own_heads or heads,
+    pool=pool or metadata.get("dinojax_pool"),
+    parts=parts,
   )
-  if said:
+  if own_heads:
     model.with_choices(weights.backbone, path, heads=heads, pool=pool)
   if config:
-    files.check_huggingface_config(config, weights.backbone, path)
+    huggingface.check_config(config, weights.backbone, path)
   if images is None:
     return weights
   patch_size = weights.backbone["patch_size"]
@@ -139,7 +190,23 @@ def _read_arrays(where, path, heads, pool) -> model.Weights:
   return dataclasses.replace(weights, sizes=sizes)
 
 
+def _own_heads(metadata: dict, config: dict, path: str) -> int | None:
+  """The number of attention heads that a file stores, if it does."""
+  ours, theirs = "dinojax_heads", "num_attention_heads"
+  found = {
+    json_objects.whole_number(metadata.get(ours), ours, f"{path}: its metadata"),
+    json_objects.whole_number(config.get(theirs), theirs, f"{path}/config.json"),
+  } - {None}
+  if len(found) > 1:
+    raise errors.UserError(
+      f"{path} has {theirs}={config[theirs]} in its config.json, and"
+      f" {ours}={metadata[ours]} in the metadata of its weights; change the first"
+    )
+  return next(iter(found), None)
+
+
 def _write(weights, where, format_name) -> list[str]:
+  """Writes a file or folder; returns what is lost."""
   backbone = weights.backbone
   heads = sorted(weights.params.keys() - {"backbone"})
   if format_name == "dinojax":
@@ -152,23 +219,20 @@ def _write(weights, where, format_name) -> list[str]:
   crop = model.usual_crop(patch_size=patch_size, pos_grid=pos_grid)
   usual = {"resize": model.usual_resize(crop), "crop": crop}
   images = preprocessor.config_of(weights.sizes or usual)
+  arrays = state_dicts.write(weights, format_name)
   if format_name == "huggingface":
-    arrays = state_dicts.write(weights, format_name)
-    # What the format has no word for; others leave it alone.
-    said = {f"dinojax_{name}": str(backbone[name]) for name in ("heads", "pool")}
+    # Fields of our own, for what the format cannot store; others ignore them.
+    metadata = {f"dinojax_{name}": str(backbone[name]) for name in ("heads", "pool")}
     if weights.sizes:
-      said[IMAGES] = json.dumps(images)
+      metadata[IMAGES] = json.dumps(images)
     if where.suffix == ".safetensors":
-      files.write_safetensors(where, arrays, said)
+      files.write_safetensors(where, arrays, metadata)
     else:
-      files.write_huggingface(where, arrays, said, backbone=backbone, images=images)
+      huggingface.write(where, arrays, metadata, backbone=backbone, images=images)
     return lost
   if weights.sizes and weights.sizes != usual:
-    said = " ".join(f"--{name}={value}" for name, value in weights.sizes.items())
-    lost.append(f"the sizes at which images are rated: give {said}")
-  if where.suffix not in files.TORCH_ENDINGS:
-    raise errors.UserError(f"{where} must end in .pth for the format {format_name}")
-  arrays = state_dicts.write(weights, format_name)
+    options = " ".join(f"--{name}={value}" for name, value in weights.sizes.items())
+    lost.append(f"the sizes at which images are evaluated: give {options}")
   files.write_torch(where, {"teacher": arrays} if format_name == "teacher" else arrays)
   if backbone["heads"] * state_dicts.HEAD_WIDTH != backbone["width"]:
     lost.append(f"heads={backbone['heads']}: give --heads when it is read again")

@@ -1,7 +1,7 @@
-"""How images are made fit for a backbone, as transformers' BitImageProcessor says it.
+"""Preprocessing of a backbone's images: config of transformers' BitImageProcessor.
 
 A model's folder holds it as preprocessor_config.json, a .safetensors in its metadata.
-The sizes are those at which a run rates its images; the rest is the same for all.
+The sizes are those of a run's evaluation; all else is the same for every backbone.
 """
 
 import logging
@@ -10,10 +10,12 @@ import numpy as np
 
 from dinojax import errors
 from dinojax.networks import vit
+from dinojax.weights import json_objects
 
 LOGGER = logging.getLogger(__name__)
 NAME = "preprocessor_config.json"
 BICUBIC = 3
+LARGEST = 2**13  # pixels to which images are resized
 
 
 def config_of(sizes: dict[str, int]) -> dict:
@@ -31,9 +33,9 @@ def config_of(sizes: dict[str, int]) -> dict:
 
 
 def sizes_of(config: dict, *, patch_size: int, path: str) -> dict[str, int]:
-  """{"resize", "crop"} of a config; {}, and a warning, if it means something else.
+  """{"resize", "crop"} of a config; {}, and a warning, if it asks for something else.
 
-  What a config leaves out is taken to be as here.
+  Fields that a config lacks have our values.
 
   Args:
     config: as transformers writes it.
@@ -41,19 +43,19 @@ def sizes_of(config: dict, *, patch_size: int, path: str) -> dict[str, int]:
     path: of the config, for messages.
 
   Raises:
-    UserError: pixels get other values than ours, which no flag could mend.
+    UserError: pixels get other values than ours, which no flag can change.
   """
   for name, wanted in _values().items():
     if not _close(config.get(name, wanted), wanted):
       raise errors.UserError(
-        f"{path} has {name}={config[name]}, and images here get {wanted!r}: features"
-        " would be wrong; to use the weights all the same, take it out there, or give"
-        " the folder's .safetensors alone"
+        f"{path} has {name}={json_objects.shown(config[name])}, and images here get"
+        f" {wanted!r}: features would be wrong; to use the weights all the same, remove"
+        " it there, or give the folder's .safetensors alone"
       )
   if (resample := config.get("resample", BICUBIC)) != BICUBIC:
     LOGGER.warning(
       "%s has resample=%s; images here are resized bicubically (%d)",
-      *(path, resample, BICUBIC),
+      *(path, json_objects.shown(resample), BICUBIC),
     )
   size, crop = config.get("size"), config.get("crop_size")
   resize = size.get("shortest_edge") if isinstance(size, dict) else size
@@ -61,9 +63,9 @@ def sizes_of(config: dict, *, patch_size: int, path: str) -> dict[str, int]:
   steps = [config.get(name, True) for name in ("do_resize", "do_center_crop")]
   if (
     all(steps)
-    and all(isinstance(pixels, int) for pixels in (resize, *sides))
+    and all(type(pixels) is int for pixels in (resize, *sides))
     and len(set(sides)) == 1
-    and 0 < sides[0] <= resize
+    and 0 < sides[0] <= resize <= LARGEST
     and sides[0] % patch_size == 0
   ):
     return {"resize": resize, "crop": sides[0]}
@@ -72,13 +74,13 @@ def sizes_of(config: dict, *, patch_size: int, path: str) -> dict[str, int]:
     " resized by their shorter side and cropped at the centre to a square of whole"
     " patches of %d, so it is not followed; --resize and --crop of evaluate and embed"
     " choose",
-    *(path, steps[0], size, steps[1], crop, patch_size),
+    *(path, *map(json_objects.shown, (steps[0], size, steps[1], crop)), patch_size),
   )
   return {}
 
 
 def _values() -> dict:
-  """What makes numbers of pixels, as vit.normalize does."""
+  """How pixels become numbers, as vit.normalize does it."""
   return {
     "do_rescale": True,
     "rescale_factor": 1 / 255,
@@ -91,5 +93,5 @@ def _values() -> dict:
 def _close(found, wanted) -> bool:
   try:
     return np.allclose(found, wanted, rtol=1e-5)
-  except (TypeError, ValueError):  # no numbers, or not as many
+  except (TypeError, ValueError, OverflowError):  # no numbers, not as many, too large
     return False

@@ -1,13 +1,16 @@
-"""Our own checkpoints: the teacher of a run read by parts, and weights written alone.
+"""Checkpoints of our own: the teacher of a run, and converted weights.
 
 A run's checkpoint holds student, teacher and optimiser, eight times the backbone. Only
-the parts asked for are read, from disk as in memory.
+the parts that are asked for are read from disk.
 """
 
+import contextlib
 import pathlib
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
 from jax.sharding import Mesh
@@ -15,9 +18,6 @@ from jax.sharding import Mesh
 from dinojax import checkpoint, errors, sharding
 from dinojax.runtime import orbax_errors
 from dinojax.weights import model
-
-# What missing, short and changed files were seen to raise: Orbax's JSON lacks a key.
-DAMAGE = (*orbax_errors.IO_ERRORS, KeyError)
 
 
 def find(path: pathlib.Path, step: int | None) -> pathlib.Path:
@@ -43,7 +43,7 @@ def find(path: pathlib.Path, step: int | None) -> pathlib.Path:
 
 
 def locate(path: pathlib.Path, step: int | None) -> tuple[str, int] | None:
-  """(workdir, step) of the checkpoint that `find` finds; None if it is of no run."""
+  """(workdir, step) of the checkpoint that `find` finds; None if no run made it."""
   if not path.is_dir() or not (is_checkpoint(path) or (path / "checkpoints").is_dir()):
     return None
   folder = find(path, step)
@@ -58,11 +58,26 @@ def is_checkpoint(path: pathlib.Path) -> bool:
 
 
 def read_record(folder: pathlib.Path) -> dict:
-  """The record of a checkpoint: step, config, checksums."""
+  """The record of a checkpoint, with config and checksums; UserError if damaged."""
+  with _damage_in_one_line(folder):
+    record = ocp.JsonCheckpointHandler().restore(folder / "record")
+  for name in ("config", "checksums"):
+    if not isinstance(record, dict) or not isinstance(record.get(name), dict):
+      raise errors.UserError(
+        f"{folder} cannot be read (its record has no {name}); try an older step"
+      )
+  return record
+
+
+@contextlib.contextmanager
+def _damage_in_one_line(folder: pathlib.Path) -> Iterator[None]:
+  """Turns what Orbax raises for damaged files, which is anything, into a UserError."""
   try:
-    return ocp.JsonCheckpointHandler().restore(folder / "record")
-  except DAMAGE as error:
-    raise errors.UserError(f"{folder}: its record cannot be read: {error}") from error
+    yield
+  except Exception as error:
+    raise errors.UserError(
+      f"{folder} cannot be read ({orbax_errors.explain(error)}); try an older step"
+    ) from error
 
 
 def read(
@@ -72,22 +87,29 @@ def read(
 
   Args:
     folder: of `find`.
-    mesh: born sharded over it; None: NumPy arrays.
+    mesh: to restore to, sharded; None: NumPy arrays.
     parts: "backbone", and "dino_head", "ibot_head" where the checkpoint has them.
 
   Raises:
-    UserError: it cannot be read, or is not what was saved.
+    UserError: it cannot be read, is not what was saved, or is not finite.
   """
   record = read_record(folder)
   orbax_errors.mute_orbax()
-  try:
-    fields, checksums = record["config"]["backbone"], record["checksums"]
-    backbone = {name: fields[name] for name in model.ARCHITECTURE}
-    sizes = image_sizes(record["config"])
-    handler = ocp.PyTreeCheckpointHandler()
+  fields = record["config"].get("backbone")
+  backbone = model.architecture(fields, f"{folder}: its config")
+  handler = ocp.PyTreeCheckpointHandler()
+  with _damage_in_one_line(folder):
     saved = handler.metadata(folder / "state").tree["teacher"]
-    teacher = {name: saved[name] for name in parts if name in saved}
-    abstract = {"teacher": _place(teacher, mesh)}
+  if not isinstance(saved, Mapping) or "backbone" not in saved:
+    raise errors.UserError(f"{folder} cannot be read (no backbone); try an older step")
+  teacher = {name: saved[name] for name in parts if name in saved}
+  model.check_shapes(backbone, teacher, str(folder))  # before they take memory
+  if {x.dtype for x in jax.tree.leaves(teacher)} != {np.dtype("float32")}:
+    raise errors.UserError(
+      f"{folder} cannot be read (its weights are not float32); try an older step"
+    )
+  abstract = {"teacher": _place(teacher, mesh)}
+  with _damage_in_one_line(folder):
     restored = handler.restore(
       folder / "state",
       args=ocp.args.PyTreeRestore(
@@ -96,18 +118,20 @@ def read(
         partial_restore=True,
       ),
     )
-  except DAMAGE as error:
-    raise errors.UserError(
-      f"{folder} cannot be read ({orbax_errors.explain(error)}); try an older step"
-    ) from error
   for name, found in checkpoint.checksums(restored).items():
-    if checksums.get(name) != found:
+    if record["checksums"].get(name) != found:
       raise errors.UserError(
         f"{folder}: {name} is not what was saved; the files are damaged, try an older"
         " step"
       )
-  weights = model.Weights(backbone, restored["teacher"], sizes)
-  return model.check(weights, str(folder))
+  counts = jax.device_get(_count_not_finite(restored["teacher"]))
+  model.refuse_not_finite(model.flatten(counts), str(folder))
+  return model.Weights(backbone, restored["teacher"], image_sizes(record["config"]))
+
+
+@jax.jit
+def _count_not_finite(params: Any) -> Any:
+  return jax.tree.map(lambda x: (~jnp.isfinite(x)).sum(), params)
 
 
 def image_sizes(config: dict) -> dict[str, int]:
@@ -115,17 +139,24 @@ def image_sizes(config: dict) -> dict[str, int]:
 
   {} where a config has neither.
   """
-  knn = config.get("knn", {})
+  knn = _group(config, "knn")
   if knn.get("every", True) and "crop" in knn:
-    return {name: knn[name] for name in ("resize", "crop")}
-  if "augment" in config:
-    crop = config["augment"]["global1"]["size"]
-    return {"resize": model.usual_resize(crop), "crop": crop}
-  return {}
+    sizes = {name: knn.get(name) for name in ("resize", "crop")}
+  else:
+    crop = _group(_group(config, "augment"), "global1").get("size")
+    resize = model.usual_resize(crop) if type(crop) is int else None
+    sizes = {"resize": resize, "crop": crop}
+  return sizes if all(type(x) is int and x > 0 for x in sizes.values()) else {}
+
+
+def _group(config: dict, name: str) -> dict:
+  """A group of a config that any JSON may be."""
+  group = config.get(name)
+  return group if isinstance(group, dict) else {}
 
 
 def write(folder: pathlib.Path, weights: model.Weights) -> None:
-  """Writes weights as the checkpoint of a teacher alone, which `read` reads."""
+  """Writes weights as a checkpoint that holds a teacher alone; `read` reads it."""
   orbax_errors.mute_orbax()
   state = {"teacher": jax.tree.map(np.asarray, weights.params)}
   record = {
@@ -143,7 +174,7 @@ def write(folder: pathlib.Path, weights: model.Weights) -> None:
 
 
 def _place(saved: Any, mesh: Mesh | None) -> Any:
-  """What is saved, as abstract arrays where they are wanted."""
+  """Saved arrays in the abstract, with the shardings to restore to."""
   shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), saved)
   if mesh is None:
     return jax.tree.map(lambda x: np.empty((), x.dtype), shapes)

@@ -1,79 +1,76 @@
-"""Named arrays, as PyTorch checkpoints hold them, to weights and back.
+"""State dicts, the named arrays of PyTorch checkpoints, to weights and back.
 
 Three ways of naming: "released" (the .pth files that DINOv2's hub loads), "teacher"
 (its training checkpoints: chunked blocks, and heads), "huggingface".
 """
 
+import math
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 
 import jax
 import numpy as np
 
 from dinojax import errors
-from dinojax.weights import model, names
+from dinojax.weights import files, model, names, wrappers
 
-HEAD_WIDTH = 64  # of every released model; no checkpoint but Hugging Face's says it
-CHUNKED = re.compile(r"\bblocks\.\d+\.(\d+)\.")
-# How a weight norm is named since PyTorch 2: gain and direction.
-PARAMETRIZED = {
-  "parametrizations.weight.original0": "weight_g",
-  "parametrizations.weight.original1": "weight_v",
-}
-HEADS = ("dino_head", "ibot_head")
+HEAD_WIDTH = 64  # of every released model; no checkpoint but Hugging Face's has it
 
 
 def read(
-  arrays: Mapping[str, np.ndarray],
+  arrays: Mapping[str, files.Stored],
   path: str,
   *,
+  others: Iterable[str] = (),
   heads: int | None = None,
   pool: str | None = None,
+  parts: tuple[str, ...] = ("backbone", *wrappers.HEADS),
 ) -> model.Weights:
   """Weights of named arrays, whichever naming they follow.
 
   Args:
     arrays: of a file, all of them.
-    path: for error messages.
+    path: for messages.
+    others: names of what in the file is no array.
     heads: attention heads; None: one for every 64 channels.
     pool: image feature, "cls" or "gap"; None: "cls", as released models have it.
+    parts: "backbone", and of the projection heads those that are there.
 
   Raises:
-    UserError: no naming fits, or names or shapes are not those of the architecture.
+    UserError: no naming fits; names or shapes are not those of the architecture; or
+      values are not finite.
   """
-  arrays = {_plain(name): x for name, x in arrays.items()}
-  prefix = "backbone." if "backbone.cls_token" in arrays else ""
-  naming = "huggingface" if "embeddings.cls_token" in arrays else "released"
-  if naming == "released" and f"{prefix}cls_token" not in arrays:
-    some = ", ".join(list(arrays)[:3]) or "nothing"
-    raise errors.UserError(
-      f"{path} holds no DINOv2 backbone: there is no cls_token, but {some} ...; give a"
-      " backbone's file, a training run's teacher, or a Dinov2Model"
-    )
-  backbone = {
-    **_architecture(arrays, prefix, naming, path),
-    "pool": pool or "cls",
-  }
+  naming, found = wrappers.find(arrays, others, path)
+  found = {name: part for name, part in found.items() if name in parts}
+  prefix, own = found["backbone"]
+  backbone = _architecture(own, prefix, naming, path)
   width = backbone["width"]
   if not heads and width % HEAD_WIDTH:
     raise errors.UserError(
       f"{path} has {width} channels, no multiple of {HEAD_WIDTH}, and does not say how"
       " many attention heads share them; give --heads, or heads= in Python"
     )
-  backbone["heads"] = heads or width // HEAD_WIDTH
-  if width % backbone["heads"]:
-    raise errors.UserError(f"heads={heads} must divide the {width} channels of {path}")
-
-  tables = {"backbone": (prefix, list(_entries(naming, backbone)))}
-  for head in HEADS:
-    if any(name.startswith(f"{head}.") for name in arrays):
-      tables[head] = (f"{head}.", list(names.head()))
-  wanted = _wanted_shapes(arrays, tables, backbone, path)
-  model.compare(path, wanted=wanted, found={k: x.shape for k, x in arrays.items()})
-  params = {
-    part: _tree(arrays, at, entries, backbone["depth"])
-    for part, (at, entries) in tables.items()
+  choices = {"heads": heads or width // HEAD_WIDTH, "pool": pool or "cls"}
+  backbone = model.architecture(backbone | choices, path)
+  tables = {
+    part: list(_entries(naming, backbone) if part == "backbone" else names.head())
+    for part in found
   }
+  _check(found, tables, backbone, path)
+  not_finite = {}
+
+  def load(part, name):
+    before, own = found[part]
+    with np.errstate(over="ignore"):  # of float64: no longer finite, which is told
+      x = own[name].read().astype(np.float32, copy=False)
+    not_finite[before + name] = model.count_not_finite(x)
+    return x
+
+  params = {
+    part: _tree(lambda name, part=part: load(part, name), table, backbone["depth"])
+    for part, table in tables.items()
+  }
+  model.refuse_not_finite(not_finite, path)
   return model.Weights(backbone, params)
 
 
@@ -90,65 +87,90 @@ def write(weights: model.Weights, naming: str) -> dict[str, np.ndarray]:
   return {name.replace(".blocks.", ".blocks.0."): x for name, x in named.items()}
 
 
-def _plain(name: str) -> str:
-  """A name without chunks of blocks, and with PyTorch's older words for weight norm."""
-  for new, old in PARAMETRIZED.items():
-    name = name.replace(new, old)
-  return CHUNKED.sub(r"blocks.\1.", name)
-
-
 def _entries(naming: str, backbone: dict) -> Iterator[names.Entry]:
   table = names.huggingface if naming == "huggingface" else names.released
   return table(**{k: backbone[k] for k in ("ffn", "registers", "patch_size")})
 
 
 def _architecture(arrays, prefix, naming, path) -> dict:
-  """Fields of the architecture that shapes and names tell."""
+  """Fields of the architecture that follow from shapes and names."""
   if naming == "huggingface":
     tokens, block = "embeddings.", "encoder.layer"
     positions, patches = "position_embeddings", "patch_embeddings.projection"
   else:
-    tokens, block = prefix, f"{prefix}blocks"
+    tokens, block = "", "blocks"
     positions, patches = "pos_embed", "patch_embed.proj"
   indices = [re.match(rf"{re.escape(block)}\.(\d+)\.", name) for name in arrays]
   swiglu = any(re.search(r"\.mlp\.(w12|weights_in)\.", name) for name in arrays)
-  registers = arrays.get(f"{tokens}register_tokens")
+
+  def shape(name, rank):
+    name = f"{tokens}{name}"
+    if name not in arrays:
+      raise errors.UserError(
+        f"{path} is no whole DINOv2 backbone: {prefix + name!r} is missing"
+      )
+    found = arrays[name].shape
+    if len(found) != rank or min(found) < 1:
+      raise errors.UserError(
+        f"{path} is no DINOv2 backbone: {prefix + name} is {list(found)}; it must have"
+        f" {rank} axes, none of them empty"
+      )
+    return found
+
   try:
-    grid = round((arrays[f"{tokens}{positions}"].shape[1] - 1) ** 0.5)
-    return {
-      "patch_size": arrays[f"{tokens}{patches}.weight"].shape[-1],
-      "pos_grid": grid,
-      "width": arrays[f"{tokens}cls_token"].shape[-1],
-      "depth": 1 + max(int(match[1]) for match in indices if match),
-      "ffn": "swiglu" if swiglu else "mlp",
-      "registers": 0 if registers is None else registers.shape[1],
-    }
-  except (KeyError, ValueError, IndexError) as error:
-    reason = f"{error} is missing" if isinstance(error, KeyError) else "no blocks"
-    raise errors.UserError(f"{path} is no whole DINOv2 backbone: {reason}") from error
+    depth = 1 + max(int(match[1]) for match in indices if match)
+  except ValueError:  # of max, or of int
+    depth = 0
+  if not 0 < depth <= len(arrays):
+    reason = f"some before {prefix}{block}.{depth - 1} are missing" if depth else "none"
+    raise errors.UserError(
+      f"{path} is no whole DINOv2 backbone: of its blocks {reason}"
+    )
+  has_registers = f"{tokens}register_tokens" in arrays
+  return {
+    "patch_size": shape(f"{patches}.weight", 4)[-1],
+    "pos_grid": max(round((shape(positions, 3)[1] - 1) ** 0.5), 1),
+    "width": shape("cls_token", 3)[-1],
+    "depth": depth,
+    "ffn": "swiglu" if swiglu else "mlp",
+    "registers": shape("register_tokens", 3)[1] if has_registers else 0,
+  }
 
 
-def _wanted_shapes(arrays, tables, backbone, path) -> dict[str, tuple]:
-  """Names and shapes of all that `tables` ask for."""
+def _check(found, tables, backbone, path) -> None:
+  """Raises UserError if names, shapes or types are not those that `tables` ask for."""
+  stored = {
+    part.prefix + name: x for part in found.values() for name, x in part.arrays.items()
+  }
+  files.check_memory(path, 4 * sum(math.prod(x.shape) for x in stored.values()))
   wanted = {}
-  for part, (at, entries) in tables.items():
-    if part == "backbone":
+  for name, table in tables.items():
+    prefix, own = found[name]
+    if name == "backbone":
       tree = model.shapes(backbone)
     else:
-      try:
-        hidden = arrays[f"{at}mlp.0.bias"].size
-        prototypes, bottleneck = arrays[f"{at}last_layer.weight_v"].shape
-      except KeyError as error:
-        raise errors.UserError(f"{path} does not fit: {error} is missing") from error
-      tree = model.head_shapes(
-        hidden=hidden,
-        bottleneck=bottleneck,
-        prototypes=prototypes,
-        width=backbone["width"],
-      )
+      tree = _head_shapes(own, prefix, backbone["width"], path)
     empty = jax.tree.map(lambda x: np.broadcast_to(np.float32(0), x.shape), tree)
-    wanted |= {at + name: x.shape for name, x in _named(empty, entries)}
-  return wanted
+    wanted |= {prefix + theirs: x.shape for theirs, x in _named(empty, table)}
+  model.compare(path, wanted=wanted, found={k: x.shape for k, x in stored.items()})
+  if other := sorted(name for name, x in stored.items() if not x.floating):
+    raise errors.UserError(
+      f"{path}: {other[0]} is {stored[other[0]].dtype}; dinojax reads floating-point"
+      " weights alone: give them before they were quantized"
+    )
+
+
+def _head_shapes(arrays, prefix, width, path):
+  """Shapes of a projection head's tree."""
+  try:
+    (hidden,) = arrays["mlp.0.bias"].shape
+    prototypes, bottleneck = arrays["last_layer.weight_v"].shape
+  except (KeyError, ValueError) as error:
+    reason = f"{error} is missing" if isinstance(error, KeyError) else "has other axes"
+    raise errors.UserError(f"{path}: {prefix}* is no DINO head: {reason}") from error
+  return model.head_shapes(
+    hidden=hidden, bottleneck=bottleneck, prototypes=prototypes, width=width
+  )
 
 
 def _named(tree, entries) -> Iterator[tuple[str, np.ndarray]]:
@@ -163,15 +185,16 @@ def _named(tree, entries) -> Iterator[tuple[str, np.ndarray]]:
         yield name.format(i=i), part
 
 
-def _tree(arrays, at, entries, depth) -> dict:
-  """One of our trees from their arrays."""
+def _tree(
+  load: Callable[[str], np.ndarray], entries: Iterable[names.Entry], depth: int
+) -> dict:
+  """One of our trees, from their arrays by name."""
   tree = {}
   for entry in entries:
 
     def one(i, entry=entry):
-      rows = [arrays[at + name.format(i=i)] for name in entry.theirs]
-      joined = rows[0] if len(rows) == 1 else np.concatenate(rows)
-      return entry.back(joined).astype(np.float32)
+      rows = [load(name.format(i=i)) for name in entry.theirs]
+      return entry.back(rows[0] if len(rows) == 1 else np.concatenate(rows))
 
     x = np.stack([one(i) for i in range(depth)]) if entry.stacked else one(0)
     inner = tree

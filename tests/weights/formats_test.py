@@ -3,6 +3,7 @@
 import itertools
 import os
 import re
+import resource
 import subprocess
 import sys
 
@@ -148,6 +149,20 @@ def test_what_exists_is_not_overwritten(tmp_path):
     with pytest.raises(errors.UserError, match="exists; remove it"):
       formats.write(weights, str(tmp_path / file), name)
   assert not list(tmp_path.glob(".*"))  # nothing half-written stays
+
+
+@pytest.mark.parametrize("name", samples.NAMES)
+def test_what_cannot_be_written_is_one_line_and_leaves_nothing(tmp_path, name):
+  weights = samples.random_weights(samples.PLAIN | dict(pool="cls"))
+  before = resource.getrlimit(resource.RLIMIT_FSIZE)
+  resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, before[1]))  # a disk that is full
+  try:
+    with pytest.raises(errors.UserError, match="cannot be written") as caught:
+      formats.write(weights, str(tmp_path / samples.NAMES[name]), name)
+  finally:
+    resource.setrlimit(resource.RLIMIT_FSIZE, before)
+  assert "\n" not in str(caught.value)
+  assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize(

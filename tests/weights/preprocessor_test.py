@@ -8,7 +8,7 @@ import transformers
 
 from dinojax import backbone, errors
 from dinojax.networks import vit
-from dinojax.weights import formats
+from dinojax.weights import formats, json_objects
 from tests.weights import samples
 
 SIZES = {"resize": 9, "crop": 4}
@@ -43,7 +43,10 @@ def test_a_pth_tells_sizes_that_are_not_the_usual_ones(tmp_path):
       ({"resize": 7, "crop": 6}, str(tmp_path / "b.pth")),
     )
   ]
-  assert lost == [["the sizes at which images are rated: give --resize=9 --crop=4"], []]
+  assert lost == [
+    ["the sizes at which images are evaluated: give --resize=9 --crop=4"],
+    [],
+  ]
 
 
 def test_transformers_sees_images_at_the_sizes_of_the_run(tmp_path):
@@ -87,7 +90,11 @@ def test_what_transformers_says_of_images_is_followed(reference_folder):
     dict(crop_size={"height": 224, "width": 112}),
     dict(crop_size={"height": 223, "width": 223}),
     dict(crop_size=None),
+    dict(crop_size=-14),
     dict(size={"shortest_edge": 200}),
+    dict(size={"shortest_edge": 10**9}),
+    dict(size=[256]),
+    dict(size=True, crop_size=True),
   ],
 )
 def test_other_ways_to_fit_images_are_told_and_not_followed(
@@ -117,14 +124,18 @@ def test_another_resampling_is_told(reference_folder, caplog):
     dict(do_normalize=False),
     dict(do_rescale=False),
     dict(rescale_factor=1),
+    dict(rescale_factor=10**400),
+    dict(image_mean="a\nb"),
+    dict(image_mean={"a": 1}),
   ],
 )
 def test_other_values_of_pixels_are_refused(reference_folder, changes):
   samples.change_json(reference_folder / "preprocessor_config.json", **changes)
   (name, value), *_ = changes.items()
-  wanted = re.escape(
-    f"preprocessor_config.json has {name}={value}, and images here get"
+  wanted = (
+    f"preprocessor_config.json has {name}={json_objects.shown(value)}, and images"
   )
-  with pytest.raises(errors.UserError, match=wanted):
+  with pytest.raises(errors.UserError, match=re.escape(wanted)) as caught:
     formats.read(str(reference_folder))
+  assert "\n" not in str(caught.value)
   assert formats.read(str(reference_folder / "model.safetensors")).sizes == {}

@@ -139,6 +139,12 @@ def replace(old, new):
     ("record/metadata", os.remove),
     ("record/metadata", cut),
     ("record/metadata", replace('"config"', '"confih"')),
+    ("record/metadata", replace('"checksums"', '"sums"')),
+    ("record/metadata", lambda file: file.write_text("[1]")),
+    ("record/metadata", lambda file: file.write_text("[" * 10**5 + "]" * 10**5)),
+    ("record/metadata", lambda file: file.write_text('{"config": 1, "checksums": []}')),
+    ("state/_METADATA", lambda file: file.write_text("[1]")),
+    ("state/_METADATA", lambda file: file.write_text('{"tree_metadata": [1]}')),
   ],
 )
 def test_every_kind_of_damage_is_one_line_that_names_the_checkpoint(
@@ -151,6 +157,26 @@ def test_every_kind_of_damage_is_one_line_that_names_the_checkpoint(
   with pytest.raises(errors.UserError, match=f"{folder}.* cannot be read") as caught:
     formats.read(str(tmp_path))
   assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+  "old, new, message",
+  [
+    ('"depth": 3', '"depth": "3"', "depth='3'; it must be a whole number from 1 to"),
+    ('"depth": 3', '"depth": 4', "does not fit its architecture: backbone.blocks"),
+    ('"heads": 2', '"heads": 0', "heads=0; it must be a whole number"),
+    ('"heads": 2', '"heads": 5', "heads=5 must divide the 64 channels"),
+    ('"ffn": "swiglu"', '"ffn": ["mlp"]', r"ffn=\['mlp'\]; it must be mlp or swiglu"),
+    ('"backbone": {', '"backbone": [], "x": {', "its config has no backbone"),
+  ],
+)
+def test_an_architecture_that_cannot_be_is_named(run, tmp_path, old, new, message):
+  workdir, _, _ = run
+  folder = tmp_path / "checkpoints" / "7"
+  shutil.copytree(workdir / "checkpoints" / "7", folder)
+  replace(old, new)(folder / "record" / "metadata")
+  with pytest.raises(errors.UserError, match=f"{folder}.*{message}"):
+    formats.read(str(tmp_path))
 
 
 def test_a_mistake_of_ours_is_not_taken_for_damage(run):
@@ -214,6 +240,18 @@ def test_a_run_starts_from_weights_student_and_teacher_alike(run, tmp_path):
   )
   wanted = before.replace(student=replaced[0], teacher=replaced[1])
   jax.tree.map(np.testing.assert_array_equal, state, wanted)
+
+
+def test_a_run_does_not_start_from_weights_that_are_not_finite(run, tmp_path):
+  workdir, states, config = run
+  weights = formats.read(str(workdir))
+  weights.params["backbone"]["blocks"]["ls1"]["gamma"][1, 5] = -np.inf
+  formats.write(weights, str(tmp_path / "w.pth"), "released")
+  with pytest.raises(errors.UserError) as caught:
+    assembly.start_from(str(tmp_path / "w.pth"), states[3], config)
+  assert str(caught.value).startswith(
+    f"config.init.backbone: {tmp_path}/w.pth: blocks.1.ls1.gamma has 1 values that"
+  )
 
 
 def test_weights_of_another_grid_are_resized_and_of_another_depth_refused(run):

@@ -1,0 +1,106 @@
+"""Hugging Face's model folders: config.json, weights, preprocessor_config.json."""
+
+import json
+import pathlib
+from collections.abc import Mapping
+
+from dinojax import errors
+from dinojax.weights import files, json_objects, preprocessor
+
+SAFETENSORS, INDEX = "model.safetensors", "model.safetensors.index.json"
+BINARY = "pytorch_model.bin"
+FILES = (SAFETENSORS, INDEX, BINARY)
+
+
+def read(
+  folder: pathlib.Path,
+) -> tuple[dict[str, files.Stored], list[str], dict, dict, dict | None]:
+  """What a folder holds.
+
+  Returns:
+    Its arrays, names of what else is in the file of weights, metadata of a single
+    safetensors file ({} of others), config.json, and preprocessor_config.json or None.
+  """
+  config, images = json_objects.read(folder / "config.json"), folder / preprocessor.NAME
+  images = json_objects.read(images) if images.exists() else None
+  if (folder / SAFETENSORS).exists():
+    arrays, metadata = files.read_safetensors(folder / SAFETENSORS)
+    return arrays, [], metadata, config, images
+  if (folder / INDEX).exists():
+    return _read_shards(folder), [], {}, config, images
+  arrays, others = files.read_torch(folder / BINARY)
+  return arrays, others, {}, config, images
+
+
+def _read_shards(folder: pathlib.Path) -> dict[str, files.Stored]:
+  """The arrays that an index names, each of the file that it names for it."""
+  index = folder / INDEX
+  where = json_objects.read(index).get("weight_map")
+  if not isinstance(where, dict) or not where:
+    raise errors.UserError(
+      f"{index} has weight_map={json_objects.shown(where)}; it must name the file of"
+      ' each array, as {"cls_token": "model-00001-of-00002.safetensors", ...}'
+    )
+  for name, file in where.items():
+    if not isinstance(file, str) or pathlib.PurePath(file).name != file:
+      raise errors.UserError(
+        f"{index} has {json_objects.shown(file)} as the file of"
+        f" {json_objects.shown(name)}; it must be the name of a file in that folder"
+      )
+  names = sorted(set(where.values()))
+  shards = {file: files.read_safetensors(folder / file)[0] for file in names}
+  for name, file in where.items():
+    if name not in shards[file]:
+      raise errors.UserError(
+        f"{folder / file} lacks {json_objects.shown(name)}, which {INDEX} has there;"
+        " download both again"
+      )
+  return {name: shards[file][name] for name, file in where.items()}
+
+
+def write(
+  folder: pathlib.Path, arrays: Mapping, metadata: dict, *, backbone: dict, images: dict
+):
+  """Writes a folder that `Dinov2Model.from_pretrained` and its like open."""
+  folder.mkdir(parents=True)
+  files.write_safetensors(folder / SAFETENSORS, arrays, metadata)
+  config = json.dumps(_config_of(backbone), indent=2)
+  (folder / "config.json").write_text(config)
+  (folder / preprocessor.NAME).write_text(json.dumps(images, indent=2))
+
+
+def check_config(config: dict, backbone: dict, path: str) -> None:
+  """Raises UserError where a config.json asks for another network than ours."""
+  wanted = _config_of({**backbone, "heads": config.get("num_attention_heads")})
+  # These say something of training or of images alone.
+  free = ("architectures", "dtype", "layerscale_value", "image_size", "qkv_bias")
+  for name, value in wanted.items():
+    if name not in free and config.get(name, value) != value:
+      raise errors.UserError(
+        f"{path}/config.json has {name}={json_objects.shown(config[name])}, and its"
+        f" weights are of a network with {value!r}; dinojax has no other"
+      )
+
+
+def _config_of(backbone: dict) -> dict:
+  registers = backbone["registers"]
+  more = {"num_register_tokens": registers} if registers else {}
+  name = "Dinov2WithRegisters" if registers else "Dinov2"
+  return {
+    "architectures": [f"{name}Model"],
+    "model_type": "dinov2_with_registers" if registers else "dinov2",
+    "hidden_size": backbone["width"],
+    "num_hidden_layers": backbone["depth"],
+    "num_attention_heads": backbone["heads"],
+    "mlp_ratio": 4,
+    "hidden_act": "gelu",
+    "use_swiglu_ffn": backbone["ffn"] == "swiglu",
+    "layer_norm_eps": 1e-6,
+    "layerscale_value": 1.0,
+    "qkv_bias": True,
+    "num_channels": 3,
+    "patch_size": backbone["patch_size"],
+    "image_size": backbone["patch_size"] * backbone["pos_grid"],
+    "dtype": "float32",
+    **more,
+  }
