@@ -36,6 +36,7 @@ def test_evaluation_reads_once_in_order_and_pads_the_last_batch():
   assert rows["image"][:20, 0, 0, 0].tolist() == [*range(20)]
 
 
+@pytest.mark.process
 def test_evaluation_does_not_depend_on_hosts_or_workers():
   whole = evaluate(numbered.Numbers(20))
   numbered.assert_same(evaluate(numbered.Numbers(20), workers=1), whole)
