@@ -190,6 +190,5 @@ def train_step(state: TrainState, batch: dict, key, *, nets, tx, schedules, cfg)
   teacher = optax.incremental_update(student, state.teacher, 1 - momentum)
   metrics |= {f"grad_norm_{name}": optax.tree.norm(g) for name, g in grads.items()}
   metrics["teacher_entropy"] = jax.scipy.special.entr(targets["dino"]).sum(-1).mean()
-  return TrainState(
-    state.step + 1, student, teacher, opt_state, centers
-  ), metrics | rates
+  state = TrainState(state.step + 1, student, teacher, opt_state, centers)
+  return state, metrics | rates

@@ -101,7 +101,7 @@ def train(config) -> None:
         "same network, untrained": evaluation.accuracy(feature, first),
         "raw pixels": evaluation.accuracy(knn.pixel_feature, None),
       }
-      console.say(knn.table(results))
+      console.print_result(knn.table(results))
 
 
 def open_log(config, start: int) -> metrics.Log:

@@ -1,6 +1,6 @@
-"""Console of a run: log lines, and the progress bar with throughput and ETA.
+"""Console of a run: log lines, the progress bar with throughput and ETA, and results.
 
-Process 0 alone prints; stderr takes both.
+Process 0 alone prints: results to stdout, the rest to stderr.
 """
 
 import os
@@ -18,6 +18,13 @@ def say(line: str) -> None:
   """Prints one line without tearing the progress bar."""
   if jax.process_index() == 0:
     tqdm.tqdm.write(line, file=sys.stderr)
+
+
+def print_result(text: str) -> None:
+  """Prints a result to stdout, without tearing the progress bar."""
+  if jax.process_index() == 0:
+    tqdm.tqdm.write(text, file=sys.stdout)
+    sys.stdout.flush()
 
 
 def advancer(bar: tqdm.tqdm) -> Callable[[int], None]:

@@ -228,7 +228,8 @@ class Log:
         if self._lap_steps and (verdict := self._judge.update(rates)):
           console.say(verdict)
         self._lap_steps = 0
-        self._writer.write(step, {**scalars, **rates})
+        finite = {name: x for name, x in rates.items() if math.isfinite(x)}
+        self._writer.write(step, {**scalars, **finite})
         self._progress.show({**scalars, **rates})
 
   def sync(self) -> None:
