@@ -184,11 +184,11 @@ def test_no_alarm_before_a_window_is_full_and_none_for_single_steps():
 def test_progress_off_a_terminal_is_a_few_plain_lines(monkeypatch):
   stderr = io.StringIO()
   monkeypatch.setattr(sys, "stderr", stderr)
-  monkeypatch.setattr(metrics, "SECONDS_BETWEEN_LINES", -1)
+  monkeypatch.setattr(console, "SECONDS_BETWEEN_LINES", -1)
   progress = console.Progress(total=7, start=4)
   progress.show(dict(loss=1.25, images_per_second=80, data_wait_share=0.125))
   progress.update(1)
-  monkeypatch.setattr(metrics, "SECONDS_BETWEEN_LINES", 1000)
+  monkeypatch.setattr(console, "SECONDS_BETWEEN_LINES", 1000)
   progress.update(1)
   progress.close()
   assert not set("\r\x1b") & set(stderr.getvalue())
