@@ -104,8 +104,10 @@ def _jpeg(image):
   if not frame:
     raise ValueError("damaged JPEG: no size before its first scan")
   marker, height, width, channels = frame
-  if marker in PROGRESSIVE and (scans := image.count(b"\xff\xda", start)) > MAX_SCANS:
-    raise ValueError(f"JPEG of {scans} scans; at most {MAX_SCANS} are read")
+  if marker in PROGRESSIVE or image[start + 2] < channels:  # not all in one scan
+    scans = image.count(b"\xff\xda", start)
+    if scans >= MAX_SCANS:
+      raise ValueError(f"JPEG of {scans + 1} scans; at most {MAX_SCANS} are read")
   body += view[start - 2 :]
   return Header("JPEG", width, height, body, orientation or 1, channels=channels)
 

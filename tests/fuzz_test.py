@@ -1,0 +1,17 @@
+"""Damaged files of every format that is read end in our own errors; a hundred cases."""
+
+import pathlib
+import sys
+
+import pytest
+
+sys.path.insert(0, str(pathlib.Path(__file__).parent / "bench"))
+
+import fuzz
+
+
+@pytest.mark.process
+def test_damaged_files_end_in_our_own_errors_and_cost_no_sound_image():
+  counts, failures = fuzz.run(cases=range(100), seed=0, seconds=60, gigabytes=3)
+  assert not failures
+  assert counts["read"] > 20 and counts["refused"] > 20
