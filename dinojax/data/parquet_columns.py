@@ -49,16 +49,17 @@ def opened(path: str, where: str, *wanted: str) -> Iterator[tuple[Any, Columns]]
     raise errors.UserError(
       f"{where} needs pyarrow: pip install 'dinojax[parquet]'"
     ) from error
+  refusal = f"{where} matches {errors.printable(path)}, which is no Parquet file"
   try:
     file = parquet.ParquetFile(pyarrow.OSFile(os.fsencode(path)))
     columns = _find(file.schema_arrow, path, where, *wanted)
-  except (OSError, pyarrow.ArrowException) as error:
-    raise errors.UserError(
-      f"{where} matches {errors.printable(path)}, which is no Parquet file"
-      f" ({first_line(error)})"
-    ) from error
+  except (OSError, pyarrow.ArrowException, UnicodeDecodeError) as error:
+    raise errors.UserError(f"{refusal} ({first_line(error)})") from error
   with file:
-    yield file, columns
+    try:
+      yield file, columns
+    except UnicodeDecodeError as error:  # pyarrow decodes names when they are asked for
+      raise errors.UserError(f"{refusal} ({first_line(error)})") from error
 
 
 def class_names(file: Any, columns: Columns) -> tuple[str, ...]:

@@ -243,6 +243,20 @@ def test_what_is_no_set_of_images_is_one_line(tmp_path):
     assert "\n" not in str(raised.value)
 
 
+def test_names_of_columns_that_are_no_text_are_one_line(tmp_path):
+  path = tmp_path / "a.parquet"
+  table = pyarrow.table({"image": [png(1)], "caption": ["text"]})
+  arrow_parquet.write_table(table, path)
+  whole, start = path.read_bytes(), 0
+  for _ in range(whole.count(b"caption")):  # schemas and chunks name it
+    start = whole.index(b"caption", start) + 1
+    path.write_bytes(whole[: start + 2] + b"\xff" + whole[start + 3 :])
+    try:
+      assert values(open_source(path)) == [1]
+    except errors.UserError as error:
+      assert "no Parquet file" in str(error) and "\n" not in str(error)
+
+
 def test_without_pyarrow_one_line_says_how_to_install_it(shards, monkeypatch):
   monkeypatch.setitem(sys.modules, "pyarrow", None)
   with pytest.raises(errors.UserError, match=r"pip install 'dinojax\[parquet\]'"):
