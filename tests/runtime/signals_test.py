@@ -12,6 +12,7 @@ ROOT = pathlib.Path(__file__).parents[2]
 BOTH = pytest.mark.parametrize(
   ("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)]
 )
+READY = "print('working', flush=True)"
 NATIVE = "hashlib.pbkdf2_hmac('sha1', b'', b'', 2**31 - 1)"
 WORK = """
 import gc, hashlib, sys, threading, time
@@ -75,7 +76,7 @@ def test_a_program_that_imports_dinojax_keeps_its_handlers():
 
 @BOTH
 def test_work_is_closed_in_order(number, status):
-  process = start("-c", WORK, "print('working', flush=True); time.sleep(60)")
+  process = start("-c", WORK, f"{READY}; time.sleep(60)")
   wait_for(process, "working")
   process.send_signal(number)
   assert finish(process) == (0, f"closed in order {status}\n")
@@ -83,7 +84,7 @@ def test_work_is_closed_in_order(number, status):
 
 @BOTH
 def test_a_second_signal_ends_what_does_not_close(number, status):
-  work = "signals.SECONDS_TO_END = 60; print('working', flush=True); time.sleep(60)"
+  work = f"signals.SECONDS_TO_END = 60; {READY}; time.sleep(60)"
   process = start("-c", WORK, work, "stuck")
   wait_for(process, "working")
   process.send_signal(number)
@@ -95,13 +96,13 @@ def test_a_second_signal_ends_what_does_not_close(number, status):
 @pytest.mark.parametrize(
   ("work", "more"),
   [
-    ("time.sleep(60)", ["stuck"]),  # what closes hangs
+    (f"{READY}; time.sleep(60)", ["stuck"]),  # what closes hangs
     # Native code, also where the signal comes before it is entered.
-    (f"try:\n  {NATIVE}\nexcept signals.Interrupted:\n  {NATIVE}", []),
+    (f"try:\n  {READY}; {NATIVE}\nexcept signals.Interrupted:\n  {NATIVE}", []),
   ],
 )
 def test_what_does_not_end_by_itself_is_ended_after_a_while(work, more):
-  process = start("-c", WORK, f"print('working', flush=True)\n{work}", *more)
+  process = start("-c", WORK, work, *more)
   wait_for(process, "working")
   process.send_signal(signal.SIGTERM)
   assert finish(process)[0] == 143
