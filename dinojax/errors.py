@@ -1,4 +1,4 @@
-"""Errors that end a command early, and what its exit status tells whoever started it.
+"""Errors that end a command early, and the meaning of its exit status.
 
   0        done
   1        the same command would end so again: a UserError, or a bug with its

@@ -199,7 +199,7 @@ def main(_) -> None:
   specs = {flag.name: flag.value for flag in (TRAIN, TEST, VAL) if flag.value}
   opened = labelled.open_sources(specs)
   check_labels(chosen, opened)
-  mesh = sharding.make_mesh(data=1, fsdp=-1)
+  mesh = sharding.make_mesh(data=sharding.slice_count(), fsdp=-1)
   if "linear" in chosen:
     linear.check_batch(LINEAR_BATCH.value, mesh)
   with jax.set_mesh(mesh):

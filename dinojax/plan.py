@@ -1,31 +1,36 @@
-"""Plans a run: compiles its real training step for a machine and says what it costs.
+"""Plan of a run: memory, time and network traffic of its real training step, compiled.
 
   python -m dinojax.plan --config=experiments/vitg14.py --topology=v5e:8x16
   python -m dinojax.plan --config=experiments/vitg14.py --topology=v5p:4x4x8 --search
 
 The machine need not be there: with `pip install -e '.[plan]'`, XLA compiles for TPU
-slices by name (v5e:8x16, v5p:4x4x8, v6e:8x16 have 128 chips). Without --topology it is
-the devices at hand. Nothing runs but the compiler, some minutes for a large model; the
-config can be overridden as in training. With --sample=SOURCE of images like the run's,
-the input is timed on this machine, and the plan says how many cores a host needs.
+slices by name (v5e:8x16, v5p:4x4x8, v6e:8x16 have 128 chips), with --slices=2 for two
+of them. Without --topology the plan is for the devices of this machine. Nothing runs
+but the compiler, some minutes for a large model; the config can be overridden as in
+training. With --sample=SOURCE of images like the run's, the input is timed on this
+machine, and the plan lists how many cores a host needs.
 """
 
 import json
 import math
 import pathlib
 import re
+import sys
 import time
 
 import jax
 from absl import flags
 
-from dinojax import assembly, preflight, sharding
+from dinojax import assembly, errors, preflight, sharding
 from dinojax.commands import cli
 from dinojax.networks import blocks
-from dinojax.planning import costs, hlo, input_plan, topology
+from dinojax.planning import costs, hlo, input_plan, text, topology
 
 flags.declare_key_flag("config")  # so that --help shows it
 TOPOLOGY = flags.DEFINE_string("topology", None, "TPU slice, as v5e:8x16.")
+SLICES = flags.DEFINE_integer(
+  "slices", 1, "How many such slices, joined over the data center's network."
+)
 JSON = flags.DEFINE_string("json", None, "Also writes the plan to this file.")
 SAMPLE = flags.DEFINE_string("sample", None, "Source of images to time the input on.")
 SEARCH = flags.DEFINE_bool(
@@ -34,7 +39,7 @@ SEARCH = flags.DEFINE_bool(
 
 
 def make_plan(config, devices) -> dict:
-  """Compiles the step and measures the program; all numbers are per step.
+  """Compiles the step and reads off the program what it costs, per step.
 
   Returns:
     The plan as JSON; where memory does not suffice, {"fits": False, "missing_bytes"}
@@ -46,6 +51,7 @@ def make_plan(config, devices) -> dict:
   start = time.perf_counter()
   plan = {
     "devices": f"{len(devices)} x {chip.name if chip else devices[0].device_kind}",
+    "slices": sharding.slice_count(devices),
     "mesh": dict(mesh.shape),
     "remat": config.remat,
     "unroll": config.unroll,
@@ -114,84 +120,15 @@ def exhausted(message: str) -> tuple[float, float] | None:
   return tuple(float(number) * unit[letter] for number, letter in sizes[:2])
 
 
-def table(plan: dict) -> str:
-  """The plan for people."""
-  gib = 2**30
-  rows = [("machine", plan["devices"]), ("mesh", plan["mesh"])]
-  rows += [("batch, remat", f"{plan['batch_size']:,}, {plan['remat']}")]
-  limit = plan.get("memory_bytes")
-  memory = f"{plan['peak_bytes'] / gib:.2f} GiB" + (
-    f" of {limit / gib:.2f} GiB" if limit else ""
-  )
-  if not plan["fits"]:
-    rows += [
-      ("peak memory per device", f"{memory}: out of memory"),
-      ("missing", f"{plan['missing_bytes'] / gib:.2f} GiB"),
-      ("what helps", advice(plan)),
-    ]
-  if "parameters" not in plan:
-    return _lines(rows)
-  rows += [
-    *((f"parameters, {k}", f"{v:,}") for k, v in plan["parameters"].items()),
-    ("parameters, student", f"{sum(plan['parameters'].values()):,}"),
-    ("state per device", f"{plan['state_bytes'] / gib:.2f} GiB"),
-  ]
-  if plan["fits"]:
-    rows.append(("peak memory per device", memory))
-  ratio = (plan["hardware_flops"] - plan["recomputed_flops"]) / plan["model_flops"]
-  rows += [
-    ("model FLOPs", f"{plan['model_flops']:.3e}"),
-    ("hardware FLOPs", f"{plan['hardware_flops']:.3e}"),
-    ("  of these computed again", f"{plan['recomputed_flops']:.3e}"),
-    ("  the others over model FLOPs", f"{ratio:.3f}"),
-    *(
-      (f"{kind} per device", f"{size / gib:.2f} GiB")
-      for kind, size in plan["collective_bytes"].items()
-    ),
-    ("compilation", f"{plan['compile_seconds']:.0f} s"),
-  ]
-  if "seconds" in plan:
-    rows += [
-      (f"step, by {plan['seconds_by']}", f"{plan['seconds']:.3f} s"),
-      *(
-        (f"  of this {name}, by roofline", f"{seconds:.3f} s")
-        for name, seconds in plan["kernels_by_roofline"].items()
-      ),
-      ("network, if nothing hides it", f"{plan['network_seconds']:.3f} s"),
-      ("share of peak FLOP/s", f"{plan['share_of_peak']:.1%}"),
-      ("images per second", f"{plan['images_per_second']:,.0f}"),
-      ("whole schedule", f"{plan['days']:.1f} days"),
-      ("device-days", f"{plan['device_days']:,.0f}"),
-      *((f"{s:.3f} s", name) for name, s in plan["costliest"].items()),
-    ]
-  return _lines(rows)
-
-
-def _lines(rows) -> str:
-  return "\n".join(f"{name:36} {value}" for name, value in rows)
-
-
-def advice(plan: dict) -> str:
-  """What to change where memory is missing."""
-  policies = list(blocks.REMAT)
-  rest = policies[policies.index(plan["remat"]) + 1 :]
-  ways = [f"--config.remat={rest[0]}"] if rest else []
-  data, fsdp = plan["mesh"]["data"], plan["mesh"]["fsdp"]
-  if data % 2 == 0:
-    ways.append(f"--config.mesh.data={data // 2} --config.mesh.fsdp={fsdp * 2}")
-  ways.append("a larger --config.accumulation, or a smaller --config.data.batch_size")
-  return ", or ".join(ways)
-
-
 def search(config, devices) -> list[dict]:
   """Plans remat policies, then mesh splits, then scan settings; the best one first.
 
   Each with the best of what came before: a search along one axis after the other, since
   every plan is a compilation.
   """
-  count = len(devices)
-  splits = [n for n in (1, 4, 8, 16, 32, 64, 128, 256) if count % n == 0]
-  meshes = [dict(data=count // fsdp, fsdp=fsdp) for fsdp in splits]
+  inside = len(devices) // sharding.slice_count(devices)
+  splits = [n for n in (1, 4, 8, 16, 32, 64, 128, 256) if inside % n == 0]
+  meshes = [dict(data=len(devices) // fsdp, fsdp=fsdp) for fsdp in splits]
   plans = []
   for field, values in (("remat", blocks.REMAT), ("mesh", meshes), ("unroll", (1, 2))):
     best = plans[0] if plans else {}
@@ -202,41 +139,35 @@ def search(config, devices) -> list[dict]:
         config.update({k: best[k] for k in ("remat", "mesh", "unroll") if k in best})
         config[field] = value
       plans.append(make_plan(config, devices))
-      print(_search_line(plans[-1]), flush=True)
+      print(text.search_line(plans[-1]), file=sys.stderr, flush=True)
     plans.sort(key=_rank)
   return plans
 
 
 def _rank(plan):
-  """Sorts what fits first; by time, or where no chip is known by repeated work."""
+  """Sorts what fits first; by time, or on an unknown chip by recomputed FLOPs."""
   slow = plan.get("seconds", plan.get("recomputed_flops", math.inf))
   return not plan["fits"], slow, plan["peak_bytes"]
-
-
-def _search_line(plan) -> str:
-  fits = "fits" if plan["fits"] else f"{plan['missing_bytes'] / 2**30:.1f} GiB missing"
-  seconds = f"{plan['seconds']:.3f} s" if "seconds" in plan else "-"
-  mesh = "x".join(str(n) for n in plan["mesh"].values())
-  memory = f"{plan['peak_bytes'] / 2**30:.2f} GiB"
-  return (
-    f"mesh {mesh:8} remat {plan['remat']:10} unroll {plan['unroll']} {memory:>10}"
-    f" {seconds:>8}  {fits}"
-  )
 
 
 def main(_) -> None:
   """Prints the plan, or the ranking of the search."""
   config = cli.CONFIG.value
-  devices = topology.devices(TOPOLOGY.value) if TOPOLOGY.value else jax.devices()
+  if TOPOLOGY.value:
+    devices = topology.devices(TOPOLOGY.value, slices=SLICES.value)
+  elif SLICES.value != 1:
+    raise errors.UserError(f"--slices={SLICES.value} needs --topology=SLICE")
+  else:
+    devices = jax.devices()
   if SEARCH.value:
     result = search(config, devices)
-    print("\nranked:", *(_search_line(plan) for plan in result), sep="\n")
+    print(text.ranking(result))
   else:
     measured = input_plan.measure(config, SAMPLE.value) if SAMPLE.value else None
     result = make_plan(config, devices)
     hosts = len({device.process_index for device in devices})
     result["input"] = input_plan.needs(config, result, hosts=hosts, measured=measured)
-    print(table(result), _lines(input_plan.rows(result["input"])), sep="\n")
+    print(text.table(result), text.lines(input_plan.rows(result["input"])), sep="\n")
   if JSON.value:
     pathlib.Path(JSON.value).write_text(json.dumps(result, indent=2))
 

@@ -146,8 +146,20 @@ def doubts(config) -> list[str]:
   ]
 
 
-def mesh_shape(*, data: int, fsdp: int, devices: int) -> dict[str, int]:
-  """The mesh's axes with -1 filled in; UserError if they don't make up `devices`."""
+def mesh_shape(
+  *, data: int, fsdp: int, devices: int, slices: int = 1
+) -> dict[str, int]:
+  """The mesh's axes with -1 filled in.
+
+  Args:
+    data: config.mesh.data.
+    fsdp: config.mesh.fsdp.
+    devices: of all slices.
+    slices: TPU slices, between which the network is too slow to gather weights.
+
+  Raises:
+    UserError: the axes don't make up the devices, or "fsdp" leaves a slice.
+  """
   shape = {"data": data, "fsdp": fsdp}
   for axis, other in (("data", fsdp), ("fsdp", data)):
     if shape[axis] == -1 and other > 0:
@@ -155,7 +167,15 @@ def mesh_shape(*, data: int, fsdp: int, devices: int) -> dict[str, int]:
   if min(shape.values()) < 1 or math.prod(shape.values()) != devices:
     raise errors.UserError(
       f"config.mesh.data={data} times config.mesh.fsdp={fsdp} must be the number of"
-      f" devices, {devices}; try data=1, fsdp=-1"
+      f" devices, {devices}; try data={slices}, fsdp=-1"
+    )
+  inside = devices // slices
+  if inside % shape["fsdp"]:
+    fits = math.gcd(inside, shape["fsdp"])
+    raise errors.UserError(
+      f"config.mesh.fsdp={shape['fsdp']} must divide the {inside} devices of each of"
+      f" {slices} slices, within which weights are gathered; try"
+      f" data={devices // fits}, fsdp={fits}"
     )
   return shape
 

@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 
 import jax
 import numpy as np
+from jax.experimental import mesh_utils
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from dinojax import preflight
@@ -24,19 +25,44 @@ SMALLEST_SHARDED = 2**16
 def make_mesh(*, data: int, fsdp: int, devices: Sequence | None = None) -> Mesh:
   """Arranges all devices, of all processes, as a ("data", "fsdp") mesh.
 
+  Of several TPU slices, each has rows of its own: "data" lies across slices, and "fsdp"
+  inside one.
+
   Args:
     data: copies of the parameters; -1 for as many as the other axis leaves.
-    fsdp: slices that parameters are split into; -1 likewise.
+    fsdp: shards that parameters are split into; -1 likewise.
     devices: default all devices of all processes.
 
   Raises:
-    UserError: the product is not the number of devices.
+    UserError: the product is not the number of devices, or "fsdp" leaves a slice.
   """
-  count = jax.device_count() if devices is None else len(devices)
-  shape = preflight.mesh_shape(data=data, fsdp=fsdp, devices=count)
+  devices = jax.devices() if devices is None else list(devices)
+  slices = slice_count(devices)
+  shape = preflight.mesh_shape(
+    data=data, fsdp=fsdp, devices=len(devices), slices=slices
+  )
   # linen modules know nothing of Explicit axes, which are make_mesh's default.
   auto = (jax.sharding.AxisType.Auto,) * len(AXES)
-  return jax.make_mesh(tuple(shape.values()), AXES, axis_types=auto, devices=devices)
+  if slices == 1 and devices[0].platform != "gpu":
+    return jax.make_mesh(tuple(shape.values()), AXES, axis_types=auto, devices=devices)
+  if slices == 1:
+    # Hosts of GPUs one after the other, which make_mesh takes for slices.
+    devices.sort(key=lambda device: (device.process_index, device.id))
+    grid = np.array(devices).reshape(*shape.values())
+  else:
+    grid = mesh_utils.create_hybrid_device_mesh(
+      (shape["data"] // slices, shape["fsdp"]),
+      (slices, 1),
+      devices,
+      allow_split_physical_axes="lite" in devices[0].device_kind,  # as make_mesh
+    )
+  return Mesh(grid, AXES, axis_types=auto)
+
+
+def slice_count(devices: Sequence | None = None) -> int:
+  """The number of TPU slices that devices, by default JAX's own, belong to."""
+  devices = jax.devices() if devices is None else devices
+  return len({d.slice_index for d in devices}) if devices[0].platform == "tpu" else 1
 
 
 def state_sharding(mesh: Mesh, state):

@@ -88,7 +88,7 @@ class Accelerator:
 
   @property
   def resource(self) -> str:
-    """What Kubernetes counts the chips of a host by."""
+    """Kubernetes' name for the chips of a host."""
     return "google.com/tpu" if self.is_tpu else "nvidia.com/gpu"
 
   @property
@@ -154,7 +154,7 @@ def names() -> list[str]:
 
 
 def table() -> str:
-  """What a person can ask for, a line for each name."""
+  """All accelerators by name, a line each."""
   row = "{:14} {:>5} {:>5}  {:9} {:18} {}".format
   lines = [row("name", "chips", "hosts", "topology", "machine", "label")]
   for name in names():

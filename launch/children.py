@@ -1,4 +1,4 @@
-"""Processes of this machine that belong together: what they print, how they end."""
+"""Processes of one run on this machine: started, printed and ended together."""
 
 import asyncio
 import collections
@@ -11,17 +11,17 @@ import sys
 
 from dinojax import errors
 
-SECONDS_TO_FOLLOW = 5  # for the others to see by themselves that one has ended
+SECONDS_TO_FOLLOW = 5  # for the others to notice by themselves that one has ended
 SECONDS_TO_END = 10  # from SIGTERM to SIGKILL
-SECONDS_TO_TIDY = 2  # for what a killed process started, to see it and clean up
-LINES_TO_REPEAT = 20  # of the one that failed, should the others have said much since
+SECONDS_TO_CLEAN_UP = 2  # for what a killed process started, to notice it and end
+LINES_TO_REPEAT = 20  # of the one that failed, if others have printed much since
 SIGNALLED = (
   -signal.SIGKILL,
   -signal.SIGTERM,
   128 + signal.SIGINT,
   128 + signal.SIGTERM,
 )
-# How a process says why it ends, or of which process's end it has heard.
+# How a process prints why it ends, or why another one does.
 REASON = re.compile(r"dinojax: (process \d+ of \d+ ended: )?")
 PR_SET_PDEATHSIG = 1  # linux/prctl.h
 LIBC = ctypes.CDLL(None)
@@ -37,7 +37,7 @@ class Process:
       number: from 0.
       reasons: {error: number of the process that gave it}, of all processes.
     """
-    self.number = self.explained_by = number  # the latter: whose line tells the reason
+    self.number = self.explained_by = number  # the process whose line has the reason
     self.lines = 0
     self.last_lines = collections.deque(maxlen=LINES_TO_REPEAT)
     self._reasons = reasons
@@ -79,8 +79,8 @@ class Process:
     return self
 
   async def clean_up(self) -> None:
-    """Waits for its last lines, once it has ended, and ends what it may have left."""
-    await asyncio.wait(self._relays, timeout=SECONDS_TO_TIDY)
+    """Waits for its last lines, once it has ended, and ends what it left running."""
+    await asyncio.wait(self._relays, timeout=SECONDS_TO_CLEAN_UP)
     with contextlib.suppress(ProcessLookupError):
       os.killpg(self._process.pid, signal.SIGKILL)
     await asyncio.wait(self._relays)
@@ -100,7 +100,7 @@ class Process:
       self._forward(rest.decode(errors="replace"), stream)
 
   def _forward(self, line, stream):
-    if line.startswith("[Gloo] Rank "):  # greetings of the CPU's network
+    if line.startswith("[Gloo] Rank "):  # of the CPU's network, at each start
       return
     if stream is sys.stderr and (prefix := REASON.match(line)):
       self.explained_by = self._reasons.setdefault(line[prefix.end() :], self.number)

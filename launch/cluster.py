@@ -1,7 +1,7 @@
-"""JobSets on a cluster, by the Kubernetes client: create, look at, follow, delete.
+"""JobSets on a cluster, by the Kubernetes client: create, status, logs, delete.
 
-Whatever the cluster, or the way to it, answers instead becomes one UserError: a line
-that says what to do. No call waits longer than its timeout.
+Any error of the cluster, or of the way to it, becomes one UserError: a line with the
+way out. No call waits longer than its timeout.
 """
 
 import contextlib
@@ -69,7 +69,7 @@ class Cluster:
       )
 
   def status(self, name: str) -> str:
-    """What a person wants to know of a JobSet, in a few lines."""
+    """State, restarts and pods of a JobSet, in a few lines."""
     found = self._get(name)
     pods = self._pods(name)
     state = found.get("status", {})
@@ -191,7 +191,7 @@ class Cluster:
       )
     if error.status == 409:
       return (
-        f"{name} exists already in {where}: see status {name}; to start it anew, stop"
+        f"{name} exists already in {where}: see status {name}; to restart it, stop"
         f" {name} first, or choose another --name"
       )
     if error.status == 401 or "system:anonymous" in said:
@@ -214,7 +214,7 @@ class Cluster:
       )
     if "strict decoding error: unknown field" in said:
       return (
-        f"the cluster's JobSets are older than this manifest ({said}); renew them:"
+        f"the cluster's JobSets are older than this manifest ({said}); update them:"
         f" {INSTALL_JOBSET}"
       )
     if error.status == 400 and "waiting to start" in said:
@@ -223,7 +223,7 @@ class Cluster:
 
 
 def _message(error: exceptions.ApiException) -> str:
-  """What the server says in words, in one line."""
+  """The server's own message, in one line."""
   body = (
     error.body.decode(errors="replace") if isinstance(error.body, bytes) else error.body
   )
@@ -242,7 +242,7 @@ def _wanted(spec: dict) -> int:
 
 
 def _summary(found: dict) -> str:
-  """One word or two for where a JobSet stands."""
+  """The state of a JobSet in a word or two."""
   state = found.get("status", {})
   if found["metadata"].get("deletionTimestamp"):
     return "stopping"
@@ -256,7 +256,7 @@ def _summary(found: dict) -> str:
 
 
 def _trouble(pod) -> str:
-  """Why a pod does not run, if it says so."""
+  """Why a pod does not run, if its status has a reason."""
   for condition in pod.status.conditions or []:
     if condition.type == "PodScheduled" and condition.status == "False":
       return f"not scheduled: {' '.join((condition.message or '').split())}"

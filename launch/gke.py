@@ -75,7 +75,7 @@ DRY_RUN = flags.DEFINE_bool("dry_run", False, "Print the manifest, submit nothin
 TIMEOUT = flags.DEFINE_float(
   "timeout", 30, "Seconds for an answer of the cluster.", lower_bound=0.1
 )
-PROCESS = flags.DEFINE_integer("process", 0, "Whose log, from 0.")
+PROCESS = flags.DEFINE_integer("process", 0, "Of which process the log is, from 0.")
 FOLLOW = flags.DEFINE_bool("follow", False, "Wait for more of the log.")
 
 VERBS = ("submit", "status", "logs", "stop", "accelerators")
@@ -167,7 +167,7 @@ def open_cluster():
 
 
 def main(argv: list[str]) -> None:
-  """Does what the verb says."""
+  """Runs the verb."""
   verb, *names = argv[1:] or ["submit"]
   if verb in ("submit", "accelerators") and names:
     raise errors.UserError(f"{names[0]!r} is no option; options start with --")
@@ -178,10 +178,10 @@ def main(argv: list[str]) -> None:
   elif len(names) != 1:
     raise errors.UserError(f"{verb} needs the name of one job: {verb} NAME")
   else:
-    look_after(verb, jobs.valid_name(names[0]))
+    manage(verb, jobs.valid_name(names[0]))
 
 
-def look_after(verb: str, name: str) -> None:
+def manage(verb: str, name: str) -> None:
   """Prints the status or the log of a job, or ends it."""
   cluster = open_cluster()
   if verb == "status":

@@ -1,7 +1,7 @@
-"""A training job for a cluster: what a person asks for, checked and completed.
+"""Training job for a cluster: what a person asks for, checked and completed.
 
-Nothing here knows of Kubernetes' API, and nothing asks a cluster: a mistake is told in
-one line before anything is submitted.
+Nothing here depends on Kubernetes' API or asks a cluster: a user error is one line,
+before anything is submitted.
 """
 
 import dataclasses
@@ -29,7 +29,7 @@ class Job:
   name: str
   image: str
   accelerator: accelerators.Accelerator
-  command: tuple[str, ...]  # of every process, less what tells them apart
+  command: tuple[str, ...]  # of every process, without its number
   slices: int = 1
   mounts: tuple[buckets.Mount, ...] = ()
   env: Mapping[str, str] = dataclasses.field(default_factory=dict)
@@ -75,11 +75,11 @@ def make(
   check_slices(chips, slices)
   if not image:
     raise errors.UserError(
-      "--image=REGISTRY/IMAGE:TAG is missing; launch/README.md tells how"
+      "--image=REGISTRY/IMAGE:TAG is missing; launch/README.md shows how to build it"
     )
   path, own = mount_workdir(workdir)
   preflight.check(config, devices=chips.chips * slices)
-  preflight.mesh_shape(**config.mesh, devices=chips.chips * slices)
+  preflight.mesh_shape(**config.mesh, devices=chips.chips * slices, slices=slices)
 
   fields, mounts = buckets.mount_config({**config.to_dict(), "workdir": path})
   values = {**overrides, **fields, "workdir": path}

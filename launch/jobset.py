@@ -9,9 +9,9 @@ dinojax/errors.py) decides whether it does:
                   hosts so. Restarted without limit, as are pods that were disrupted.
   anything else   lost peers, a hang, no memory: restarted at most max_restarts times.
 
-A disrupted pod counts as disrupted whatever its status: the first rule that fits a pod
-is applied, and the first that fits a Job. A JobSet tells Jobs that failed by a rule
-apart by their message alone, which JobSet 0.10.1 and newer can read.
+A disrupted pod counts as disrupted, with any status: the first rule that fits a pod is
+applied, and the first that fits a Job. Only the message of a Job has the rule by which
+it failed, and JobSet reads messages since 0.10.1.
 
 Sources: JobSet documentation, "Failure Policy", "Labels and annotations" and "Exclusive
 placement"; Kubernetes documentation, "Pod failure policy" (rules, and the message of a
@@ -98,7 +98,7 @@ def to_yaml(manifest: dict[str, Any]) -> str:
 
 
 class _PlainDumper(yaml.SafeDumper):
-  """Writes repeated values again: "&id001" is for machines."""
+  """Writes repeated values in full, instead of references such as "&id001"."""
 
   def ignore_aliases(self, data: Any) -> bool:
     return True
@@ -210,8 +210,8 @@ def _own_env(job: jobs.Job) -> dict[str, str]:
 def _peers(job: jobs.Job) -> list[str]:
   """Flags by which the processes of a run find each other.
 
-  TPUs need none: GKE tells each of their pods its place, by TPU_WORKER_ID, by
-  TPU_WORKER_HOSTNAMES and, with several slices, by MEGASCALE_*.
+  TPUs need none: GKE sets TPU_WORKER_ID, TPU_WORKER_HOSTNAMES and, with several slices,
+  MEGASCALE_* in each of their pods.
   """
   hosts = job.accelerator.hosts
   if job.accelerator.is_tpu or hosts == 1:

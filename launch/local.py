@@ -71,7 +71,7 @@ def parse(argv: list[str]) -> tuple[argparse.Namespace, list[str]]:
 
 
 def environment(number: int, *, devices: int, gpus: bool) -> dict[str, str]:
-  """What tells process `number` its devices."""
+  """Environment that gives process `number` its devices."""
   if not gpus:
     return {
       "JAX_PLATFORMS": "cpu",
@@ -85,7 +85,7 @@ def environment(number: int, *, devices: int, gpus: bool) -> dict[str, str]:
 
 
 def place(number: int, count: int, port: int) -> list[str]:
-  """Options that tell process `number` where the others are."""
+  """Options by which process `number` finds the others."""
   if count == 1:
     return []  # JAX would send over the network what devices of a process share
   numbers = (f"--num_processes={count}", f"--process_id={number}")
@@ -93,7 +93,7 @@ def place(number: int, count: int, port: int) -> list[str]:
 
 
 def free_port() -> int:
-  """A port that nobody on this machine listens on."""
+  """A port of this machine that is not in use."""
   with socket.socket() as probe:
     probe.bind(("localhost", 0))
     return probe.getsockname()[1]
@@ -102,7 +102,7 @@ def free_port() -> int:
 def main(argv: list[str]) -> int:
   """Starts the processes and returns the exit status of the first that failed, or 0."""
   options, rest = parse(argv)
-  # When nobody reads on (| head), this ends, and so the processes do.
+  # Where nobody reads its output any more (| head), this ends, and so do the processes.
   signal.signal(signal.SIGPIPE, signal.SIG_DFL)
   port = free_port()
   path = os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH"))))

@@ -1,4 +1,4 @@
-"""What a cluster must provide for a job, in a line each: nothing here is checked."""
+"""Requirements of a job on its cluster, a line each: nothing of it is checked."""
 
 from launch import buckets, jobs
 
@@ -11,7 +11,7 @@ _GPUDIRECT = {
 
 
 def of(job: jobs.Job, config) -> list[str]:
-  """Notes to a job, and to what of its config a pod will not find."""
+  """Notes on a job, and on what of its config a pod will not find."""
   chips = job.accelerator
   pools = f"{job.slices} node pools" if job.slices > 1 else "a node pool"
   each = " each" if job.slices > 1 else ""
@@ -46,12 +46,12 @@ def of(job: jobs.Job, config) -> list[str]:
     notes.append(
       f"{chips.machine} nodes talk at full speed by {_GPUDIRECT[chips.machine]} alone,"
       " which is the cluster's to install and needs annotations and volumes that this"
-      " manifest has not: --dry_run, add them, kubectl apply"
+      " manifest lacks: print it with --dry_run, add them, kubectl apply it"
     )
   if job.spot and job.grace_seconds > SPOT_SECONDS:
     notes.append(
-      f"Spot VMs end some {SPOT_SECONDS} s after SIGTERM, whatever --grace_seconds="
-      f"{job.grace_seconds} says: a save that takes longer is lost, with the steps"
+      f"Spot VMs end some {SPOT_SECONDS} s after SIGTERM, also with --grace_seconds="
+      f"{job.grace_seconds}: a save that takes longer is lost, with the steps"
       f" since the last of every {config.checkpoint.every}, and the restart may count"
       f" towards --max_restarts={job.max_restarts}"
     )
@@ -59,7 +59,7 @@ def of(job: jobs.Job, config) -> list[str]:
 
 
 def _strangers(job: jobs.Job, config) -> list[str]:
-  """Notes to data that are neither in a bucket nor part of the package."""
+  """Notes on data that are neither in a bucket nor part of the package."""
   notes = []
   named = {
     **{f"data.sources[{i}]": s for i, s in enumerate(config.data.sources)},

@@ -1,4 +1,4 @@
-"""Sweeps: values to try for fields of a config, and the runs that they make."""
+"""Sweeps: values to try for fields of a config, and the run of each combination."""
 
 import dataclasses
 import hashlib
@@ -19,7 +19,7 @@ class Run:
   def folder(self) -> str:
     """Of the run within a sweep's workdir: the same for the same values; "" for none.
 
-    Words that folders of buckets may have, and a digest where that leaves a doubt.
+    Only characters that folders of buckets may have; a digest if some were replaced.
     """
     text = "_".join(f"{field}={value}" for field, value in self.overrides.items())
     name = re.sub("[^A-Za-z0-9._=+-]", "_", text)

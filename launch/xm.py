@@ -44,7 +44,7 @@ COMMAND = ["xmanager", *sys.argv[1:]]  # before XManager changes it
 
 
 class JobSets(xm.Executor):
-  """A GKE cluster, which runs a manifest and needs this process no longer."""
+  """A GKE cluster, which runs a manifest without this process."""
 
   Spec = xm_local.KubernetesSpec
 
@@ -77,7 +77,7 @@ def load(overrides: dict) -> tuple:
 
 
 def local_command(run: sweeps.Run) -> list[str]:
-  """What trains a run on this machine."""
+  """The command that trains a run on this machine."""
   given = config_flags.get_override_values(flags.FLAGS["config"])
   overrides = {**given, **run.overrides}
   config, _ = load(overrides)

@@ -6,6 +6,7 @@ import pytest
 from jax.sharding import AxisType, Mesh, PartitionSpec
 
 from dinojax import errors, sharding
+from dinojax.planning import topology
 
 
 def make_mesh(order, shape):
@@ -88,6 +89,33 @@ def test_a_mesh_of_another_number_of_devices_is_refused(data, fsdp):
     f"config.mesh.data={data} times config.mesh.fsdp={fsdp} must be the number of"
     " devices, 8; try data=1, fsdp=-1"
   )
+
+
+@pytest.fixture(scope="module")
+def two_slices():
+  """Two slices of 16 TPUs, as the compiler sees them, in no order."""
+  devices = topology.devices("v5e:4x4", slices=2)
+  return [devices[i] for i in np.random.default_rng(0).permutation(len(devices))]
+
+
+@pytest.mark.parametrize("data, fsdp", [(2, 16), (-1, 8), (2, -1), (32, 1)])
+def test_data_lies_across_slices_and_fsdp_within_one(two_slices, data, fsdp):
+  mesh = sharding.make_mesh(data=data, fsdp=fsdp, devices=two_slices)
+  slices = np.vectorize(lambda device: device.slice_index)(mesh.devices)
+  assert (slices == slices[:, :1]).all()
+  assert (np.bincount(slices[:, 0]) == len(slices) / 2).all()
+  assert set(mesh.devices.flat) == set(two_slices)
+
+
+@pytest.mark.parametrize("data, fsdp", [(1, -1), (1, 32)])
+def test_a_mesh_that_gathers_weights_across_slices_is_refused(two_slices, data, fsdp):
+  with pytest.raises(errors.UserError) as caught:
+    sharding.make_mesh(data=data, fsdp=fsdp, devices=two_slices)
+  assert str(caught.value) == (
+    "config.mesh.fsdp=32 must divide the 16 devices of each of 2 slices, within which"
+    " weights are gathered; try data=2, fsdp=16"
+  )
+  assert sharding.make_mesh(data=2, fsdp=16, devices=two_slices).size == 32
 
 
 MESHES = {

@@ -1,4 +1,4 @@
-"""What the commands share: flags, and errors in one line with an exit status.
+"""Command lines: the flags that they share, and errors in one line with a status.
 
 Free of JAX, so that --help and wrong flags are answered at once.
 """
@@ -30,7 +30,7 @@ def run(
     main: takes the program's name and what stands behind the options.
     on_interrupt: printed when Ctrl-C or SIGTERM ends the program.
     config: whether --config has to be given.
-    arguments: what `main` wants besides options, such as "SRC DST".
+    arguments: what `main` needs besides options, such as "SRC DST".
     pass_unknown: whether `main` takes options that are unknown here, instead.
   """
   parse = functools.partial(
@@ -43,7 +43,7 @@ def run(
   try:
     app.run(main, flags_parser=parse)
   except BaseException as error:
-    if status := signals.status():  # whatever has come of the signal
+    if status := signals.status():  # also where it became another error
       exits.fail(on_interrupt, status=status)
     if isinstance(error, errors.UserError):
       exits.fail(str(error), status=error.status)
@@ -70,7 +70,7 @@ def integers(flag: flags.FlagHolder) -> tuple[int, ...]:
 def _parse_flags(
   argv: list[str], *, config: bool, arguments: list[str], pass_unknown: bool
 ) -> list[str]:
-  """Flags, config file and arguments; what is wrong with them becomes one line."""
+  """Parses flags, config file and arguments; UserError if one is wrong."""
   rest = parsing.parse_flags(argv, known_only=pass_unknown)
   if config and flags.FLAGS.config is None:
     raise errors.UserError("--config=FILE is missing; try experiments/quickstart.py")

@@ -28,7 +28,7 @@ def explained() -> Iterator[None]:
 
 
 def _unknown_field(text: str) -> str:
-  """What ml_collections, or Python in a config file, says of a name."""
+  """One line for what ml_collections, or Python in a config file, reports of a name."""
   text = text.replace("\\n", " ").replace("\\'", "'")
   if not (name := re.match(r"['\"]*([\w.]+)['\"]*(\s|$)", text)):
     return f"--config: {' '.join(text.split())}"

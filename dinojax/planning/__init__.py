@@ -1,1 +1,1 @@
-"""A run on paper: compiled for a machine that need not be there, and read."""
+"""Plans of a run: its step compiled for a machine that need not be there, and read."""

@@ -1,4 +1,4 @@
-"""What a training step costs: FLOPs by hand, and a compiled program on a chip."""
+"""Costs of a training step: FLOPs by formula, time of a compiled program on a chip."""
 
 import collections
 import re
@@ -10,12 +10,13 @@ from dinojax.planning import hlo
 
 
 class Chip(NamedTuple):
-  """What one device can do at most, from its maker's sheet.
+  """Limits of one device, from its maker's sheet.
 
   flops: of bfloat16 matrix products, per second. memory: bytes that a program can have.
   bandwidth: of that memory, bytes per second. network: bytes per second that reach the
-  device over all its links to others. clock: cycles per second, where the compiler's
-  cycles are known to be of that clock, else 0.
+  device over all its links to others. between_slices: the same from other slices, its
+  share of its host's network cards; 0 where there are none. clock: cycles per second,
+  where the compiler's cycles are known to be of that clock, else 0.
   """
 
   name: str
@@ -23,23 +24,24 @@ class Chip(NamedTuple):
   memory: float
   bandwidth: float
   network: float
+  between_slices: float
   clock: float
 
 
 GIB = 2**30
 CHIPS = {  # by JAX's name of the device
-  "TPU v5 lite": Chip("v5e", 197e12, 15.75 * GIB, 819e9, 200e9, 1.5e9),
-  "TPU v5": Chip("v5p", 459e12, 95.74 * GIB, 2765e9, 600e9, 0),
-  "TPU v6 lite": Chip("v6e", 918e12, 31.25 * GIB, 1640e9, 448e9, 0),
-  "NVIDIA H100 80GB HBM3": Chip("H100", 989e12, 79.6 * GIB, 3350e9, 450e9, 0),
-  "NVIDIA H200": Chip("H200", 989e12, 140.4 * GIB, 4800e9, 450e9, 0),
+  "TPU v5 lite": Chip("v5e", 197e12, 15.75 * GIB, 819e9, 200e9, 3.125e9, 1.5e9),
+  "TPU v5": Chip("v5p", 459e12, 95.74 * GIB, 2765e9, 600e9, 6.25e9, 0),
+  "TPU v6 lite": Chip("v6e", 918e12, 31.25 * GIB, 1640e9, 448e9, 12.5e9, 0),
+  "NVIDIA H100 80GB HBM3": Chip("H100", 989e12, 79.6 * GIB, 3350e9, 450e9, 0, 0),
+  "NVIDIA H200": Chip("H200", 989e12, 140.4 * GIB, 4800e9, 450e9, 0, 0),
 }
 
 
 def model_flops(config) -> float:
-  """FLOPs that one image asks of a step: 2 per multiply-add, the backward pass twice.
+  """FLOPs of one image in a step: 2 per multiply-add, the backward pass twice.
 
-  What is computed again in the backward pass does not count.
+  What the backward pass recomputes does not count.
   """
   b = config.backbone
   ffn = 8 * b.width**2
@@ -77,7 +79,7 @@ def model_flops(config) -> float:
 
 
 def cost(program: hlo.Program, chip: Chip | None, devices: int) -> dict:
-  """What the compiled program does in a step, and how long that takes on a chip."""
+  """FLOPs, traffic and, on a known chip, time of one step of a compiled program."""
   flops = recomputed = seconds = traffic = 0.0
   received, kernels = collections.Counter(), collections.Counter()
   costliest, counted = collections.Counter(), set()
@@ -92,7 +94,7 @@ def cost(program: hlo.Program, chip: Chip | None, devices: int) -> dict:
         counted.add((run.computation, kind, channel))
         received[kind] += size * run.times
     if not chip or run.op.kind.endswith(("-start", "-done")):
-      continue  # what a chip does besides, such as fetching for the next op
+      continue  # done beside other work, such as fetching for the next op
     by_roofline = max(op_flops / chip.flops, op_bytes / chip.bandwidth)
     if chip.clock and run.op.cycles is not None:
       op_seconds = run.op.cycles / chip.clock
@@ -111,6 +113,12 @@ def cost(program: hlo.Program, chip: Chip | None, devices: int) -> dict:
   }
   if chip:
     seconds = max(seconds, traffic / chip.bandwidth)
+    across = received.pop(hlo.BETWEEN_SLICES, 0)
+    if across:
+      result |= {
+        "slices_seconds": across / chip.between_slices,
+        "slices_bandwidth": chip.between_slices,
+      }
     result |= {
       "seconds": seconds,
       "seconds_by": "compiler's cycles" if chip.clock else "roofline",
@@ -127,7 +135,7 @@ def _short(source: str) -> str:
   if "jvp(" in source:
     part = "student backward" if "transpose(jvp" in source else "student forward"
   if "rematted_computation" in source:
-    part = "student again"
+    part = "student recomputed"
   noise = re.compile(r"jit\(|transpose|jvp|while|body|closed_call|checkpoint|remat")
   names = [name for name in source.split("/") if not noise.match(name)]
   return f"{part}: {'/'.join(names[-4:])}"

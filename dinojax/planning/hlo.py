@@ -1,4 +1,4 @@
-"""Reads a compiled XLA program: what runs, how often, and what it costs on a device.
+"""Compiled XLA programs, read: what runs, how often, and what it costs on a device.
 
 The input is the optimised HLO text of one device's program. XLA's own cost analysis
 counts the body of a loop once; here it counts as often as the loop turns.
@@ -15,6 +15,7 @@ from dinojax.planning import hlo_ops
 COLLECTIVES = (
   *("all-gather", "all-reduce", "reduce-scatter", "all-to-all", "collective-permute"),
 )
+BETWEEN_SLICES = "between slices"  # of TPUs, by the data center's network
 # Ops that move nothing themselves.
 FREE = (
   *("parameter", "constant", "tuple", "get-tuple-element", "bitcast"),
@@ -140,7 +141,10 @@ class Program:
     """
     for op, scope in self._parts(run):
       kind = op.kind.removesuffix("-start")
-      if "all-reduce-scatter" in "".join(run.op.called):  # TPUs' way to say it
+      if kind == "recv" and "_xla_megascale" in op.attributes:
+        rendezvous = re.search(r'_rendezvous="([^"]*)"', op.attributes)[1]
+        yield BETWEEN_SLICES, hlo_ops.received_from_slices(op), rendezvous
+      if "all-reduce-scatter" in "".join(run.op.called):  # how TPU programs name it
         kind = kind.replace("all-reduce", "reduce-scatter")
       if kind in COLLECTIVES:
         channel = re.search(r"channel_id=(\d+)", op.attributes)

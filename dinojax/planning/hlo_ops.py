@@ -94,6 +94,22 @@ def received_bytes(op, kind: str, scope) -> int:
   )
 
 
+def received_from_slices(op) -> int:
+  """What one transfer between TPU slices brings to each device.
+
+  The text names the slices as "{1,2}x{0:15}", counted from 1, and the devices in each.
+  """
+  size = op.arrays[0].bytes  # the others are a counter and a token
+  if '_transfer_type="ALL_REDUCE"' not in op.attributes:
+    return size
+  named = re.search(r'_megascale_target="\{([\d,:]*)\}', op.attributes)[1]
+  slices = 0
+  for part in named.split(","):
+    first, _, last = part.partition(":")
+    slices += int(last or first) - int(first) + 1
+  return 2 * size * (slices - 1) // slices
+
+
 def _group_size(attributes: str) -> int:
   """Devices that a collective connects, in any of the ways HLO writes them."""
   if found := re.search(r"replica_groups=\[\d+,(\d+)\]", attributes):

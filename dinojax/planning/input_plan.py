@@ -1,7 +1,7 @@
-"""What a host must do to feed its devices: images, cores, bytes, memory.
+"""Input of a host that feeds its devices: images, cores, bytes and memory it takes.
 
-Arithmetic on a plan of the step, and one measurement: the time of this machine to make
-the crops of an image, on one core, from images like those of the run.
+Arithmetic on a plan of the step, and one measurement: the time that one core of this
+machine takes for the crops of an image, from images like those of the run.
 """
 
 import contextlib
@@ -13,11 +13,11 @@ import numpy as np
 from dinojax.data import mixture, sources, train_batches
 
 SECONDS = 10  # that a measurement takes, and at least three batches
-SAMPLES = 256  # records whose size is looked at
+SAMPLES = 256  # records whose size is measured
 
 
 def measure(config, sample: str) -> dict[str, float]:
-  """Makes batches of one group with one thread, as a worker does.
+  """Times batches of one group, made by one thread as a worker makes them.
 
   Args:
     config: of the run.
@@ -47,7 +47,7 @@ def measure(config, sample: str) -> dict[str, float]:
 
 
 def needs(config, plan: dict, *, hosts: int, measured: dict | None) -> dict[str, float]:
-  """Figures of one host; those that need a step's time or a measurement only with it.
+  """Figures of one host, as far as the step's time and a measurement are known.
 
   Args:
     config: of the run.
@@ -83,7 +83,7 @@ def needs(config, plan: dict, *, hosts: int, measured: dict | None) -> dict[str,
 
 
 def rows(needs: dict[str, float]) -> list[tuple[str, str]]:
-  """The figures for people: (what, value)."""
+  """The figures as text: (what, value)."""
   workers = needs["workers"]
   lines = [
     ("input: hosts", f"{needs['hosts']}"),
@@ -103,14 +103,17 @@ def rows(needs: dict[str, float]) -> list[tuple[str, str]]:
     ]
   if "seconds_per_image" in needs:
     lines += [
-      ("  an image on one core, here", f"{needs['seconds_per_image'] * 1e3:.1f} ms"),
+      (
+        "  an image on one core, measured",
+        f"{needs['seconds_per_image'] * 1e3:.1f} ms",
+      ),
       ("  an image as stored", f"{needs['bytes_per_image'] / 1e3:,.1f} kB"),
     ]
   if "cores" in needs:
     short = needs["cores"] > workers
     advice = f"; raise config.workers={workers}" if short else f" of {workers} workers"
     lines += [
-      ("  cores it takes, like these", f"{needs['cores']:.1f}{advice}"),
+      ("  cores needed, like those here", f"{needs['cores']:.1f}{advice}"),
       ("  read per host", f"{needs['read_bytes_per_second'] / 1e6:,.2f} MB/s"),
     ]
   return lines

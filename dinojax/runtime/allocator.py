@@ -1,24 +1,24 @@
-"""Memory of the C library on CPU: kept between steps instead of given back.
+"""Allocator of the C library on CPU: freed memory is kept for the next step.
 
-XLA allocates a program's temporaries anew for each execution, and glibc returns such
-large pieces to the system at once: each step then waits for a hundred thousand pages to
-be zeroed again, a tenth of its time. Input workers allocate images and crops anew, too.
+XLA allocates a program's temporaries for each execution, and glibc returns such large
+blocks to the system at once: each step then waits until a hundred thousand pages are
+zeroed again, a tenth of its time. Input workers allocate images and crops, too.
 """
 
 import ctypes
 import glob
 
 ACCELERATORS = ("/dev/nvidia[0-9]*", "/dev/accel[0-9]*", "/dev/vfio/[0-9]*", "/dev/kfd")
-# Of glibc's malloc.h: no mappings of their own for large pieces, no trimming of the
-# heap, and one arena for all threads, since further ones are mapped all the same.
+# Of glibc's malloc.h: no separate mappings for large blocks, no trimming of the heap,
+# and one arena for all threads, since further ones are always mapped.
 M_MMAP_MAX, M_TRIM_THRESHOLD, M_ARENA_MAX = -4, -1, -8
 
 
 def keep_pages(*, with_accelerators: bool = False) -> None:
-  """Makes a process keep what it frees, where there are accelerators only if asked to.
+  """Makes this process keep what it frees; beside accelerators only on request.
 
-  To be called before JAX starts its threads: those have arenas of their own by then.
-  Other C libraries than glibc are left alone.
+  Call it before JAX starts its threads, which get arenas of their own. It does nothing
+  with other C libraries than glibc.
   """
   libc = ctypes.CDLL(None)
   usual = not any(map(glob.glob, ACCELERATORS)) or with_accelerators

@@ -13,7 +13,7 @@ import traceback
 from dinojax import errors
 from dinojax.runtime import peers, signals
 
-SECONDS_OF_DOUBT = 2  # an error may come of a lost peer, which is known by then
+SECONDS_OF_DOUBT = 2  # until a lost peer, which may have caused an error, is known
 
 _peers: peers.Peers | None = None  # of this process, as JAX's own state of it
 
@@ -25,7 +25,7 @@ def join(others: peers.Peers) -> None:
 
 
 def leave() -> None:
-  """Takes leave of the others at the end of a command that they end with."""
+  """Announces to the others that this process has ended its part of the command."""
   if _peers:
     _peers.leave()
 
@@ -39,7 +39,7 @@ def end(status: int, cause: str) -> None:
   """
   if _peers:
     _peers.end(status, cause)
-  signals.say(f"dinojax: {errors.printable(cause)}")
+  signals.write_line(f"dinojax: {errors.printable(cause)}")
   os._exit(status)
 
 
@@ -52,7 +52,7 @@ def fail(cause: str, *, status: int = 1, error: Exception | None = None) -> None
     error: a bug, printed with its traceback.
   """
   if _peers and status < 128:
-    # Whatever this is may come of a lost peer, and `Peers` then ends the process.
+    # Any error may come of a lost peer, and `Peers` then ends the process.
     time.sleep(SECONDS_OF_DOUBT)
   if error:
     traceback.print_exception(error)
@@ -60,7 +60,7 @@ def fail(cause: str, *, status: int = 1, error: Exception | None = None) -> None
     _peers.end(status, cause)
   if not error:
     print(f"dinojax: {errors.printable(cause)}", file=sys.stderr)
-  # Threads of libraries may wait for what does not come, after an error of a disk.
+  # Threads of libraries may wait without end, for example for a disk that failed.
   threading.Thread(target=_insist, args=[status], daemon=True).start()
   sys.exit(status)
 

@@ -10,7 +10,7 @@ from dinojax.runtime import signals
 
 
 class Interrupts:
-  """Catches both signals from now on; a second one ends the process at once.
+  """Handlers of both signals; a second signal ends the process at once.
 
   With several processes, JAX's own service passes SIGTERM to any of them on to all, and
   has them agree on the step to end at.
@@ -28,10 +28,10 @@ class Interrupts:
   def _catch(self, number, _):
     if self._number is not None:
       # An exception would be lost where Python happens to be in a callback.
-      signals.say("ended; steps since the last checkpoint are lost")
+      signals.write_line("ended; steps since the last checkpoint are lost")
       os._exit(128 + number)
     self._number = number
-    signals.say("saving after this step; once more ends at once, unsaved")
+    signals.write_line("saving after this step; once more ends at once, unsaved")
     if not self._alone:
       os.kill(os.getpid(), signal.SIGTERM)
 

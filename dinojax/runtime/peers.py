@@ -1,10 +1,10 @@
 """Peers of a process in its run: which of them is lost, and why.
 
-JAX's own service aborts a process, in C++, when others are gone, and says neither which
-nor what to do. So all stay connected to process 0, where they have met (see
-rendezvous.py), over connections that carry one line, the last: "bye" or why a process
-ends. The kernel of a killed process closes its connection at once; a host that is gone
-is noticed within `rendezvous.LOST_AFTER` seconds.
+JAX's own service aborts a process, in C++, when others are gone, without a word about
+which or what to do. So all stay connected to process 0, where they have met (see
+rendezvous.py). A connection carries one line, the last: "bye", or why a process ends.
+The kernel closes the connections of a killed process at once; a host that is gone is
+noticed within `rendezvous.LOST_AFTER` seconds.
 """
 
 import contextlib
@@ -30,13 +30,13 @@ class Peers:
     self._ending = threading.Lock()
     if number:
       # JAX aborts a process, in C++, that has lost process 0. As SIGABRT's handler,
-      # sleep(SIGABRT) gives `_watch` six seconds to say so and to end it in order.
+      # sleep(SIGABRT) gives `_watch` six seconds to print why and end the process.
       libc = ctypes.CDLL(None)
       libc.signal(signal.SIGABRT, ctypes.cast(libc.sleep, ctypes.c_void_p))
     threading.Thread(target=self._watch, daemon=True).start()
 
   def leave(self) -> None:
-    """Tells the others that this process is done, so that none takes it for lost."""
+    """Announces that this process is done, so that no other takes it for lost."""
     self._send("bye")
 
   def end(self, status: int, cause: str) -> None:
@@ -46,13 +46,13 @@ class Peers:
 
     Args:
       status: of `errors`.
-      cause: what all of them say.
+      cause: printed by all of them.
     """
     self._end(status, cause, f"process {self._number} of {self._count} ended: {cause}")
 
   def _end(self, status: int, cause: str, message: str) -> None:
-    self._ending.acquire()  # for good: whoever comes second waits for the end
-    signals.say(f"dinojax: {errors.printable(cause)}")
+    self._ending.acquire()  # for good: a second thread waits here for the end
+    signals.write_line(f"dinojax: {errors.printable(cause)}")
     self._send(f"end {status} {errors.printable(message)}")
     if self._number == 0:  # JAX's service ends with it, and aborts who still uses it
       self._await_others(seconds=3)

@@ -1,7 +1,7 @@
-"""How many processes a run has and which of them this one is; they start and end here.
+"""Processes of a run: how many there are, which of them this one is, how they join.
 
-By flags if they are given, otherwise by what the environment says: a TPU slice on GKE,
-an srun step of SLURM, a Job of Kubernetes, or none of these, which is one process.
+By flags if they are given, otherwise by the environment of a TPU slice on GKE, an srun
+step of SLURM or a Job of Kubernetes. Without any of these there is one process.
 """
 
 import dataclasses
@@ -27,20 +27,20 @@ MULTIHOST = flags.DEFINE_bool(
   None,
   "Without --coordinator, TPU slices on GKE, SLURM and Kubernetes are known by the"
   " environment; --multihost: other clusters, too, by JAX's own means; --nomultihost:"
-  " one process, whatever the environment says.",
+  " one process, also within a cluster.",
 )
 JOIN_SECONDS = flags.DEFINE_integer(
   "join_seconds", 300, "How long processes wait for each other at the start."
 )
-MEET_SECONDS = 24 * 3600  # Who does not come is lost, or ended by its watchdog, before.
+MEET_SECONDS = 24 * 3600  # A process that hangs is ended by its watchdog before.
 
 
 @dataclasses.dataclass(frozen=True)
 class Place:
   """A process among those of its run.
 
-  number: from 0. count: of all. coordinator: HOST:PORT of process 0. means: what tells
-  so. devices: numbers of this host's GPUs that are this process's; None: all.
+  number: from 0. count: of all. coordinator: HOST:PORT of process 0. means: how this
+  was found. devices: numbers of this host's GPUs that are this process's; None: all.
   """
 
   number: int
@@ -54,8 +54,8 @@ def join(*, apart: bool = False, saves: bool = False) -> tuple[int, int]:
   """Joins the other processes of a run, if there are any; before anything of JAX.
 
   Args:
-    apart: the processes need not talk. They stay apart then unless their devices make
-      them, and one that ends ends no other.
+    apart: the processes need not communicate. They stay apart, unless their devices
+      belong together, and one that ends does not end the others.
     saves: SIGTERM does not end this process: `interrupts` has all save first.
 
   Returns:
@@ -85,7 +85,7 @@ def join(*, apart: bool = False, saves: bool = False) -> tuple[int, int]:
       place.coordinator, place.number, place.count, seconds=JOIN_SECONDS.value
     )
   )
-  # They have found process 0 without one; gRPC takes whatever proxy it is told of.
+  # Processes have found each other without a proxy; gRPC would use one if it is set.
   jax.config.update("jax_check_proxy_envs", False)
   os.environ.update(no_grpc_proxy=place.coordinator.rpartition(":")[0])
   jax.distributed.initialize(
@@ -106,7 +106,7 @@ def join(*, apart: bool = False, saves: bool = False) -> tuple[int, int]:
 
 
 def meet(name: str) -> None:
-  """Returns when all processes of the run have come here; each name only once."""
+  """Returns when all processes of the run have called it; each name only once."""
   barrier = multihost.get_barrier_sync_fn()  # a call, and no collective of devices
   barrier(key=name, timeout_ms=1000 * MEET_SECONDS)
 
@@ -115,7 +115,7 @@ def detect(environ: Mapping[str, str]) -> Place | None:
   """The place that the environment gives to this process; None if it is alone.
 
   Raises:
-    UserError: it says that there are others, and not enough to find them.
+    UserError: there are others, and the environment does not say where.
   """
   return _on_gke_tpu(environ) or _under_slurm(environ) or _in_kubernetes(environ)
 
@@ -145,7 +145,7 @@ def _join_by_jax() -> None:
 
 
 def _on_gke_tpu(environ: Mapping[str, str]) -> Place | None:
-  """As GKE sets it for pods with TPUs: hosts of a slice; MEGASCALE_* if of several."""
+  """A pod with TPUs: GKE sets its slice's hosts, MEGASCALE_* for several slices."""
   names = environ.get("TPU_PROCESS_ADDRESSES") or environ.get("TPU_WORKER_HOSTNAMES")
   if not names:
     return None
@@ -162,7 +162,7 @@ def _on_gke_tpu(environ: Mapping[str, str]) -> Place | None:
 
 
 def _under_slurm(environ: Mapping[str, str]) -> Place | None:
-  """Inside an srun step alone.
+  """A task of an srun step.
 
   A batch script and the shell of salloc know the SLURM_NTASKS of their job, too, but
   are one process: SLURM_STEP_NUM_TASKS is 1 there, or missing.
@@ -190,9 +190,9 @@ def _under_slurm(environ: Mapping[str, str]) -> Place | None:
 
 
 def _in_kubernetes(environ: Mapping[str, str]) -> Place | None:
-  """An indexed Job, whose manifest has to say how many pods there are, and the first.
+  """An indexed Job, whose manifest has to name the number of pods and the first one.
 
-  Under the names that Kubeflow's Trainer gives to all, the index included.
+  The variables are those of Kubeflow's Trainer.
   """
   index = _integer(environ, "JOB_COMPLETION_INDEX", default=0)
   number = _integer(environ, "JAX_PROCESS_ID", default=index)
@@ -215,6 +215,6 @@ def _integer(environ: Mapping[str, str], name: str, default: int | None = None) 
     return int(value)
   except (TypeError, ValueError) as error:
     raise errors.UserError(
-      f"{name}={value or ''} in the environment must be a number; or say with"
-      " --coordinator, --num_processes and --process_id who this process is"
+      f"{name}={value or ''} in the environment must be a number; or give"
+      " --coordinator, --num_processes and --process_id"
     ) from error

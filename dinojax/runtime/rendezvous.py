@@ -1,9 +1,9 @@
 """Rendezvous of a run's processes: each calls process 0, which names those missing.
 
-JAX's own service aborts a process, in C++, when others do not come, and says neither
-which nor what to do. So all meet at its address before it starts there.
+JAX's own service aborts a process, in C++, when others do not come, without a word
+about which or what to do. So all meet at its address before it starts there.
 
-Whoever calls says who it is in one line, with a proof that it knows the run's secret:
+Each sends its number in one line, with a proof that it knows the run's secret:
 DINOJAX_SECRET of the environment, which launchers set. Without one, everybody who
 reaches the port can take a process's place.
 """
@@ -94,7 +94,7 @@ def _enrol(connection, line, present, count) -> str | None:
 
 
 def _proof(number, count):
-  """That who says so knows the secret of the run."""
+  """Proof that a process of this number knows the secret of the run."""
   key = os.environ.get(SECRET, "").encode()
   text = f"process {number} of {count}".encode()
   return hmac.new(key, text, hashlib.sha256).hexdigest().encode()
@@ -106,7 +106,7 @@ def _answer(connection, words, count):
 
 
 def _is_open(connection):
-  """Whether a process that has nothing to say yet is there."""
+  """Whether a connected process is still there; it sends nothing yet."""
   if connection is None:
     return False
   try:
@@ -172,7 +172,7 @@ def _read_answer(connection, count, deadline):
 
 
 def _keep(connection):
-  """Lets the kernel watch for the other host, and reading wait without end."""
+  """Has the kernel watch the other host, and reading wait without end."""
   connection.settimeout(None)
   connection.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
   for option, value in (

@@ -1,7 +1,7 @@
 """Ctrl-C and SIGTERM: status 130 and 143, from a command's first moment to its last.
 
-`python -m dinojax.VERB` calls `end_at_once` before its imports, which take seconds,
-and `end_in_order` when its work starts. Training then saves first: see interrupts.py.
+`python -m dinojax.VERB` calls `end_at_once` before its imports, which take seconds, and
+`end_in_order` when its work starts. Training saves first: see interrupts.py.
 """
 
 import os
@@ -52,13 +52,13 @@ def status() -> int | None:
   return None if _received is None else 128 + _received
 
 
-def say(line: str) -> None:
+def write_line(line: str) -> None:
   """Prints one line on stderr; safe in a signal handler."""
   os.write(sys.stderr.fileno(), f"\n{line}\n".encode())
 
 
 def _end(number, _):
-  say(f"dinojax: ended by {signal.Signals(number).name}")
+  write_line(f"dinojax: ended by {signal.Signals(number).name}")
   os._exit(128 + number)
 
 

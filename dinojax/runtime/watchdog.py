@@ -1,7 +1,7 @@
-"""Ends a run that gets nowhere, with the stacks of all threads, to be started again.
+"""Watchdog of a run: without progress it prints all stacks and ends with status 75.
 
-A collective that waits for ever, a file system that does not answer, a worker that is
-stuck: none of these raises anything.
+A collective that never completes, a file system that does not answer, a worker that is
+stuck: none of these raises an error.
 """
 
 import faulthandler
@@ -14,21 +14,20 @@ import time
 from dinojax import errors
 from dinojax.runtime import exits
 
-FIRST_STEP = 30 * 60  # seconds that the first step may take besides, for the compiler
-LAST_RESORT = 30  # seconds until the kernel ends what has not ended itself
+FIRST_STEP = 30 * 60  # more seconds for the first step, which compiles
+LAST_RESORT = 30  # seconds until the kernel ends a process that cannot end itself
 
 
 class Watchdog:
-  """Wants to hear of progress within so many minutes, from now on.
+  """Ends the process, and its run, when no progress is reported for some minutes.
 
-  A thread watches: the main one waits for devices and files, and lets others run
-  meanwhile. Should one hold on to Python's lock for good, that thread cannot run; then
-  an alarm of the kernel's shows the stacks and ends the process, by signal 14. The
-  other processes of the run end with this one.
+  A thread watches, which can run while the main one waits for devices and files. If
+  native code never releases Python's lock, it cannot; then an alarm of the kernel
+  prints the stacks and ends the process by signal 14.
   """
 
   def __init__(self, minutes: float):
-    """Starts to watch; 0 minutes: never."""
+    """Starts to watch; 0 minutes: no limit."""
     self._seconds = 60 * minutes or math.inf
     self._allowance = FIRST_STEP
     self.progress()
@@ -37,12 +36,12 @@ class Watchdog:
       threading.Thread(target=self._watch, daemon=True).start()
 
   def progress(self) -> None:
-    """Takes note that something moved on: a batch, a save."""
+    """Reports progress, such as a batch or a save."""
     self._last = time.monotonic()
     self._arm()
 
   def step_done(self) -> None:
-    """Takes note of a step; after the first one there is nothing left to compile."""
+    """Reports a step; after the first one there is nothing left to compile."""
     self._allowance = 0
     self.progress()
 
@@ -67,6 +66,6 @@ class Watchdog:
     exits.end(
       errors.TRY_AGAIN,
       f"no progress for {(self._seconds + self._allowance) / 60:g} minutes"
-      " (config.hang_minutes), in the threads above; the same command goes on from the"
+      " (config.hang_minutes), in the threads above; the same command resumes from the"
       " newest checkpoint",
     )

@@ -117,6 +117,9 @@ def test_two_slices_are_twice_the_devices():
   assert make(config, slices=2).name == "vitg14-2xv5p-128"
   with pytest.raises(errors.UserError, match=r"384 devices.*try 6144"):
     make(config, slices=3)
+  config = changed(**{"data.batch_size": 4096, "mesh.data": 1, "mesh.fsdp": -1})
+  with pytest.raises(errors.UserError, match=r"128 devices of each of 2 slices"):
+    make(config, slices=2)
 
 
 @pytest.mark.parametrize(

@@ -21,10 +21,10 @@ def test_needs_of_a_host_of_the_reference_run():
     33 * needs["crops_bytes_per_second"] * 0.8
   )
   lines = dict(input_plan.rows(needs))
-  assert lines["  cores it takes, like these"] == "0.4 of 16 workers"
+  assert lines["  cores needed, like those here"] == "0.4 of 16 workers"
   needs["cores"] = 20
   lines = dict(input_plan.rows(needs))
-  assert lines["  cores it takes, like these"] == "20.0; raise config.workers=16"
+  assert lines["  cores needed, like those here"] == "20.0; raise config.workers=16"
 
 
 def test_without_a_steps_time_only_what_is_known_is_said():
