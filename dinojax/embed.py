@@ -34,7 +34,7 @@ from dinojax import backbone, durable, errors, feature_files, sharding
 from dinojax.commands import backbone_flags, cli
 from dinojax.data import bad_records, eval_batches, sources
 from dinojax.reporting import console
-from dinojax.runtime import ownership, processes, workdir
+from dinojax.runtime import ownership, processes, watchdog, workdir
 
 IMAGES = flags.DEFINE_string(
   "images",
@@ -124,8 +124,13 @@ def main(_) -> None:
         workers=backbone_flags.WORKERS.value,
         spans=[shape.span(k) for k in missing],
       )
-      with contextlib.closing(batches), _progress(shape, mine, missing, number) as bar:
-        results, advance = ahead(batches, compute), console.advancer(bar)
+      watch = watchdog.Watchdog(
+        backbone_flags.HANG_MINUTES.value, setting="--hang_minutes"
+      )
+      bar = _progress(shape, mine, missing, number)
+      with contextlib.closing(batches), contextlib.closing(watch), bar:
+        results = ahead(batches, compute, watch.step_done)
+        advance = console.advancer(bar)
         for k in missing:
           files.write(k, collect(results, source, shape, k, advance))
     elif files.finished():
@@ -194,10 +199,13 @@ def features(
   return result | ({"patches": seen.patches} if patches else {})
 
 
-def ahead(batches: Iterable[dict], compute: Callable) -> Iterator[dict]:
+def ahead(
+  batches: Iterable[dict], compute: Callable, progress: Callable[[], None]
+) -> Iterator[dict]:
   """Yields batches with their results, while the device works on the next one."""
   previous = None
   for batch in batches:
+    progress()
     current = batch | compute(batch["image"])
     if previous:
       yield previous

@@ -9,6 +9,7 @@ added to --results, a JSON file, and to the run's metrics. --train, --test and -
 sources as in training, such as folder:PATH or embedded:digits:test.
 """
 
+import contextlib
 import dataclasses
 import math
 
@@ -23,7 +24,7 @@ from dinojax.commands import backbone_flags, cli
 from dinojax.data import sources
 from dinojax.evals import cache, features, labelled, linear, results, tasks
 from dinojax.reporting import console
-from dinojax.runtime import processes
+from dinojax.runtime import processes, watchdog
 
 for module in (backbone_flags, processes):
   flags.adopt_module_key_flags(module)
@@ -141,16 +142,21 @@ def extract(
     return backbone.image_columns(loaded.module, params, images, present)
 
   def compute():
-    bank = features.extract(
-      source,
-      apply,
-      loaded.params,
-      mesh=mesh,
-      batch_size=batch_size,
-      workers=backbone_flags.WORKERS.value,
-      description=f"features of --{name}",
-      **sizes,
+    watch = watchdog.Watchdog(
+      backbone_flags.HANG_MINUTES.value, setting="--hang_minutes"
     )
+    with contextlib.closing(watch):
+      bank = features.extract(
+        source,
+        apply,
+        loaded.params,
+        mesh=mesh,
+        batch_size=batch_size,
+        workers=backbone_flags.WORKERS.value,
+        description=f"features of --{name}",
+        progress=watch.step_done,
+        **sizes,
+      )
     features.check(bank, source)
     return bank
 

@@ -116,7 +116,8 @@ flags.DEFINE_string(
 )
 ENDED = "ended; the same command resumes"
 SETTINGS = tuple(field.name for field in dataclasses.fields(jobs.Settings))
-EMBEDDING = tuple(name for name in backbone_flags.NAMES if name != "workers")
+READING = ("workers", "hang_minutes")  # which is Beam's here
+EMBEDDING = tuple(name for name in backbone_flags.NAMES if name not in READING)
 for flag in EMBEDDING:
   flags.declare_key_flag(flag)
 

@@ -9,7 +9,6 @@ checkpoint in config.workdir; Ctrl-C and SIGTERM save before they end a run.
 
 import contextlib
 import math
-import sys
 
 import jax
 from absl import flags
@@ -19,7 +18,7 @@ from dinojax.commands import cli
 from dinojax.data import feed, mixture
 from dinojax.evals import knn
 from dinojax.reporting import console, metrics
-from dinojax.runtime import interrupts, processes, watchdog, workdir
+from dinojax.runtime import exits, interrupts, processes, watchdog, workdir
 
 for module in (cli, processes):
   flags.adopt_module_key_flags(module)  # so that --help shows them
@@ -67,10 +66,13 @@ def train(config) -> None:
       processes.meet("compiled")  # CPUs wait 30 seconds for each other in a step
     for step in range(start + 1, end + 1):
       with log.waiting():
-        batch = next(batches)
-      state, scalars = train_step(state, batch, step_key)
-      log.step(step, scalars, batches.images_per_second())
-      watch.step_done()
+        batch = stop.next(batches)
+      if batch is None:
+        step -= 1  # saved as it is: a signal has come, and no data
+      else:
+        state, scalars = train_step(state, batch, step_key)
+        log.step(step, scalars, batches.images_per_second())
+        watch.step_done()
 
       last, ending, accuracy = step == end, stop.ends(step), None
       if evaluation and not ending and (last or step % config.knn.every == 0):
@@ -90,7 +92,7 @@ def train(config) -> None:
           f"interrupted; step {step} is saved in {checkpoints.directory}; the same"
           " command resumes there"
         )
-        sys.exit(stop.exit_code())
+        exits.exit(stop.exit_code())
 
     checkpoints.wait()
     console.say(f"done; step {end} is saved in {checkpoints.directory}")

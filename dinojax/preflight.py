@@ -277,18 +277,21 @@ def _check_shapes(config):
 
 
 def _check_batches(config, devices):
-  for path, unit, why in (
-    (
-      "config.data.batch_size",
-      config.group_size * devices * config.accumulation,
-      f"config.group_size={config.group_size} times {devices} devices times"
-      f" config.accumulation={config.accumulation}",
-    ),
-    ("config.knn.batch_size", devices, f"{devices} devices"),
-  ):
-    size = field(config, path)
-    if size % unit:
-      raise errors.UserError(
-        f"{path}={size} must be a multiple of {unit} ({why}); try"
-        f" {-(-size // unit) * unit}"
-      )
+  size, group, parts = config.data.batch_size, config.group_size, config.accumulation
+  unit = group * devices * parts
+  if size % unit:
+    fits = math.gcd(size // (devices * parts), group)
+    other = (
+      f", or config.group_size={fits}" if size % (devices * parts * fits) == 0 else ""
+    )
+    raise errors.UserError(
+      f"config.data.batch_size={size} must be a multiple of {unit} (config.group_size="
+      f"{group} times {devices} devices times config.accumulation={parts}); try"
+      f" {-(-size // unit) * unit}{other if fits > 1 else ''}"
+    )
+  size = config.knn.batch_size
+  if config.knn.every and size % devices:
+    raise errors.UserError(
+      f"config.knn.batch_size={size} must be a multiple of {devices} devices; try"
+      f" {-(-size // devices) * devices}"
+    )

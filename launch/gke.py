@@ -216,7 +216,7 @@ if __name__ == "__main__":
   try:
     app.run(main, flags_parser=parse)
   except errors.UserError as error:
-    sys.exit(f"dinojax: {error}")
+    sys.exit(f"dinojax: {errors.printable(str(error))}")
   except signals.Interrupted:
     print("dinojax: interrupted; a job that runs continues", file=sys.stderr)
     sys.exit(signals.status())

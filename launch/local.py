@@ -120,4 +120,4 @@ if __name__ == "__main__":
   try:
     sys.exit(main(sys.argv[1:]))
   except errors.UserError as error:
-    sys.exit(f"dinojax: {error}")
+    sys.exit(f"dinojax: {errors.printable(str(error))}")

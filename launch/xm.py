@@ -194,7 +194,7 @@ def report(kind, error, trace) -> None:
     sys.stdout.flush()
     os._exit(status)  # a hook cannot choose Python's status
   if isinstance(error, errors.UserError):
-    print(f"dinojax: {error}", file=sys.stderr)
+    print(f"dinojax: {errors.printable(str(error))}", file=sys.stderr)
   else:
     sys.__excepthook__(kind, error, trace)
 

@@ -120,6 +120,17 @@ def wait_for(path, process):
   raise AssertionError(f"{path} did not appear")
 
 
+@contextlib.contextmanager
+def stopped(numbers):
+  """Stops processes, and has those that are left continue."""
+  for number in numbers:
+    os.kill(number, signal.SIGSTOP)
+  yield
+  for number in numbers:
+    with contextlib.suppress(ProcessLookupError):
+      os.kill(number, signal.SIGCONT)
+
+
 def test_sigterm_saves_and_the_same_command_goes_on(tmp_path):
   process = start(tmp_path, "total_steps=6000", "checkpoint.every=1000")
   wait_for(tmp_path / "metrics.jsonl", process)
@@ -129,13 +140,18 @@ def test_sigterm_saves_and_the_same_command_goes_on(tmp_path):
   output = finish(process, code=128 + signal.SIGTERM)
   saved = int(re.search(r"interrupted; step (\d+) is saved in", output)[1])
   assert (tmp_path / "checkpoints" / str(saved)).is_dir()
-  process = start(tmp_path, "total_steps=6000", "checkpoint.every=1000")
+  again = ("total_steps=6000", "checkpoint.every=1000", "workers=1")
+  process = start(tmp_path, *again)
   deadline = time.time() + 200
   while logged(tmp_path)[-1]["step"] <= saved + 2 and time.time() < deadline:
     time.sleep(0.1)
-  process.send_signal(signal.SIGINT)
+  with stopped(children.of(process.pid)):  # no more data come
+    process.send_signal(signal.SIGINT)
+    process.wait(timeout=60)
   output = finish(process, code=128 + signal.SIGINT)
   assert f"step {saved} of" in output
+  saved = int(re.search(r"interrupted; step (\d+) is saved in", output)[1])
+  assert (tmp_path / "checkpoints" / str(saved)).is_dir()
   steps = [entry["step"] for entry in logged(tmp_path)]
   assert steps == list(range(1, len(steps) + 1))
 
@@ -209,12 +225,8 @@ def test_a_run_that_hangs_shows_where_and_ends_to_be_started_again(tmp_path):
   process = start(tmp_path, *settings, "hang_minutes=0.1")
   wait_for_step(2, tmp_path, process)
   workers = children.of(process.pid)
-  for child in workers:
-    os.kill(child, signal.SIGSTOP)
-  process.wait(timeout=60)
-  for child in workers:
-    with contextlib.suppress(ProcessLookupError):
-      os.kill(child, signal.SIGCONT)
+  with stopped(workers):
+    process.wait(timeout=60)
   output = finish(process, code=75)
   assert "prefetch.py" in output
   assert "dinojax: no progress for 0.1 minutes (config.hang_minutes)" in output

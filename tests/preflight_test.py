@@ -19,7 +19,7 @@ ERRORS = [
     {"data.batch_size": 40},
     2,
     "config.data.batch_size=40 must be a multiple of 32 (config.group_size=16 times 2"
-    " devices times config.accumulation=1); try 64",
+    " devices times config.accumulation=1); try 64, or config.group_size=4",
   ),
   ({"accumulation": 0}, 1, "config.accumulation=0 must be at least 1"),
   (
@@ -32,12 +32,12 @@ ERRORS = [
     {"group_size": 24},
     1,
     "config.data.batch_size=2048 must be a multiple of 24 (config.group_size=24 times 1"
-    " devices times config.accumulation=1); try 2064",
+    " devices times config.accumulation=1); try 2064, or config.group_size=8",
   ),
   (
     {"knn.batch_size": 100},
     8,
-    "config.knn.batch_size=100 must be a multiple of 8 (8 devices); try 104",
+    "config.knn.batch_size=100 must be a multiple of 8 devices; try 104",
   ),
   (
     {"backbone.ffn": "relu"},

@@ -64,9 +64,15 @@ BATCH_SIZE = flags.DEFINE_integer("batch_size", 256, "Images per batch, on all h
 WORKERS = flags.DEFINE_integer(
   "workers", 2, "Processes per host that decode images; 0: threads of this one."
 )
+HANG_MINUTES = flags.DEFINE_float(
+  "hang_minutes",
+  30,
+  "Without a batch of images for so long, ends with status 75; 0: waits for ever.",
+  lower_bound=0,
+)
 NAMES = (
   *("checkpoint", "step", "heads", "pool", "dtype", "feature", "layers", "crop"),
-  *("resize", "batch_size", "workers"),
+  *("resize", "batch_size", "workers", "hang_minutes"),
 )
 
 

@@ -9,6 +9,7 @@ import sys
 import threading
 import time
 import traceback
+from typing import NoReturn
 
 from dinojax import errors
 from dinojax.runtime import peers, signals
@@ -30,7 +31,7 @@ def leave() -> None:
     _peers.leave()
 
 
-def end(status: int, cause: str) -> None:
+def end(status: int, cause: str) -> NoReturn:
   """Ends this process at once, from any thread, and all others with it.
 
   Args:
@@ -43,7 +44,7 @@ def end(status: int, cause: str) -> None:
   os._exit(status)
 
 
-def fail(cause: str, *, status: int = 1, error: Exception | None = None) -> None:
+def fail(cause: str, *, status: int = 1, error: Exception | None = None) -> NoReturn:
   """Ends the command, and all other processes with this one.
 
   Args:
@@ -60,11 +61,19 @@ def fail(cause: str, *, status: int = 1, error: Exception | None = None) -> None
     _peers.end(status, cause)
   if not error:
     print(f"dinojax: {errors.printable(cause)}", file=sys.stderr)
-  # Threads of libraries may wait without end, for example for a disk that failed.
+  exit(status)
+
+
+def exit(status: int) -> NoReturn:
+  """Exits, after some seconds also if what is open does not close.
+
+  Threads may wait without end, for example for a disk that failed.
+  """
   threading.Thread(target=_insist, args=[status], daemon=True).start()
   sys.exit(status)
 
 
 def _insist(status):
   time.sleep(signals.SECONDS_TO_END)
+  leave()
   os._exit(status)

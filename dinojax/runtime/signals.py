@@ -52,6 +52,20 @@ def status() -> int | None:
   return None if _received is None else 128 + _received
 
 
+def interrupt(number: int) -> None:
+  """Raises `Interrupted` in a handler, again if Python drops it."""
+  global _received
+  _received = number
+  raise Interrupted
+
+
+def was_dropped() -> bool:
+  """Whether a signal only repeats the first, of which Python dropped the exception."""
+  global _dropped
+  dropped, _dropped = _dropped, False
+  return dropped
+
+
 def write_line(line: str) -> None:
   """Prints one line on stderr; safe in a signal handler."""
   os.write(sys.stderr.fileno(), f"\n{line}\n".encode())
@@ -63,11 +77,9 @@ def _end(number, _):
 
 
 def _raise(number, frame):
-  global _received, _dropped
-  if _received is not None and not _dropped:
+  if _received is not None and not was_dropped():
     _end(number, frame)
-  _received, _dropped = number, False
-  raise Interrupted
+  interrupt(number)
 
 
 def _raise_again(dropped):

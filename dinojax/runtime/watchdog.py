@@ -26,8 +26,14 @@ class Watchdog:
   prints the stacks and ends the process by signal 14.
   """
 
-  def __init__(self, minutes: float):
-    """Starts to watch; 0 minutes: no limit."""
+  def __init__(self, minutes: float, *, setting: str = "config.hang_minutes"):
+    """Starts to watch.
+
+    Args:
+      minutes: without progress; 0: no limit.
+      setting: where the user sets them.
+    """
+    self._setting = setting
     self._seconds = 60 * minutes or math.inf
     self._allowance = FIRST_STEP
     self.progress()
@@ -66,6 +72,6 @@ class Watchdog:
     exits.end(
       errors.TRY_AGAIN,
       f"no progress for {(self._seconds + self._allowance) / 60:g} minutes"
-      " (config.hang_minutes), in the threads above; the same command resumes from the"
-      " newest checkpoint",
+      f" ({self._setting}), in the threads above; the same command resumes from what is"
+      " saved",
     )
