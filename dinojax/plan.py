@@ -140,11 +140,11 @@ def search(config, devices) -> list[dict]:
         config[field] = value
       plans.append(make_plan(config, devices))
       print(text.search_line(plans[-1]), file=sys.stderr, flush=True)
-    plans.sort(key=_rank)
+    plans.sort(key=rank)
   return plans
 
 
-def _rank(plan):
+def rank(plan: dict) -> tuple:
   """Sorts what fits first; by time, or on an unknown chip by recomputed FLOPs."""
   slow = plan.get("seconds", plan.get("recomputed_flops", math.inf))
   return not plan["fits"], slow, plan["peak_bytes"]

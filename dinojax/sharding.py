@@ -62,7 +62,10 @@ def make_mesh(*, data: int, fsdp: int, devices: Sequence | None = None) -> Mesh:
 def slice_count(devices: Sequence | None = None) -> int:
   """The number of TPU slices that devices, by default JAX's own, belong to."""
   devices = jax.devices() if devices is None else devices
-  return len({d.slice_index for d in devices}) if devices[0].platform == "tpu" else 1
+  if devices[0].platform != "tpu":
+    return 1
+  # Devices of a single slice may have no index.
+  return len({getattr(device, "slice_index", 0) for device in devices})
 
 
 def state_sharding(mesh: Mesh, state):

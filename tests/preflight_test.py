@@ -261,3 +261,9 @@ def test_a_teacher_temperature_that_never_arrives_is_doubted():
     "config.schedules.teacher_temp.warmup_steps=37500 is longer than"
     " config.total_steps=2000: the teacher temperature never reaches 0.07"
   )
+
+
+def test_what_no_evaluation_uses_is_not_refused():
+  config = vitg14.get_config()
+  config.update_from_flattened_dict({"knn.every": 0, "knn.batch_size": 100})
+  preflight.check(config, devices=8)

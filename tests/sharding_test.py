@@ -107,6 +107,14 @@ def test_data_lies_across_slices_and_fsdp_within_one(two_slices, data, fsdp):
   assert set(mesh.devices.flat) == set(two_slices)
 
 
+def test_one_slice_is_laid_out_as_jax_does():
+  devices = topology.devices("v5e:4x4")
+  assert sharding.slice_count(devices) == 1
+  found = sharding.make_mesh(data=1, fsdp=-1, devices=devices).devices
+  wanted = jax.make_mesh((1, 16), ("data", "fsdp"), devices=devices).devices
+  assert (found == wanted).all()
+
+
 @pytest.mark.parametrize("data, fsdp", [(1, -1), (1, 32)])
 def test_a_mesh_that_gathers_weights_across_slices_is_refused(two_slices, data, fsdp):
   with pytest.raises(errors.UserError) as caught:

@@ -12,6 +12,7 @@ import time
 
 SECONDS_TO_END = 10  # from a signal, or from an error, for a command to clean up
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
+NUDGE = signal.SIGURG  # interrupts a system call, and nothing else
 
 _received: int | None = None  # the first signal
 _dropped = False  # what it raised, by Python
@@ -38,6 +39,7 @@ def end_in_order() -> None:
   signal.set_wakeup_fd(write, warn_on_full_buffer=False)
   threading.Thread(target=_insist, args=[read], daemon=True).start()
   sys.unraisablehook = _raise_again
+  signal.signal(NUDGE, lambda *_: None)
   for number in SIGNALS:
     signal.signal(number, _raise)
 
@@ -95,5 +97,10 @@ def _raise_again(dropped):
 def _insist(read):
   while (number := os.read(read, 1)[0]) not in SIGNALS:
     pass
-  time.sleep(SECONDS_TO_END)
+  deadline = time.monotonic() + SECONDS_TO_END
+  while (left := deadline - time.monotonic()) > 0:
+    time.sleep(min(left, 0.1))
+    if _received is None:
+      # It came right before a system call, and Python has not looked at it since.
+      signal.pthread_kill(threading.main_thread().ident, NUDGE)
   os._exit(128 + number)

@@ -2,6 +2,7 @@
 
 import os
 import pathlib
+import signal
 import socket
 import subprocess
 import sys
@@ -150,22 +151,24 @@ def test_flags_go_before_what_the_environment_says(monkeypatch):
 
 
 JOIN = """
-import sys
-from absl import flags
-from dinojax.runtime import exits, processes
+import time
+from dinojax.commands import cli
+from dinojax.runtime import processes
 
-flags.FLAGS(sys.argv)
-print(processes.join())
-exits.leave()
+def main(_):
+  print(processes.join(), flush=True)
+  time.sleep(60)
+
+cli.run(main, on_interrupt="ended early", config=False)
 """
 
 
 @pytest.mark.process
-def test_processes_join_where_a_proxy_is_set_and_tell_what_they_are():
+def test_processes_join_where_a_proxy_is_set_and_end_together_on_a_signal_to_one():
   with socket.socket() as probe:
     probe.bind(("localhost", 0))
     address = f"localhost:{probe.getsockname()[1]}"
-  given = [f"--coordinator={address}", "--num_processes=2", "--join_seconds=20"]
+  given = [f"--coordinator={address}", "--num_processes=2", "--join_seconds=60"]
   environ = {
     **os.environ,
     "JAX_PLATFORMS": "cpu",
@@ -177,12 +180,18 @@ def test_processes_join_where_a_proxy_is_set_and_tell_what_they_are():
       [sys.executable, "-c", JOIN, *given, f"--process_id={i}"],
       env=environ,
       stdout=subprocess.PIPE,
-      stderr=subprocess.STDOUT,
+      stderr=subprocess.PIPE,
       text=True,
     )
     for i in range(2)
   ]
   for i, process in enumerate(pair):
-    output = process.communicate(timeout=60)[0]
-    place = f"dinojax: process {i} of 2, by --coordinator; process 0 is {address}\n"
-    assert output == f"{place}({i}, 2)\n"
+    assert process.stdout.readline() == f"({i}, 2)\n"
+  pair[1].send_signal(signal.SIGTERM)
+  said = [process.communicate(timeout=60)[1] for process in pair]
+  assert [process.returncode for process in pair] == [143, 143], said
+  for i, told in enumerate(("process 1 of 2 ended: ", "")):
+    assert said[i] == (
+      f"dinojax: process {i} of 2, by --coordinator; process 0 is {address}\n"
+      f"\ndinojax: {told}ended early\n"
+    )
