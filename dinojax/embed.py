@@ -34,7 +34,7 @@ from dinojax import backbone, durable, errors, feature_files, sharding
 from dinojax.commands import backbone_flags, cli
 from dinojax.data import bad_records, eval_batches, sources
 from dinojax.reporting import console
-from dinojax.runtime import ownership, processes, watchdog, workdir
+from dinojax.runtime import ownership, processes, workdir
 
 IMAGES = flags.DEFINE_string(
   "images",
@@ -124,9 +124,7 @@ def main(_) -> None:
         workers=backbone_flags.WORKERS.value,
         spans=[shape.span(k) for k in missing],
       )
-      watch = watchdog.Watchdog(
-        backbone_flags.HANG_MINUTES.value, setting="--hang_minutes"
-      )
+      watch = backbone_flags.open_watchdog()
       bar = _progress(shape, mine, missing, number)
       with contextlib.closing(batches), contextlib.closing(watch), bar:
         results = ahead(batches, compute, watch.step_done)

@@ -24,7 +24,7 @@ from dinojax.commands import backbone_flags, cli
 from dinojax.data import sources
 from dinojax.evals import cache, features, labelled, linear, results, tasks
 from dinojax.reporting import console
-from dinojax.runtime import processes, watchdog
+from dinojax.runtime import processes
 
 for module in (backbone_flags, processes):
   flags.adopt_module_key_flags(module)
@@ -142,9 +142,7 @@ def extract(
     return backbone.image_columns(loaded.module, params, images, present)
 
   def compute():
-    watch = watchdog.Watchdog(
-      backbone_flags.HANG_MINUTES.value, setting="--hang_minutes"
-    )
+    watch = backbone_flags.open_watchdog()
     with contextlib.closing(watch):
       bank = features.extract(
         source,

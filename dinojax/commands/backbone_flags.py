@@ -10,6 +10,7 @@ import typing
 from absl import flags
 
 from dinojax import errors
+from dinojax.runtime import watchdog
 
 if typing.TYPE_CHECKING:
   from jax.sharding import Mesh
@@ -74,6 +75,11 @@ NAMES = (
   *("checkpoint", "step", "heads", "pool", "dtype", "feature", "layers", "crop"),
   *("resize", "batch_size", "workers", "hang_minutes"),
 )
+
+
+def open_watchdog() -> watchdog.Watchdog:
+  """Ends the command when no images have come for --hang_minutes."""
+  return watchdog.Watchdog(HANG_MINUTES.value, setting="--hang_minutes")
 
 
 def load(mesh: Mesh) -> backbone.Backbone:
