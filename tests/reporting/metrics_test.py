@@ -1,6 +1,5 @@
 """What is logged is what happened, once, whatever ended the run before."""
 
-import io
 import json
 import math
 import os
@@ -13,7 +12,6 @@ import time
 import jax.numpy as jnp
 import numpy as np
 import pytest
-import tqdm
 from tensorboardX.proto import event_pb2
 
 from dinojax import errors
@@ -179,39 +177,6 @@ def test_no_alarm_between_collapse_and_nothing_learnt(loss):
 def test_no_alarm_before_a_window_is_full_and_none_for_single_steps():
   assert warnings_of([10.0] * 3) == []
   assert warnings_of([10.0, 5.0, 5.0, 5.0] * 2) == []
-
-
-def test_progress_off_a_terminal_is_a_few_plain_lines(monkeypatch):
-  stderr = io.StringIO()
-  monkeypatch.setattr(sys, "stderr", stderr)
-  monkeypatch.setattr(console, "SECONDS_BETWEEN_LINES", -1)
-  progress = console.Progress(total=7, start=4)
-  progress.show(dict(loss=1.25, images_per_second=80, data_wait_share=0.125))
-  progress.update(1)
-  monkeypatch.setattr(console, "SECONDS_BETWEEN_LINES", 1000)
-  progress.update(1)
-  progress.close()
-  assert not set("\r\x1b") & set(stderr.getvalue())
-  (line,) = stderr.getvalue().splitlines()
-  for part in ("5/7", "loss 1.25", "80 images/s", "12%"):
-    assert part in line
-
-
-def test_a_bars_rate_and_eta_are_of_what_comes_after_its_first_move():
-  now = 1000.0
-  bar = tqdm.tqdm(total=100, initial=20, file=io.StringIO(), mininterval=0)
-  bar._time = lambda: now
-  bar.start_t = bar.last_print_t = now
-  advance = console.advancer(bar)
-  now += 60  # the compiler's time, which tells nothing
-  advance(10)
-  assert (bar.n, bar.format_dict["elapsed"]) == (30, 0)
-  assert "<?," in str(bar)  # no ETA yet
-  now += 2
-  advance(10)
-  assert bar.format_dict["elapsed"] == 2
-  assert bar.format_dict["rate"] == pytest.approx(5)
-  assert "<00:12," in str(bar)  # 60 left at 5 a second
 
 
 def open_log(workdir, log_every=2):
