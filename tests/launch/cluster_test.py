@@ -61,7 +61,7 @@ def test_a_name_that_is_taken_is_told_with_what_to_do(connect):
   connect().submit(manifest())
   assert refused(connect().submit, manifest()) == (
     "vitg14-h200-16 exists already in namespace default: see status vitg14-h200-16; to"
-    " start it anew, stop vitg14-h200-16 first, or choose another --name"
+    " restart it, stop vitg14-h200-16 first, or choose another --name"
   )
 
 
