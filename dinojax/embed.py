@@ -31,21 +31,18 @@ from jax.sharding import Mesh
 
 import dinojax
 from dinojax import backbone, durable, errors, feature_files, sharding
-from dinojax.commands import backbone_flags, cli
+from dinojax.commands import backbone_flags, cli, image_flags
 from dinojax.data import bad_records, eval_batches, sources
 from dinojax.reporting import console
 from dinojax.runtime import ownership, processes, workdir
 
-IMAGES = flags.DEFINE_string(
-  "images",
-  None,
-  f"Source of images: {sources.USAGE}.",
-)
+IMAGES = flags.DEFINE_string("images", None, f"Source of images: {sources.USAGE}.")
 OUT = flags.DEFINE_string("out", None, "What to write: *.parquet, *.npy or *.zarr.")
 PATCHES = flags.DEFINE_bool("patches", False, "Writes the patch features, too.")
+MAX_PIXELS = image_flags.define_max_pixels()
 LEAST_BATCHES = 16  # of a small set, unless --batch_size is given
 for flag in (
-  *backbone_flags.NAMES,
+  *(*backbone_flags.NAMES, "max_pixels"),
   *("num_processes", "process_id", "coordinator", "multihost", "join_seconds"),
 ):
   flags.declare_key_flag(flag)
@@ -92,6 +89,7 @@ def main(_) -> None:
       **image_sizes,
       **choice,
       "dtype": backbone_flags.DTYPE.value,
+      "max_pixels": MAX_PIXELS.value,
       "sizes": sizes,
       "rows_per_part": feature_files.rows_per_part(sizes, batch_size, len(source)),
       "dinojax": dinojax.__version__,
@@ -123,6 +121,7 @@ def main(_) -> None:
         **image_sizes,
         workers=backbone_flags.WORKERS.value,
         spans=[shape.span(k) for k in missing],
+        max_pixels=MAX_PIXELS.value,
       )
       watch = backbone_flags.open_watchdog()
       bar = _progress(shape, mine, missing, number)

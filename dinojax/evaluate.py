@@ -20,7 +20,7 @@ from jax.sharding import Mesh
 
 import dinojax
 from dinojax import backbone, errors, sharding
-from dinojax.commands import backbone_flags, cli
+from dinojax.commands import backbone_flags, cli, image_flags
 from dinojax.data import sources
 from dinojax.evals import cache, features, labelled, linear, results, tasks
 from dinojax.reporting import console
@@ -63,6 +63,8 @@ LINEAR_BATCH = flags.DEFINE_integer("linear_batch", 1_024, "linear: images per s
 RECALL = flags.DEFINE_list("recall", ["1", "5", "10"], "retrieval: the k of recall@k.")
 SEED = flags.DEFINE_integer("seed", 0, "Seed of draws, first weights and order.")
 RESULTS = flags.DEFINE_string("results", None, "Also writes everything to this JSON.")
+MAX_PIXELS = image_flags.define_max_pixels()
+flags.declare_key_flag(MAX_PIXELS.name)
 CACHE = flags.DEFINE_string(
   "cache", None, "Folder that keeps features for the next evaluation of the same."
 )
@@ -151,6 +153,7 @@ def extract(
         mesh=mesh,
         batch_size=batch_size,
         workers=backbone_flags.WORKERS.value,
+        max_pixels=MAX_PIXELS.value,
         description=f"features of --{name}",
         progress=watch.step_done,
         **sizes,
@@ -168,6 +171,7 @@ def extract(
       "columns": present,
       "dtype": loaded.module.dtype,
       "batch_size": batch_size,
+      "max_pixels": MAX_PIXELS.value,
       "dinojax": dinojax.__version__,
       **sizes,
     },

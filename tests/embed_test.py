@@ -242,6 +242,16 @@ def test_unreadable_images_keep_their_rows(weights, images, tmp_path, caplog):
     assert caplog.text.count(f"its features are NaN: {found['name'][i]}: ") == 1
 
 
+def test_the_limit_of_pixels_is_named_and_can_be_raised(weights, tmp_path, caplog):
+  for i, side in enumerate((8, 9)):
+    Image.new("RGB", (side, side), "red").save(tmp_path / f"{i}.png")
+  for limit, valid in ((80, [True, False]), (81, [True, True])):
+    out = tmp_path / f"{limit}.parquet"
+    run(weights, out, images=f"folder:{tmp_path}", max_pixels=limit)
+    assert read(out)["valid"].tolist() == valid
+  assert caplog.text.count("more than the limit of max_pixels=80; raise it") == 1
+
+
 @pytest.mark.process
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
 def test_after_its_end_by_a_signal_the_same_command_completes_the_same_rows(

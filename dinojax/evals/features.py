@@ -16,7 +16,7 @@ import tqdm
 from jax.sharding import Mesh
 
 from dinojax import errors, sharding
-from dinojax.data import bad_records, eval_batches, sources
+from dinojax.data import bad_records, eval_batches, images, sources
 
 
 @flax.struct.dataclass
@@ -85,6 +85,7 @@ def extract(
   crop: int,
   workers: int,
   description: str,
+  max_pixels: int = images.MAX_PIXELS,
   progress: Callable[[], None] = lambda: None,
 ) -> Bank:
   """Runs a network once over a source.
@@ -99,6 +100,7 @@ def extract(
     crop: pixels of a side of the centre crop.
     workers: Grain processes.
     description: shown before the progress bar.
+    max_pixels: larger images are corrupt, see `images.decode`.
     progress: called after every batch.
   """
   rows = sharding.local_positions(mesh, batch_size)
@@ -109,6 +111,7 @@ def extract(
     resize=resize,
     crop=crop,
     workers=workers,
+    max_pixels=max_pixels,
   )
   features, labels = [], []
   try:
