@@ -58,7 +58,7 @@ def test_a_dry_run_prints_the_manifest_alone_and_notes_beside_it():
     "pods with TPUs run privileged, which policies of namespace default must allow",
     "service account default/default by workload identity roles/storage.objectUser on"
     " gs://runs",
-    "Spot VMs end some 15 s after SIGTERM, whatever --grace_seconds=600 says",
+    "Spot VMs end some 15 s after SIGTERM, also with --grace_seconds=600: a save",
     "config.data.sources[0]=arrayrecord:data/web142m/*.array_record is a path in the"
     " image",
     "--env=TFDS_DATA_DIR=gs://BUCKET/PATH",
