@@ -7,7 +7,7 @@ import shutil
 import sys
 import tempfile
 
-# Unoptimised machine code takes half the time to compile, of which tests mostly consist.
+# Machine code that is not optimised compiles in half the time, and most tests compile.
 os.environ["XLA_FLAGS"] = (
   "--xla_force_host_platform_device_count=8 --xla_backend_optimization_level=0"
 )
