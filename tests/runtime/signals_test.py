@@ -105,7 +105,9 @@ def test_what_does_not_end_by_itself_is_ended_after_a_while(work, more):
   process = start("-c", WORK, work, *more)
   wait_for(process, "working")
   process.send_signal(signal.SIGTERM)
-  assert finish(process)[0] == 143
+  code, output = finish(process)
+  assert code == 143
+  assert output.endswith("\ndinojax: ended by SIGTERM\n")
 
 
 def test_an_exception_that_python_drops_is_raised_again():
