@@ -39,7 +39,9 @@ def collect(function: Callable, *batch: Any, groups: int, microbatches: int) -> 
     return jax.tree.map(lambda x, y: _put(x, y, i), whole, done), None
 
   whole = jax.tree.map(empty, jax.eval_shape(function, *_microbatch(split, 0)))
-  whole, _ = jax.lax.scan(body, whole, jnp.arange(microbatches))
+  whole, _ = jax.lax.scan(
+    body, whole, jnp.arange(microbatches), unroll=sharding.unroll(microbatches)
+  )
   return jax.tree.map(lambda x: einops.rearrange(x, "g n r ... -> (g n r) ..."), whole)
 
 
@@ -58,7 +60,9 @@ def mean(function: Callable, *batch: Any, groups: int, microbatches: int) -> Any
 
   shapes = jax.eval_shape(function, *_microbatch(split, 0))
   zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, jnp.float32), shapes)
-  total, _ = jax.lax.scan(body, zeros, jnp.arange(microbatches))
+  total, _ = jax.lax.scan(
+    body, zeros, jnp.arange(microbatches), unroll=sharding.unroll(microbatches)
+  )
   return jax.tree.map(lambda x: x / microbatches, total)
 
 

@@ -208,6 +208,8 @@ def main(_) -> None:
   opened = labelled.open_sources(specs)
   check_labels(chosen, opened)
   mesh = sharding.make_mesh(data=sharding.slice_count(), fsdp=-1)
+  processes.meet("connect")
+  sharding.connect(mesh)
   if "linear" in chosen:
     linear.check_batch(LINEAR_BATCH.value, mesh)
   with jax.set_mesh(mesh):

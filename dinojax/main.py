@@ -33,6 +33,8 @@ def train(config) -> None:
   """
   preflight.check(config, devices=jax.device_count())
   mesh = sharding.make_mesh(**config.mesh)
+  processes.meet("connect")
+  sharding.connect(mesh)
   data = mixture.open_mixture(config.data.sources, config.data.weights)
   init_key, step_key = jax.random.split(jax.random.key(config.seed))
 
@@ -63,7 +65,6 @@ def train(config) -> None:
       batches = feed.Feed(config, data, mesh=mesh, start_step=start)
       stack.callback(batches.close)
       train_step = run.compile_step()
-      processes.meet("compiled")  # CPUs wait 30 seconds for each other in a step
     for step in range(start + 1, end + 1):
       with log.waiting():
         batch = stop.next(batches)

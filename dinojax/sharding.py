@@ -152,6 +152,46 @@ def platform() -> str:
   return device.platform if device else jax.default_backend()
 
 
+def unroll(turns: int, otherwise: int = 1) -> int:
+  """How many turns of a loop with collectives in it to unroll: all, or `otherwise`.
+
+  All on several CPU devices. XLA:CPU runs the collectives of a program one by one, in
+  the program's order, but counts a loop as done once it has begun: collectives behind
+  the loop start beside those in it, in another order on each device, and devices then
+  wait for each other forever, or receive what was sent for another collective.
+  """
+  mesh = jax.sharding.get_abstract_mesh()
+  return turns if mesh.size > 1 and platform() == "cpu" else otherwise
+
+
+def connect(mesh: Mesh) -> None:
+  """Opens the connections of a mesh's processes on CPU; all call it at one time.
+
+  Otherwise the first collective of each axis would, and fails where processes come to
+  it more than 30 seconds apart, as after compiling. Later ones wait for half an hour.
+  """
+  if jax.process_count() == 1 or mesh.devices.flat[0].platform != "cpu":
+    return
+
+  def sums(x):
+    return [jax.lax.psum(x, axes) for axes in (*AXES, AXES)]
+
+  everywhere = PartitionSpec()
+  connected = jax.shard_map(sums, mesh=mesh, in_specs=everywhere, out_specs=everywhere)
+  jax.block_until_ready(jax.jit(connected)(1.0))
+
+
+def reduce_scatter(x: jax.Array) -> jax.Array:
+  """The sum over all devices of [n, ...], a slice of n for each; in shard_map.
+
+  By an all-to-all: on CPU, psum_scatter alone waits for other processes no longer than
+  30 seconds.
+  """
+  count = jax.lax.axis_size(AXES)
+  x = x.reshape(count, -1, *x.shape[1:])
+  return jax.lax.all_to_all(x, AXES, split_axis=0, concat_axis=0).sum(0)
+
+
 def local_positions(mesh: Mesh, blocks: int) -> list[int]:
   """Which of `blocks` equal slices of the batch axis this process holds, rising.
 

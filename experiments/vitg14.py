@@ -32,7 +32,7 @@ def get_config():
   config.attention = "auto"  # the platform's own; or "xla", "cpu", "cudnn", "pallas"
   # For XLA, by platform. TPUs gather weights while they compute without being asked.
   config.compiler_options = dict(
-    # Several devices of a CPU wait for each other for ever, unless all keep one order.
+    # In an order that keeps few arrays alive, rather than many operations ready.
     cpu=dict(xla_cpu_enable_concurrency_optimized_scheduler=False),
     gpu=dict(xla_gpu_enable_latency_hiding_scheduler=True),
     tpu=dict(),

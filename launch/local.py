@@ -30,9 +30,6 @@ from dinojax.runtime import rendezvous
 from launch import children
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
-# Or XLA starts what does not depend on each other at once and in any order, and devices
-# wait for each other in different collectives, for ever.
-IN_ORDER = "--xla_cpu_enable_concurrency_optimized_scheduler=false"
 
 
 class _Parser(argparse.ArgumentParser):
@@ -73,11 +70,7 @@ def parse(argv: list[str]) -> tuple[argparse.Namespace, list[str]]:
 def environment(number: int, *, devices: int, gpus: bool) -> dict[str, str]:
   """Environment that gives process `number` its devices."""
   if not gpus:
-    return {
-      "JAX_PLATFORMS": "cpu",
-      "JAX_NUM_CPU_DEVICES": str(devices),
-      "XLA_FLAGS": f"{os.environ.get('XLA_FLAGS', '')} {IN_ORDER}".strip(),
-    }
+    return {"JAX_PLATFORMS": "cpu", "JAX_NUM_CPU_DEVICES": str(devices)}
   ids = [str(i) for i in range(number * devices, (number + 1) * devices)]
   if visible := os.environ.get("CUDA_VISIBLE_DEVICES"):
     ids = visible.split(",")[number * devices : (number + 1) * devices]

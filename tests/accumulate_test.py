@@ -100,7 +100,7 @@ def test_a_microbatch_moves_between_devices_what_a_batch_of_its_size_does_and_no
   divided = step(0, (2, 4), 4)[0].as_text()
   alone = step(0, (2, 4), 1, images=16)[0].as_text()
   moves = [sorted(RESHARDING.findall(text)) for text in (divided, alone)]
-  assert moves[0] == moves[1] != []
+  assert moves[0] == sorted(4 * moves[1]) != []  # each microbatch is unrolled on CPU
   assert not re.search(r"= [^=]*u8\[[^=]* (all-|collective-)", divided)
 
 

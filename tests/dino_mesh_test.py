@@ -21,7 +21,7 @@ STEPS = 2
 
 CONFIG = tiny.config()
 with CONFIG.unlocked():
-  CONFIG.data.batch_size = 16  # 8 groups of 2
+  CONFIG.data.batch_size = 48  # 24 groups of 2, for 2, 3, 4, 6 and 8 devices
   CONFIG.augment.num_local = 2
   CONFIG.backbone.drop_path = 0.5
   CONFIG.heads.dino.prototypes = CONFIG.heads.ibot.prototypes = 64

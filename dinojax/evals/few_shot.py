@@ -148,10 +148,7 @@ def _select(bank, rows, *, mesh):
       # All others add zeros: what is left of the sum is the owner's, bit for bit.
       x = jnp.where(mine[:, None], bank.features[step, slot], 0)
       label = jnp.where(mine, bank.labels[step, slot] + 1, 0)
-      scatter = functools.partial(
-        jax.lax.psum_scatter, axis_name=sharding.AXES, tiled=True
-      )
-      return scatter(x), scatter(label) - 1
+      return sharding.reduce_scatter(x), sharding.reduce_scatter(label) - 1
 
     return features.Bank(*jax.lax.map(one, (step, slot, mine)))
 

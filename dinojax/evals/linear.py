@@ -164,10 +164,7 @@ def fetch(bank: features.Bank, rows: jax.Array, mesh: Mesh) -> tuple:
       jnp.where(here[:, None], bank.features[place], 0),
       jnp.where(here, bank.labels[place], 0),
     )
-    return [
-      jax.lax.psum_scatter(x, sharding.AXES, scatter_dimension=0, tiled=True)
-      for x in found
-    ]
+    return [sharding.reduce_scatter(x) for x in found]
 
   specs = dict(
     in_specs=(spec, PartitionSpec(), PartitionSpec()), out_specs=sharding.BATCH
@@ -279,7 +276,7 @@ def _accuracy(bank, heads, *, spans):
 
   @jax.jit
   def count(bank, heads):
-    def step(total, batch):
+    def step(counts, batch):
       x, labels = batch
       logits = [_logits(x, *pair) for pair in zip(heads, spans.values(), strict=True)]
       logits = jnp.concatenate(logits, axis=1)  # [B, inputs * H, C]
@@ -289,11 +286,11 @@ def _accuracy(bank, heads, *, spans):
       rank = ((logits > own) | ((logits == own) & earlier)).sum(-1)
       there = (labels >= 0)[:, None] & jnp.isfinite(own[..., 0])
       right = jnp.stack([(there & (rank < top)).sum(0) for top in (1, 5)])
-      return total + right, None
+      return jax.tree.map(jnp.add, counts, (right, (labels >= 0).sum())), None
 
-    start = jnp.zeros((2, len(spans) * len(RATES)), jnp.int32)
-    right, _ = jax.lax.scan(step, start, (bank.features, bank.labels))
-    return right, (bank.labels >= 0).sum()
+    # All sums within the loop: see `sharding.unroll`.
+    start = jnp.zeros((2, len(spans) * len(RATES)), jnp.int32), jnp.int32(0)
+    return jax.lax.scan(step, start, (bank.features, bank.labels))[0]
 
   right, total = jax.device_get(count(bank, heads))
   return right / int(total)

@@ -135,7 +135,7 @@ class VisionTransformer(nn.Module):
       split_rngs={"params": True, "drop_path": True},
       in_axes=nn.broadcast,
       length=self.depth,
-      unroll=self.unroll,
+      unroll=sharding.unroll(self.depth, self.unroll),
     )(
       heads=self.heads,
       ffn=self.ffn,
