@@ -21,7 +21,7 @@ STEPS = 2
 
 CONFIG = tiny.config()
 with CONFIG.unlocked():
-  CONFIG.data.batch_size = 48  # 24 groups of 2, for 2, 3, 4, 6 and 8 devices
+  CONFIG.data.batch_size = 16  # 8 groups of 2
   CONFIG.augment.num_local = 2
   CONFIG.backbone.drop_path = 0.5
   CONFIG.heads.dino.prototypes = CONFIG.heads.ibot.prototypes = 64
@@ -40,13 +40,13 @@ def first_state():
   return jax.device_get(jax.jit(init)(jax.random.key(0)))
 
 
-def train(mesh):
+def train(mesh, config=CONFIG):
   """Two SGD steps: all scalars of each, and the state after."""
-  plan = schedules.make_schedules(**CONFIG.schedules, total_steps=CONFIG.total_steps)
+  plan = schedules.make_schedules(**config.schedules, total_steps=config.total_steps)
   step = functools.partial(
-    dino.train_step, nets=NETS, tx=TX, schedules=plan, cfg=CONFIG
+    dino.train_step, nets=NETS, tx=TX, schedules=plan, cfg=config
   )
-  groups = CONFIG.data.batch_size // CONFIG.group_size
+  groups = config.data.batch_size // config.group_size
   positions = sharding.local_positions(mesh, groups)
   where = sharding.state_sharding(mesh, first_state())
   replicated = sharding.replicated(mesh)
@@ -62,7 +62,7 @@ def train(mesh):
     for seed in range(STEPS):
       mine = {
         name: np.concatenate([np.split(x, groups)[i] for i in positions])
-        for name, x in tiny.batch(CONFIG, seed).items()
+        for name, x in tiny.batch(config, seed).items()
       }
       batch = sharding.put_batch(mesh, mine, positions, groups)
       state, scalars = step(state, batch, jax.random.key(1))

@@ -1,5 +1,6 @@
 """Processes that train together on one machine, for multiprocess_test.py and bench/."""
 
+import copy
 import functools
 import os
 import pathlib
@@ -22,10 +23,19 @@ DATA = flags.DEFINE_integer("data", 1, "As config.mesh.data.")
 OUT = flags.DEFINE_string("out", None, "Results go to OUT.0, OUT.1 and so on.")
 
 
+def config(devices):
+  """With as many images as the devices divide."""
+  changed = copy.deepcopy(dino_mesh_test.CONFIG)
+  with changed.unlocked():
+    changed.data.batch_size = 24 if devices % 3 == 0 else 16
+  return changed
+
+
 @functools.cache
-def alone():
-  """The scalars and the student of one device."""
-  history, state = dino_mesh_test.train(dino_mesh_test.one_device_mesh())
+def alone(devices):
+  """The scalars and the student of one device, for the images of several."""
+  mesh = dino_mesh_test.one_device_mesh()
+  history, state = dino_mesh_test.train(mesh, config(devices))
   return history, jax.device_get(state.student)
 
 
@@ -49,15 +59,16 @@ def check(out, *, count, devices, data):
     check=False,
   )
   assert result.returncode == 0, result.stdout
+  wanted_history, wanted_student = alone(count * devices)
   orders = []
   for i in range(count):
     history, student, racing, order = pickle.loads(
       pathlib.Path(f"{out}.{i}").read_bytes()
     )
-    for found, wanted in zip(history, alone()[0], strict=True):
+    for found, wanted in zip(history, wanted_history, strict=True):
       for name, value in wanted.items():
         np.testing.assert_allclose(found[name], value, 1e-5, 1e-5, err_msg=name)
-    dino_mesh_test.close(student, alone()[1])
+    dino_mesh_test.close(student, wanted_student)
     assert racing == []
     orders.append(order)
   assert orders[0] and all(order == orders[0] for order in orders)
@@ -71,7 +82,7 @@ def main(_):
   processes.meet("connect")
   with collectives.compiled() as programs:
     sharding.connect(mesh)
-    history, state = dino_mesh_test.train(mesh)
+    history, state = dino_mesh_test.train(mesh, config(mesh.size))
     student = multihost_utils.process_allgather(state.student, tiled=True)
     texts = programs()
   racing = [pair for text in texts for pair in collectives.racing(text)]

@@ -288,7 +288,7 @@ def _accuracy(bank, heads, *, spans):
       right = jnp.stack([(there & (rank < top)).sum(0) for top in (1, 5)])
       return jax.tree.map(jnp.add, counts, (right, (labels >= 0).sum())), None
 
-    # All sums within the loop: see `sharding.unroll`.
+    # All sums are in the loop, for the reason of `sharding.unroll`.
     start = jnp.zeros((2, len(spans) * len(RATES)), jnp.int32), jnp.int32(0)
     return jax.lax.scan(step, start, (bank.features, bank.labels))[0]
 

@@ -14,7 +14,8 @@ import sys
 import tempfile
 import time
 
-sys.path[:0] = [str(pathlib.Path(__file__).parents[n]) for n in (1, 2)]
+sys.path.insert(0, str(pathlib.Path(__file__).parents[2]))
+sys.path.insert(0, str(pathlib.Path(__file__).parents[1]))
 
 import together  # noqa: E402
 
@@ -22,7 +23,7 @@ LAYOUTS = [
   (count, devices, data)
   for count in (2, 3, 4)
   for devices in (1, 2)
-  for data in sorted({1, count, count * devices})
+  for data in sorted({1, devices, count, count * devices})
 ]
 
 
