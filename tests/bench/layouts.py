@@ -17,7 +17,7 @@ import time
 sys.path.insert(0, str(pathlib.Path(__file__).parents[2]))
 sys.path.insert(0, str(pathlib.Path(__file__).parents[1]))
 
-import together  # noqa: E402
+import together
 
 LAYOUTS = [
   (count, devices, data)
