@@ -183,7 +183,7 @@ def test_an_onnx_file_computes_the_same_on_another_runtime(tmp_path, capfd, capl
       (seen.image, seen.cls, seen.patches),
       strict=True,
     ):
-      np.testing.assert_allclose(found, wanted, atol=2e-5)
+      np.testing.assert_allclose(found, wanted, atol=1e-4)
 
 
 def test_a_size_that_is_no_multiple_of_the_patch_is_refused():

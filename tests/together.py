@@ -19,8 +19,8 @@ from dinojax import sharding
 from dinojax.runtime import processes
 
 ROOT = pathlib.Path(__file__).parent.parent
-DATA = flags.DEFINE_integer("data", 1, "As config.mesh.data.")
-OUT = flags.DEFINE_string("out", None, "Results go to OUT.0, OUT.1 and so on.")
+DATA = flags.DEFINE_integer("together_data", 1, "As config.mesh.data.")
+OUT = flags.DEFINE_string("together_out", None, "Results go to OUT.0, OUT.1 and so on.")
 
 
 def config(devices):
@@ -43,8 +43,13 @@ def check(out, *, count, devices, data):
   """Starts `count` processes, and compares what each has done with one device."""
   result = subprocess.run(
     [
-      *(sys.executable, "launch/local.py", "--module=together", f"--out={out}"),
-      *(f"--processes={count}", f"--devices={devices}", f"--data={data}"),
+      *(
+        sys.executable,
+        "launch/local.py",
+        "--module=together",
+        f"--together_out={out}",
+      ),
+      *(f"--processes={count}", f"--devices={devices}", f"--together_data={data}"),
     ],
     cwd=ROOT,
     env={

@@ -6,7 +6,9 @@ from dinojax.data import images
 
 
 def define_max_pixels() -> flags.FlagHolder[int]:
-  """Defines --max_pixels; ingest has another flag of this name."""
+  """Defines --max_pixels, once in a process; ingest has another flag of this name."""
+  if "max_pixels" in flags.FLAGS:
+    return flags.FlagHolder(flags.FLAGS, flags.FLAGS["max_pixels"])
   return flags.DEFINE_integer(
     "max_pixels",
     images.MAX_PIXELS,

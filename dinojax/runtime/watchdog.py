@@ -38,7 +38,7 @@ class Watchdog:
     self._allowance = FIRST_STEP
     self.progress()
     if math.isfinite(self._seconds):
-      faulthandler.register(signal.SIGALRM, file=sys.stderr, chain=True)
+      faulthandler.register(signal.SIGALRM, file=sys.__stderr__, chain=True)
       threading.Thread(target=self._watch, daemon=True).start()
 
   def progress(self) -> None:
@@ -68,7 +68,7 @@ class Watchdog:
       if math.isinf(left):
         return
       time.sleep(min(left, 1))
-    faulthandler.dump_traceback(file=sys.stderr)
+    faulthandler.dump_traceback(file=sys.__stderr__)
     exits.end(
       errors.TRY_AGAIN,
       f"no progress for {(self._seconds + self._allowance) / 60:g} minutes"
