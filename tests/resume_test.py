@@ -13,7 +13,6 @@ from typing import Any
 
 import flax
 import jax
-import ml_collections
 import pytest
 
 from dinojax import assembly, checkpoint, dino, preflight, sharding
@@ -46,8 +45,16 @@ def golden(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def config(golden):
-  record = json.loads((golden / "checkpoints/2/record/metadata").read_text())
-  return ml_collections.ConfigDict({**record["config"], "workdir": str(golden)})
+  """Today's recipe of that run."""
+  config = quickstart.get_config()
+  with config.unlocked():
+    config.workdir = str(golden)
+    config.backbone.update(width=16, depth=1, heads=2, layerscale_init=0.5)
+    config.heads.dino.update(hidden=32, bottleneck=8, prototypes=16)
+    config.update(total_steps=4)
+    config.data.batch_size = 16
+    config.schedules.learning_rate.update(peak=1e-3, warmup_steps=1)
+  return config
 
 
 @pytest.fixture(scope="module")
@@ -65,19 +72,11 @@ def restore(folder, abstract_state):
 
 
 def test_its_config_is_that_of_todays_recipe(golden, config):
-  today = quickstart.get_config()
-  with today.unlocked():
-    today.workdir = str(golden)
-    today.backbone.update(width=16, depth=1, heads=2, layerscale_init=0.5)
-    today.heads.dino.update(hidden=32, bottleneck=8, prototypes=16)
-    today.update(total_steps=4)
-    today.data.batch_size = 16
-    today.schedules.learning_rate.update(peak=1e-3, warmup_steps=1)
-  preflight.check(today, devices=1)
+  preflight.check(config, devices=1)
   record = json.loads((golden / "checkpoints/2/record/metadata").read_text())
   workdir.check_same_run(
     record,
-    config=today.to_dict(),
+    config=config.to_dict(),
     data_fingerprint=record["data_fingerprint"],
     free=workdir.FREE_FIELDS,
   )

@@ -155,7 +155,8 @@ def test_queries_without_a_label_are_an_error_and_not_nan():
 class Squares:
   """A labelled source of plain images, brighter with the class."""
 
-  where, fingerprint, labels = 'config.knn.train="squares"', "0" * 16, None
+  where, fingerprint = 'config.knn.train="squares"', "0" * 16
+  labels, notes = None, ()
 
   def __init__(self, count, num_classes=4):
     self.count = count

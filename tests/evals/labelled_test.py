@@ -127,7 +127,7 @@ def test_labels_that_number_no_classes_are_refused():
 
 def test_renumbered_labels_leave_out_those_of_no_class():
   class Named(Records):
-    class_names, fingerprint = ("b", "c"), ""
+    class_names, fingerprint, notes = ("b", "c"), "", ()
     labels = np.array([1, -1, 0])
 
   class Train:
