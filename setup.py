@@ -39,7 +39,7 @@ setuptools.setup(
     "tensorboardX>=2.6.2",
     "tensorflow-datasets>=4.9.9",
     "tqdm>=4.66",
-    "zstandard>=0.23",  # what array_record compresses by if not told otherwise
+    "zstandard>=0.23",  # what array_record compresses by default
   ],
   extras_require={
     "cpu": [],

@@ -166,6 +166,6 @@ def get_config():
     batch_size=2_048,
     baselines=False,  # also evaluate the untrained network and raw pixels at the end
   )
-  # Mean losses over so many steps tell whether nothing is learnt or all collapsed.
+  # Mean losses over so many steps show whether nothing is learnt, or all collapsed.
   config.alarm_window = 1_250
   return config.lock()

@@ -9,7 +9,7 @@ IO_ERRORS = (OSError, ValueError, RuntimeError)
 
 
 def explain(error: BaseException) -> str:
-  """What went wrong at the bottom, in one line; TensorStore says it last."""
+  """The cause of an Orbax error, in one line; TensorStore has it last."""
   while error.__cause__ is not None:
     error = error.__cause__
   line = (str(error).splitlines() or [type(error).__name__])[0]

@@ -61,7 +61,7 @@ def read(
 
   def load(part, name):
     before, own = found[part]
-    with np.errstate(over="ignore"):  # of float64: no longer finite, which is told
+    with np.errstate(over="ignore"):  # of float64: no longer finite, an error
       x = own[name].read().astype(np.float32, copy=False)
     not_finite[before + name] = model.count_not_finite(x)
     return x

@@ -2,7 +2,7 @@
 
 Training code wraps a backbone's names: "module." (DataParallel), "_orig_mod."
 (torch.compile), "teacher.backbone." (DINOv2), "dinov2." (a classifier of transformers),
-{"model": ..., "optimizer": ...}. The array called cls_token tells where it is.
+{"model": ..., "optimizer": ...}. The array called cls_token shows where it is.
 """
 
 import collections
