@@ -18,7 +18,14 @@ from dinojax.commands import cli
 from dinojax.data import feed, mixture
 from dinojax.evals import knn
 from dinojax.reporting import console, metrics
-from dinojax.runtime import exits, interrupts, processes, watchdog, workdir
+from dinojax.runtime import (
+  compiled,
+  exits,
+  interrupts,
+  processes,
+  watchdog,
+  workdir,
+)
 
 for module in (cli, processes):
   flags.adopt_module_key_flags(module)  # so that --help shows them
@@ -32,6 +39,7 @@ def train(config) -> None:
     SystemExit: 128 + signal after Ctrl-C or SIGTERM, when all is saved.
   """
   preflight.check(config, devices=jax.device_count())
+  compiled.keep_programs(config.compilation_cache)
   mesh = sharding.make_mesh(**config.mesh)
   processes.meet("connect")
   sharding.connect(mesh)

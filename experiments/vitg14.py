@@ -37,6 +37,9 @@ def get_config():
     gpu=dict(xla_gpu_enable_latency_hiding_scheduler=True),
     tpu=dict(),
   )
+  # Folder of compiled programs, so that the next start takes seconds: "auto" is
+  # ~/.cache/dinojax, and "" none. Nobody else may write there: programs are run.
+  config.compilation_cache = "auto"
   # Gradient accumulation: each batch runs as n microbatches, whose activations share
   # memory, and so needs n times fewer devices. Same result, but for rounding.
   config.accumulation = 1

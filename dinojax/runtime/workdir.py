@@ -20,7 +20,14 @@ from dinojax.runtime import ownership
 # are is known by their fingerprint.
 FREE_FIELDS = (
   *("workdir", "mesh", "remat", "unroll", "attention", "compiler_options"),
-  *("accumulation", "workers", "log_every", "checkpoint", "hang_minutes"),
+  *(
+    "compilation_cache",
+    "accumulation",
+    "workers",
+    "log_every",
+    "checkpoint",
+    "hang_minutes",
+  ),
   *("knn", "alarm_window", "data.sources", "data.max_bad_share"),
   *("data.max_pixels", "data.accept_changed", "extend"),
 )
