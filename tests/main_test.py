@@ -98,12 +98,18 @@ def test_a_run_logs_every_loss_schedule_and_norm_and_leaves_its_config(whole_run
 
 def test_after_kill_9_the_same_command_repeats_the_run_bit_by_bit(tmp_path):
   killed, straight = tmp_path / "killed", tmp_path / "straight"
-  process = start(killed, "total_steps=60")
+  # The restart runs the programs that the first start has compiled and kept.
+  kept = ("total_steps=60", f"compilation_cache={tmp_path / 'programs'}")
+  process = start(killed, *kept)
   wait_for(killed / "checkpoints" / "4", process)
   process.kill()
   process.communicate()
   assert len(logged(killed)) < 60
-  output = finish(start(killed, "total_steps=60"))
+  programs = sorted(tmp_path.glob("programs/compiled/*/jit_train_step-*"))
+  times = [path.stat().st_mtime_ns for path in programs]
+  output = finish(start(killed, *kept))
+  assert programs and times < [path.stat().st_mtime_ns for path in programs]
+  assert programs == sorted(tmp_path.glob("programs/compiled/*/jit_train_step-*"))
   assert int(re.search(r"step (\d+) of 60", output)[1]) >= 4
   finish(start(straight, "total_steps=60"))
   assert logged(killed) == logged(straight)

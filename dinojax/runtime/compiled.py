@@ -15,6 +15,7 @@ import pathlib
 import platform
 import tempfile
 import threading
+import time
 
 import jax
 from jax._src import (
@@ -26,6 +27,7 @@ from dinojax.reporting import console
 MAX_BYTES = 2**30  # of a folder; the entries that were used last stay
 DIGEST_BYTES = 32
 PARTIAL = ".partial"
+WRITING = 3600  # seconds; a partial file that is older is what a killed process left
 PLACE = "_cache"  # in `jax_cache`, which has no public one: with `get`, `put`; or None
 
 
@@ -125,11 +127,12 @@ class Programs:
 
   def _remove_oldest(self) -> None:
     """Removes entries, and what killed processes left, beyond the folder's size."""
-    entries = []
+    entries, recent = [], time.time() - WRITING
     for entry in os.scandir(self._folder):
       with contextlib.suppress(FileNotFoundError):
         found = entry.stat()
-        entries.append((found.st_mtime, found.st_size, entry.path))
+        if not entry.name.endswith(PARTIAL) or found.st_mtime < recent:
+          entries.append((found.st_mtime, found.st_size, entry.path))
     excess = sum(size for _, size, _ in entries) - self._max_bytes
     for _, size, path in sorted(entries):
       if excess <= 0:
