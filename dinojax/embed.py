@@ -34,7 +34,7 @@ from dinojax import backbone, durable, errors, feature_files, sharding
 from dinojax.commands import backbone_flags, cli, image_flags
 from dinojax.data import bad_records, eval_batches, sources
 from dinojax.reporting import console
-from dinojax.runtime import ownership, processes, workdir
+from dinojax.runtime import compiled, ownership, processes, workdir
 
 IMAGES = flags.DEFINE_string("images", None, f"Source of images: {sources.USAGE}.")
 OUT = flags.DEFINE_string("out", None, "What to write: *.parquet, *.npy or *.zarr.")
@@ -67,6 +67,7 @@ def main(_) -> None:
   if not IMAGES.value:
     raise errors.UserError("--images=SOURCE is missing; try folder:PATH")
   source = sources.open_source(IMAGES.value, field="--images")
+  compiled.keep_programs("auto")
   # A whole copy of the weights for each device, which then waits for no other.
   mesh = sharding.make_mesh(data=-1, fsdp=1, devices=jax.local_devices())
   model = backbone_flags.load(mesh)

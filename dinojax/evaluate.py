@@ -24,7 +24,7 @@ from dinojax.commands import backbone_flags, cli, image_flags
 from dinojax.data import sources
 from dinojax.evals import cache, features, labelled, linear, results, tasks
 from dinojax.reporting import console
-from dinojax.runtime import processes
+from dinojax.runtime import compiled, processes
 
 for module in (backbone_flags, processes):
   flags.adopt_module_key_flags(module)
@@ -207,6 +207,7 @@ def main(_) -> None:
   specs = {flag.name: flag.value for flag in (TRAIN, TEST, VAL) if flag.value}
   opened = labelled.open_sources(specs)
   check_labels(chosen, opened)
+  compiled.keep_programs("auto")
   mesh = sharding.make_mesh(data=sharding.slice_count(), fsdp=-1)
   processes.meet("connect")
   sharding.connect(mesh)

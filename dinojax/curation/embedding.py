@@ -17,6 +17,7 @@ import numpy as np
 from dinojax import backbone, errors
 from dinojax.curation import candidates, engine, inputs, jobs
 from dinojax.data import eval_batches
+from dinojax.runtime import compiled
 
 CELLS = 2  # of each image; near neighbours mostly share one of two
 TRAIN_IMAGES = 64  # for each centroid, at most, that k-means sees
@@ -62,6 +63,7 @@ class _Images:
 @functools.lru_cache(maxsize=1)
 def _load_backbone(network: Network):
   """A compiled function, uint8 images -> features; once per process."""
+  compiled.keep_programs("auto")
   loaded = backbone.load(
     network.checkpoint,
     step=network.step,
