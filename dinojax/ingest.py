@@ -116,20 +116,21 @@ flags.DEFINE_string(
 )
 ENDED = "ended; the same command resumes"
 SETTINGS = tuple(field.name for field in dataclasses.fields(jobs.Settings))
-READING = ("workers", "hang_minutes")  # which is Beam's here
-EMBEDDING = tuple(name for name in backbone_flags.NAMES if name not in READING)
-for flag in EMBEDDING:
+# Beam has workers of its own.
+SHARED = tuple(name for name in backbone_flags.NAMES if name != "workers")
+for flag in SHARED:
   flags.declare_key_flag(flag)
 
 
 def main(arguments: list[str]) -> None:
   """Makes OUT, or resumes to make it."""
-  own = [*SETTINGS, *EMBEDDING, IMAGES.name, EXCLUDE.name, OUT.name]
+  own = [*SETTINGS, *SHARED, IMAGES.name, EXCLUDE.name, OUT.name]
   options = engine.parse_options(arguments[1:], own)
   settings = jobs.Settings(**{name: flags.FLAGS[name].value for name in SETTINGS})
   check(settings)
   out = pathlib.Path(OUT.value).expanduser()
-  job = jobs.Job(settings, out, out.with_name(f"{out.name}.work"))
+  work = out.with_name(f"{out.name}.work")
+  job = jobs.Job(settings, out, work, backbone_flags.HANG_MINUTES.value)
   parts = inputs.plan(IMAGES.value, EXCLUDE.value, settings)
   network, weights = open_network(settings)
   given = {

@@ -49,9 +49,7 @@ def train(config) -> None:
   with jax.set_mesh(mesh), contextlib.ExitStack() as stack:
     watch = watchdog.Watchdog(config.hang_minutes)
     stack.callback(watch.close)
-    evaluation = knn.open_evaluation(
-      config.knn, mesh=mesh, workers=config.workers, progress=watch.progress
-    )
+    evaluation = knn.open_evaluation(config, mesh=mesh, progress=watch.progress)
     folder = workdir.Workdir(config, data.fingerprints)
     stack.enter_context(folder.owned())
     stop = interrupts.Interrupts()

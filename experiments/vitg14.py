@@ -109,8 +109,9 @@ def get_config():
     sources=("arrayrecord:data/web142m/*.array_record",),
     weights=(1.0,),
     batch_size=BATCH,
-    # Larger images are corrupt records; a JPEG may be 4 times larger, since it can be
-    # decoded at half its size. Each worker may need 16 bytes per pixel.
+    # Larger images are corrupt records, also of config.knn; a JPEG may be 4 times
+    # larger, since it can be decoded at half its size. Each worker may need 16 bytes
+    # per pixel.
     max_pixels=89_478_485,
     max_bad_share=0.01,  # corrupt records beyond this share end the run
     accept_changed=False,  # resume from a checkpoint that saw other data

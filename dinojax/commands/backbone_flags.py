@@ -68,7 +68,7 @@ WORKERS = flags.DEFINE_integer(
 HANG_MINUTES = flags.DEFINE_float(
   "hang_minutes",
   30,
-  "Without a batch of images for so long, ends with status 75; 0: waits for ever.",
+  "Without images for so long, ends with status 75; 0: waits for ever.",
   lower_bound=0,
 )
 NAMES = (

@@ -86,7 +86,7 @@ def compute_features(part: jobs.Part, *, job: jobs.Job, network: Network) -> Non
   rows = jobs.rows_of(job.kept_ids(part.number, before="embedding"))
   apply = _load_backbone(network)
   features = None
-  records = list(inputs.read(part, job.settings, rows.tolist()))
+  records = list(inputs.read(part, job, rows.tolist()))
   batches = eval_batches.open_batches(
     _Images(records),
     batch_size=network.batch_size,

@@ -206,9 +206,10 @@ def _run_pipeline(
     raise
   except Exception as error:
     # From another machine the error comes as the text of its traceback.
-    pattern = r"errors\.UserError: (.*?)(?: \[while running .*)?$"
-    if messages := re.findall(pattern, str(error), re.MULTILINE):
-      raise errors.UserError(messages[-1]) from error
+    pattern = r"errors\.(User|Temporary)Error: (.*?)(?: \[while running .*)?$"
+    if found := re.findall(pattern, str(error), re.MULTILINE):
+      kind, message = found[-1]
+      raise failures.KINDS[kind.lower()](message) from error
     raise
   log(f"{label}: {time.monotonic() - begun:.0f} s")
 

@@ -34,7 +34,7 @@ def scan(part: jobs.Part, *, job: jobs.Job) -> None:
   if path.exists():
     return
   rows, names, details = [], [], {}
-  for record in inputs.read(part, job.settings):
+  for record in inputs.read(part, job):
     row, detail = examine(record, job.settings)
     rows.append(row)
     names.append(record.name)

@@ -1,25 +1,36 @@
 """Failures of a pipeline on this machine: the first one ends all of its processes.
 
 Beam's local runner lets every process finish its share before it reports an error, and
-waits for ever for a process that was killed. So a task that fails reports it here, by a
-socket (the disk may be full), and all processes are killed.
+waits for ever for a process that was killed, or for a read that never returns. So a
+task that fails, or has waited too long, reports it here, by a socket (the disk may be
+full), and all processes are killed.
 """
 
 import contextlib
 import os
 import socket
 import threading
+import time
 import traceback
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import psutil
 
 from dinojax import errors
+from dinojax.runtime import exits
 
 POLL = 0.5  # seconds between two looks
 MAX_BYTES = 60_000  # of a failure's text
+# By the first word of a report. Of other errors the text is a traceback.
+KINDS = {
+  "user": errors.UserError,
+  "temporary": errors.TemporaryError,
+  "other": RuntimeError,
+}
+
+_task = threading.local()  # address: of the receiver, while a thread works on a task
 
 
 class Receiver:
@@ -40,7 +51,7 @@ class Receiver:
       )
     except TimeoutError:
       return None
-    return errors.UserError(text) if kind == "user" else RuntimeError(text)
+    return KINDS[kind](text)
 
   def close(self) -> None:
     """Frees the socket."""
@@ -49,19 +60,75 @@ class Receiver:
 
 def reporting(address: str | None, function: Callable[[Any], Any], task: Any) -> Any:
   """Returns what a function makes of a task; reports its failure, and raises it."""
+  _task.address = address
   try:
     return function(task)
   except Exception as error:
     if address is not None:
-      user = isinstance(error, errors.UserError)
-      text = f"user {error}" if user else f"other {traceback.format_exc()[-20_000:]}"
-      content = text.encode(errors="backslashreplace")[:MAX_BYTES]
-      with (
-        contextlib.suppress(OSError),
-        socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as out,
-      ):
-        out.sendto(content, address)
+      _report(address, _as_text(error))
     raise
+  finally:
+    _task.address = None
+
+
+def _as_text(error: Exception) -> str:
+  """A failure as `Receiver` reads it, to be called where it is handled."""
+  if isinstance(error, errors.UserError):
+    again = error.status == errors.TRY_AGAIN
+    return f"{'temporary' if again else 'user'} {error}"
+  if errors.unforeseen_status(error) == errors.TRY_AGAIN:
+    return f"temporary {type(error).__name__}: {error}; the same command resumes"
+  return f"other {traceback.format_exc()[-20_000:]}"
+
+
+def _report(address: str, text: str) -> None:
+  with (
+    contextlib.suppress(OSError),
+    socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as out,
+  ):
+    out.sendto(text.encode(errors="backslashreplace")[:MAX_BYTES], address)
+
+
+def watched(items: Iterable, *, minutes: float, where: str) -> Iterator:
+  """Yields items that are read; ends the command if one does not come for `minutes`.
+
+  A file system that does not answer raises no error, and nothing can stop a thread that
+  waits for it.
+
+  Args:
+    items: whose `next` may wait for ever.
+    minutes: for one item; 0: no limit.
+    where: what is read, the beginning of the message.
+  """
+  if not minutes:
+    yield from items
+    return
+  address, closed = getattr(_task, "address", None), threading.Event()
+  begun = [time.monotonic()]  # of the wait for an item; None between two
+
+  def watch():
+    seconds = 60 * minutes
+    while not closed.wait(min(seconds / 4, 1)):
+      since = begun[0]
+      if since is None or time.monotonic() - since < seconds:
+        continue
+      cause = (
+        f"{where}: no image has come for {minutes:g} minutes (--hang_minutes); when"
+        " the data are back, the same command resumes"
+      )
+      if address is None:  # no task's: of the command's own process, or elsewhere
+        exits.end(errors.TRY_AGAIN, cause)
+      _report(address, f"temporary {cause}")
+      return
+
+  threading.Thread(target=watch, daemon=True).start()
+  try:
+    for item in items:
+      begun[0] = None
+      yield item
+      begun[0] = time.monotonic()
+  finally:
+    closed.set()
 
 
 def run_until_failure(
@@ -75,7 +142,7 @@ def run_until_failure(
     show_progress: called every POLL seconds.
 
   Raises:
-    UserError: that of a task, or a process was killed.
+    UserError: that of a task, or a process was killed (TemporaryError).
   """
   ended, killed = [], []
 
@@ -98,7 +165,7 @@ def run_until_failure(
       if failure:
         raise failure
       if killed:
-        raise errors.UserError(
+        raise errors.TemporaryError(
           f"a worker process was killed ({killed[0].rpartition(' ')[2]}), perhaps since"
           " memory ran out; restart the same command to resume, with a lower"
           " --direct_num_workers to use less memory"

@@ -18,7 +18,7 @@ import numpy as np
 from PIL import Image
 
 from dinojax import errors
-from dinojax.curation import jobs
+from dinojax.curation import failures, jobs
 from dinojax.data import (
   bad_records,
   class_labels,
@@ -168,14 +168,25 @@ def _open_unchanged(part: jobs.Part) -> sources.Source:
 
 
 def read(
-  part: jobs.Part, settings: jobs.Settings, rows: Collection[int] | None = None
+  part: jobs.Part, job: jobs.Job, rows: Collection[int] | None = None
 ) -> Iterator[Record]:
   """Yields the images of a part in order, those of certain rows if any are given.
 
+  Ends the command if no image comes for `job.hang_minutes`.
+
   Raises:
-    UserError: the input is gone, or not what it was when the parts were made.
+    UserError: the input is not what it was when the parts were made.
+    TemporaryError: it is gone, or out of reach.
   """
   wanted = None if rows is None else frozenset(rows)
+  where = errors.printable(part.spec)
+  found = _read(part, job.settings, wanted)
+  return failures.watched(found, minutes=job.hang_minutes, where=where)
+
+
+def _read(
+  part: jobs.Part, settings: jobs.Settings, wanted: frozenset[int] | None
+) -> Iterator[Record]:
   kind, _, path = part.spec.partition(":")
   try:
     if kind not in IN_ORDER:
@@ -194,7 +205,8 @@ def read(
         name = f"{separator}{name}" if name else ""
         yield Record(row, f"{errors.printable(path)}{name}", image, label, trouble)
   except OSError as error:
-    raise errors.UserError(
+    lasting = isinstance(error, PermissionError)
+    raise (errors.UserError if lasting else errors.TemporaryError)(
       f"{errors.printable(part.spec)} cannot be read any more"
       f" ({error.strerror or error}); put it back, and run the same command again to"
       " resume"

@@ -86,11 +86,16 @@ class Part:
 
 @dataclasses.dataclass(frozen=True)
 class Job:
-  """What every task knows. out: the folder to be made; work: the work folder."""
+  """What every task knows.
+
+  out: the folder to be made. work: the work folder. hang_minutes: that one image may
+  take to be read; 0: no limit.
+  """
 
   settings: Settings
   out: pathlib.Path
   work: pathlib.Path
+  hang_minutes: float
 
   def path(self, step: str, name: int | str, ending: str = "npy") -> pathlib.Path:
     """Where a step keeps the file of a part, or of that name."""

@@ -167,7 +167,7 @@ def _examples(
   for number, start, stop in spans:
     rows = jobs.rows_of(job.kept_ids(number)[start:stop])
     seen = job.rows(number)
-    found = inputs.read(parts[number], job.settings, rows.tolist())
+    found = inputs.read(parts[number], job, rows.tolist())
     for row, record in itertools.zip_longest(rows.tolist(), found):
       if record is None or record.image is None or record.row != row:
         raise _changed(parts[number])

@@ -107,7 +107,7 @@ def _pictures(
   """Yields images as data URLs, those that can be decoded."""
   for number, group in itertools.groupby(ids, lambda image: image >> 32):
     rows = [image & 0xFFFFFFFF for image in group]
-    for record in inputs.read(parts[number], job.settings, rows):
+    for record in inputs.read(parts[number], job, rows):
       try:
         pixels, _ = images.probe(record.image or b"").decode(
           images.MAX_HALVINGS, max_pixels=job.settings.max_pixels

@@ -66,7 +66,8 @@ class Batches:
     """Returns the next batch; after the last one, closes.
 
     Raises:
-      errors.UserError: a signal ended a worker, or a worker raised it.
+      errors.TemporaryError: a signal ended a worker.
+      errors.UserError: a worker raised it.
     """
     if not self._iterators:
       raise StopIteration
@@ -142,13 +143,13 @@ def _open(path: str) -> _Timed:
     return _Timed(cloudpickle.load(file), path)
 
 
-def _killed_worker(error: RuntimeError) -> errors.UserError | None:
+def _killed_worker(error: RuntimeError) -> errors.TemporaryError | None:
   """Returns the user's error if Grain's error says that a signal ended a worker."""
   code = re.search(r"terminated unexpectedly with exit code -(\d+)", str(error))
   if code is None or int(code[1]) not in CAUSES:
     return None
   number = signal.Signals(int(code[1]))
-  return errors.UserError(
+  return errors.TemporaryError(
     f"an input worker was ended by {number.name}: {CAUSES[number]}; the same command"
     " resumes"
   )

@@ -36,6 +36,7 @@ class Evaluation:
     resize: int,
     crop: int,
     batch_size: int,
+    max_pixels: int,
     workers: int,
     progress: Callable[[], None],
   ):
@@ -51,6 +52,7 @@ class Evaluation:
       resize: pixels of the shorter side.
       crop: pixels of a side of the centre crop.
       batch_size: images of a batch.
+      max_pixels: `config.data.max_pixels`; larger images are corrupt.
       workers: Grain processes.
       progress: called after every batch.
 
@@ -76,6 +78,7 @@ class Evaluation:
       batch_size=batch_size,
       resize=resize,
       crop=crop,
+      max_pixels=max_pixels,
       workers=workers,
       progress=progress,
     )
@@ -100,9 +103,10 @@ class Evaluation:
 
 
 def open_evaluation(
-  group, *, mesh: Mesh, workers: int, progress: Callable[[], None]
+  config, *, mesh: Mesh, progress: Callable[[], None]
 ) -> Evaluation | None:
-  """The `Evaluation` of `config.knn`; None if it is off."""
+  """The `Evaluation` of a run's `config.knn`; None if it is off."""
+  group = config.knn
   if not group.every:
     return None
   train, test = (
@@ -111,8 +115,15 @@ def open_evaluation(
   )
   names = ("ks", "temperature", "resize", "crop", "batch_size")
   rest = {name: group[name] for name in names}
-  rest.update(mesh=mesh, workers=workers, progress=progress)
-  return Evaluation(train, test, **rest)
+  return Evaluation(
+    train,
+    test,
+    mesh=mesh,
+    max_pixels=config.data.max_pixels,
+    workers=config.workers,
+    progress=progress,
+    **rest,
+  )
 
 
 @jax.jit

@@ -5,15 +5,39 @@ machine takes for the crops of an image, from images like those of the run.
 """
 
 import contextlib
+import itertools
+import logging
 import math
 import time
 
 import numpy as np
 
-from dinojax.data import mixture, sources, train_batches
+from dinojax import errors
+from dinojax.data import bad_records, images, mixture, sources, train_batches
 
 SECONDS = 10  # that a measurement takes, and at least three batches
 SAMPLES = 256  # records whose size is measured
+
+
+class Readable:
+  """The records of a source that can be read, for a measurement."""
+
+  def __init__(self, source: sources.Source, indices: list[int]):
+    """indices: of the records."""
+    self._source, self._indices = source, indices
+    self.where = source.where
+
+  def __len__(self) -> int:
+    """Returns the number of records."""
+    return len(self._indices)
+
+  def __getitem__(self, index: int) -> dict:
+    """Reads a record."""
+    return self._source[self._indices[index]]
+
+  def name(self, index: int) -> str:
+    """Returns a record's name."""
+    return self._source.name(self._indices[index])
 
 
 def measure(config, sample: str) -> dict[str, float]:
@@ -26,9 +50,13 @@ def measure(config, sample: str) -> dict[str, float]:
   Returns:
     seconds_per_image: of one core, from stored bytes to crops and masks.
     bytes_per_image: as stored; of images that are not encoded, their pixels.
+
+  Raises:
+    UserError: no record of the source can be read.
   """
   source = sources.open_source(sample, field="--sample")
-  data = mixture.Mixture([source], [1.0])
+  readable, sizes = _sample(source, config.data.max_pixels)
+  data = mixture.Mixture([readable], [1.0])
   alone = config.copy_and_resolve_references()
   with alone.unlocked():
     alone.workers = 0
@@ -40,10 +68,44 @@ def measure(config, sample: str) -> dict[str, float]:
       next(batches)
       made += 1
     rate = batches.rate() * config.group_size
-  indices = np.random.default_rng(0).integers(len(source), size=SAMPLES)
-  images = [source[int(index)]["image"] for index in indices]
-  size = [len(x) if isinstance(x, bytes) else x.nbytes for x in images]
-  return {"seconds_per_image": 1 / rate, "bytes_per_image": float(np.mean(size))}
+  return {"seconds_per_image": 1 / rate, "bytes_per_image": float(np.mean(sizes))}
+
+
+def _sample(
+  source: sources.Source, max_pixels: int
+) -> tuple[sources.Source | Readable, list[int]]:
+  """Sizes of SAMPLES random records, and the source, or what of it can be read.
+
+  Corrupt records are skipped and counted. Where all of the sample are, it goes on until
+  one can be read.
+  """
+  found, sizes, bad, reason = [], [], 0, ""
+  drawn = np.random.default_rng(0).integers(len(source), size=SAMPLES).tolist()
+  for tried, index in enumerate(itertools.chain(drawn, range(len(source)))):
+    if tried >= SAMPLES and found:
+      break
+    try:
+      image = source[index]["image"]
+      images.decode(image, max_pixels=max_pixels)
+    except sources.UNREADABLE as error:
+      bad_records.raise_if_lost(error, source.where)
+      reason = reason or f"{source.name(index)}: {' '.join(str(error).split())}"
+      bad += 1
+    else:
+      found.append(index)
+      sizes.append(len(image) if isinstance(image, bytes) else image.nbytes)
+  if not found:
+    raise errors.UserError(
+      f"{source.where}: none of its {len(source):,} images can be read (such as"
+      f" {reason}); give a source of sound images"
+    )
+  if not bad:
+    return source, sizes
+  logging.warning(
+    "%s: %d of %d sampled images are corrupt and not measured, such as %s",
+    *(source.where, bad, bad + len(found), reason),
+  )
+  return Readable(source, found), sizes
 
 
 def needs(config, plan: dict, *, hosts: int, measured: dict | None) -> dict[str, float]:

@@ -26,6 +26,8 @@ SETTINGS = jobs.Settings(
   **dict(near_cosine=0, clusters=4, sample=0, records_per_shard=10, seed=0),
   **dict(image_column="", label_column=""),
 )
+NOWHERE = pathlib.Path("/nowhere")
+JOB = jobs.Job(SETTINGS, out=NOWHERE, work=NOWHERE, hang_minutes=0)
 # Values that JSON may hold where others are expected.
 ODD = [
   None,
@@ -141,7 +143,7 @@ def ingest(spec: str) -> list:
   """The digest of every record, as ingest examines them."""
   found = []
   for part in inputs.plan([spec], [], SETTINGS):
-    for record in inputs.read(part, SETTINGS):
+    for record in inputs.read(part, JOB):
       assert record.name.isprintable() and "\n" not in record.trouble
       row, _ = examine.examine(record, SETTINGS)
       found.append(None if row["reason"] else row["pixels"].tobytes())

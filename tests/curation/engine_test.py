@@ -1,6 +1,7 @@
 """Pipelines: a failing task, or a killed process, ends all others in one line."""
 
 import contextlib
+import errno
 import functools
 import os
 import pathlib
@@ -12,7 +13,7 @@ import psutil
 import pytest
 
 from dinojax import errors
-from dinojax.curation import engine
+from dinojax.curation import engine, failures
 
 
 @pytest.fixture(autouse=True)
@@ -50,8 +51,24 @@ def note_and_wait(task, *, folder):
   time.sleep(600)
 
 
+def hang(task, *, folder):
+  def read():
+    yield 0
+    (folder / "hangs").touch()
+    threading.Event().wait()
+
+  for _ in failures.watched(read(), minutes=0.005, where="folder:/mnt"):
+    assert not (folder / "hangs").exists()
+
+
+def fail(task, *, error):
+  raise error
+
+
 def run(function, tmp_path, *, processes):
   options = engine.parse_options([f"--direct_num_workers={processes}"], [])
+  if not processes:
+    options = engine.in_this_process(options)
   function = functools.partial(function, folder=tmp_path)
   engine.run_tasks(
     function, list(range(20)), options=options, label="x", count_done=lambda: 0
@@ -74,8 +91,52 @@ def test_a_killed_process_ends_the_run_with_a_message(tmp_path):
     os.kill(int(found[0].name), signal.SIGKILL)
 
   threading.Thread(target=kill, daemon=True).start()
-  with pytest.raises(errors.UserError, match="a worker process was killed"):
+  with pytest.raises(errors.TemporaryError, match="a worker process was killed"):
     run(note_and_wait, tmp_path, processes=1)
+
+
+def test_a_read_that_never_returns_ends_the_run_and_is_worth_a_restart(tmp_path):
+  message = (
+    r"^folder:/mnt: no image has come for 0.005 minutes \(--hang_minutes\); when"
+  )
+  with pytest.raises(errors.TemporaryError, match=message):
+    run(hang, tmp_path, processes=0)
+  assert (tmp_path / "hangs").exists()
+
+
+def test_work_between_two_reads_is_no_hang():
+  found = []
+  for item in failures.watched(range(2), minutes=0.001, where="x"):
+    time.sleep(0.15)  # 0.06 would be a hang, which would end this process
+    found.append(item)
+  assert found == [0, 1]
+
+
+@pytest.mark.parametrize(
+  ("error", "status", "here"),
+  [
+    (errors.UserError("bad"), 1, True),
+    (errors.TemporaryError("out of reach"), 75, True),
+    (errors.TemporaryError("out of reach"), 75, False),
+    (OSError(errno.EIO, "Input/output error"), 75, True),
+    (TypeError("a bug"), 1, True),
+  ],
+)
+def test_an_error_of_a_task_keeps_its_status(error, status, here, monkeypatch):
+  if not here:  # as on other machines, whose errors come as text
+    monkeypatch.setattr(engine, "LOCAL", ())
+  options = engine.in_this_process(engine.parse_options([], []))
+  with pytest.raises(Exception) as raised:
+    engine.run_tasks(
+      functools.partial(fail, error=error),
+      [0],
+      options=options,
+      label="x",
+      count_done=lambda: 0,
+    )
+  found = raised.value
+  user = isinstance(found, errors.UserError)
+  assert (found.status if user else errors.unforeseen_status(found)) == status
 
 
 def test_options_that_nobody_knows_are_refused():

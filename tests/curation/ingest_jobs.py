@@ -16,4 +16,5 @@ def make_settings(**changes):
 
 def make_job(folder, **changes):
   """A job that makes FOLDER/out."""
-  return jobs.Job(make_settings(**changes), folder / "out", folder / "out.work")
+  settings = make_settings(**changes)
+  return jobs.Job(settings, folder / "out", folder / "out.work", hang_minutes=0)

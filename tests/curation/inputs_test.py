@@ -36,9 +36,9 @@ def write_tar(path, files, mode="w"):
 
 
 def read(spec, tmp_path, rows=None, **changes):
-  settings = ingest_jobs.make_job(tmp_path, **changes).settings
-  parts = inputs.plan([spec], [], settings)
-  return [record for part in parts for record in inputs.read(part, settings, rows)]
+  job = ingest_jobs.make_job(tmp_path, **changes)
+  parts = inputs.plan([spec], [], job.settings)
+  return [record for part in parts for record in inputs.read(part, job, rows)]
 
 
 @pytest.mark.parametrize("mode", ["w", "w:gz"])
@@ -174,11 +174,12 @@ def test_inputs_that_do_not_exist_are_refused_at_once(tmp_path, spec, said):
 def test_an_input_that_changed_or_went_away_ends_the_run(contents, tmp_path):
   path = tmp_path / "0.tar"
   write_tar(path, [("0.png", contents[0])])
-  settings = ingest_jobs.make_job(tmp_path).settings
-  (part,) = inputs.plan([f"tar:{path}"], [], settings)
+  job = ingest_jobs.make_job(tmp_path)
+  (part,) = inputs.plan([f"tar:{path}"], [], job.settings)
   write_tar(path, [("0.png", contents[0]), ("1.png", contents[1])])
-  with pytest.raises(errors.UserError, match="has changed since this ingest began"):
-    list(inputs.read(part, settings))
+  with pytest.raises(errors.UserError, match="has changed since this ingest") as raised:
+    list(inputs.read(part, job))
+  assert raised.value.status == 1
   path.unlink()
-  with pytest.raises(errors.UserError, match="cannot be read any more"):
-    list(inputs.read(part, settings))
+  with pytest.raises(errors.TemporaryError, match="cannot be read any more"):
+    list(inputs.read(part, job))

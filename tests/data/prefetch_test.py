@@ -157,7 +157,7 @@ def test_a_killed_worker_ends_the_run_in_seconds_with_one_line_and_no_orphan(
     time.sleep(0.5)  # Buffers are full: a worker killed at work leaks its block.
     os.kill(workers_of_this_process()[0].pid, number)
     start = time.monotonic()
-    with pytest.raises(errors.UserError) as raised:
+    with pytest.raises(errors.TemporaryError) as raised:
       while True:
         seen.append(int(next(batches)["i"][0]))
   assert time.monotonic() - start < 20

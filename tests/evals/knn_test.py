@@ -12,9 +12,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from PIL import Image
 
 from dinojax import errors
 from dinojax.evals import features, knn, search
+from experiments import quickstart
 
 KS = (1, 5, 20)
 
@@ -190,6 +192,7 @@ def evaluation(train, test, ks=(1, 4), progress=lambda: None):
     resize=8,
     crop=8,
     batch_size=8,
+    max_pixels=64,
     workers=0,
     progress=progress,
   )
@@ -205,6 +208,21 @@ def test_two_sources_are_evaluated_from_images_to_accuracy():
   assert len(batches) == 5 + 2
   assert set(result.values()) == {1.0}
   assert set(result) == {f"knn_top{top}_k{k}" for top in (1, 5) for k in (1, 4)}
+
+
+def test_images_are_as_large_as_in_training(tmp_path, caplog):
+  for name, side in {"a/0": 8, "a/1": 9, "b/0": 8, "b/1": 8}.items():
+    path = tmp_path / f"{name}.png"
+    path.parent.mkdir(exist_ok=True)
+    Image.new("RGB", (side, side), "red").save(path)
+  config = quickstart.get_config()
+  spec = f"folder:{tmp_path}"
+  config.knn.update(train=spec, test=spec, ks=(1,), resize=8, crop=8, batch_size=8)
+  config.workers = 0
+  config.data.max_pixels = 64
+  found = knn.open_evaluation(config, mesh=mesh_of(1, 8), progress=lambda: None)
+  found.accuracy(pixels, jnp.float32(0.5))
+  assert caplog.text.count("9x9 pixels are more than the limit of max_pixels=64") == 2
 
 
 def test_classes_are_matched_by_name():

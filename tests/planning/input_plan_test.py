@@ -1,7 +1,11 @@
 """What a host needs is the plan's step divided by hosts, times what an image takes."""
 
-import pytest
+import logging
 
+import pytest
+from PIL import Image
+
+from dinojax import errors
 from dinojax.planning import input_plan
 from experiments import quickstart, vitg14
 
@@ -38,3 +42,21 @@ def test_an_image_is_timed_through_the_whole_input(monkeypatch):
   measured = input_plan.measure(config, "embedded:digits:train")
   assert measured["bytes_per_image"] == 8 * 8 * 3
   assert 1e-5 < measured["seconds_per_image"] < 1
+
+
+def test_corrupt_images_of_a_sample_are_skipped(tmp_path, monkeypatch, caplog):
+  monkeypatch.setattr(input_plan, "SECONDS", 0)
+  monkeypatch.setattr(input_plan, "SAMPLES", 10)
+  for i in range(40):  # more than are tried in the place of one
+    (tmp_path / f"{i:02}.png").write_bytes(b"no image")
+  config = quickstart.get_config()
+  with pytest.raises(
+    errors.UserError, match="none of its 40 images can be read"
+  ) as one:
+    input_plan.measure(config, f"folder:{tmp_path}")
+  assert "\n" not in str(one.value) and ".png: cannot identify" in str(one.value)
+  Image.new("RGB", (20, 20), "red").save(tmp_path / "40.png")
+  with caplog.at_level(logging.WARNING):
+    measured = input_plan.measure(config, f"folder:{tmp_path}")
+  assert measured["bytes_per_image"] == (tmp_path / "40.png").stat().st_size
+  assert "sampled images are corrupt and not measured, such as" in caplog.text
