@@ -152,6 +152,12 @@ def platform() -> str:
   return device.platform if device else jax.default_backend()
 
 
+def device_kind() -> str:
+  """Returns JAX's name of the devices, such as "TPU v5 lite", chosen likewise."""
+  device = jax.sharding.get_abstract_mesh().abstract_device
+  return device.device_kind if device else jax.devices()[0].device_kind
+
+
 def unroll(turns: int, otherwise: int = 1) -> int:
   """How many turns of a loop with collectives in it to unroll: all, or `otherwise`.
 

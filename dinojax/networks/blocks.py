@@ -5,6 +5,7 @@ named for activation checkpointing (`REMAT`); dropped crops are not computed.
 """
 
 import functools
+from collections.abc import Callable, Sequence
 
 import einops
 import flax.linen as nn
@@ -13,7 +14,7 @@ import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 
 from dinojax import sharding
-from dinojax.networks import attention, layers
+from dinojax.networks import attention, attention_gpu, layers
 
 LN_EPS = 1e-6
 
@@ -26,6 +27,15 @@ REMAT = {
   "attention": ("qkv", "attention", "proj"),  # recomputes the first layer of the FFN
   "full": (),
 }
+
+
+def keep(names: Sequence[str]) -> Callable[..., bool]:
+  """The policy of `jax.checkpoint` that keeps the activations of these names."""
+  policies = jax.checkpoint_policies
+  policy = policies.save_only_these_names(*names)
+  if "attention" in names:
+    policy = policies.save_from_both_policies(policy, attention_gpu.keep)
+  return policy
 
 
 def swiglu_width(width: int) -> int:
@@ -121,8 +131,7 @@ class Attention(nn.Module):
     outputs = []
     for (qkv,) in layers.Dense(3 * width, self.dtype, name="qkv")(xs):
       qkv = checkpoint_name(qkv, "qkv")
-      out = attention.attention(qkv, heads=self.heads, kind=self.kernel)
-      outputs.append(checkpoint_name(out, "attention"))
+      outputs.append(attention.attention(qkv, heads=self.heads, kind=self.kernel))
     projected = layers.Dense(width, self.dtype, name="proj")(outputs, gamma)
     return [checkpoint_name(x, "proj") for (x,) in projected]
 

@@ -126,9 +126,8 @@ class VisionTransformer(nn.Module):
     block, more = blocks.Block, {}
     if by_block:
       block, more = TappedBlock, {"first_patch": first_patch}
-    if (kept := blocks.REMAT[self.remat]) is not None:
-      policy = jax.checkpoint_policies.save_only_these_names(*kept)
-      block = nn.remat(block, prevent_cse=False, policy=policy)
+    if (names := blocks.REMAT[self.remat]) is not None:
+      block = nn.remat(block, prevent_cse=False, policy=blocks.keep(names))
     scan = nn.scan(
       block,
       variable_axes={"params": 0},
