@@ -24,8 +24,6 @@ from dinojax import errors
 from dinojax.runtime import orbax_errors, retention
 
 LOGGER = logging.getLogger(__name__)
-
-
 # What every record holds.
 RECORD = dict(step=int, config=dict, checksums=dict, data_fingerprint=(list, str))
 
@@ -136,6 +134,7 @@ class Checkpoints:
 
     Raises:
       UserError: there are checkpoints, and none is readable; none is changed.
+      TemporaryError: they are out of reach.
     """
     damaged = {}
     for step in sorted(self._manager.all_steps(), reverse=True):
@@ -223,7 +222,8 @@ class Checkpoints:
     except orbax_errors.IO_ERRORS as error:
       step = "" if self._writing is None else f" {self._writing}"
       self._writing = None
-      raise errors.UserError(
+      failed = orbax_errors.is_one_of(error, errors.FAILED_DISK)
+      raise (errors.TemporaryError if failed else errors.UserError)(
         f"cannot write checkpoint{step} to {self.directory}"
         f" ({orbax_errors.explain(error)}); the last good one is {self._last_whole};"
         " make room there, or permit writing, and restart"
@@ -280,12 +280,20 @@ class _DamagedError(Exception):
 
 
 def _on_all_processes(read: Callable[[], Any]) -> Any:
-  """Returns read(); raises _DamagedError everywhere if it fails anywhere."""
+  """Returns read(); raises _DamagedError everywhere if it fails anywhere.
+
+  TemporaryError, which ends all processes, if the file system is out of reach.
+  """
   reason = None
   try:
     value = read()
   except Exception as error:  # Damage shows as anything: KeyError, JSONDecodeError ...
     reason = orbax_errors.explain(error)
+    if orbax_errors.is_one_of(error, errors.OUT_OF_REACH):
+      raise errors.TemporaryError(
+        f"the checkpoints are out of reach ({reason}); when they are back, restart the"
+        " same command"
+      ) from error
   if not np.all(multihost_utils.process_allgather(np.array(reason is None))):
     raise _DamagedError(reason or "another process cannot read it")
   return value

@@ -195,8 +195,7 @@ def os_errors_as_user_errors(out: pathlib.Path) -> Iterator[None]:
     yield
   except OSError as error:
     way_out = WAYS_OUT.get(error.errno, "see to that")
-    temporary = error.errno in errors.FAILED_DISK
-    raise (errors.TemporaryError if temporary else errors.UserError)(
+    raise errors.of_disk(error)(
       f"--out={out} cannot be written ({error.strerror or error}); {way_out}, then"
       " restart the same command: it resumes"
     ) from error

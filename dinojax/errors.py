@@ -17,14 +17,9 @@ import errno
 import sys
 
 TRY_AGAIN = 75  # EX_TEMPFAIL of sysexits.h
-# What the file system of a network reports when it has failed.
-FAILED_DISK = (
-  errno.EIO,
-  errno.ESTALE,
-  errno.ETIMEDOUT,
-  errno.ENOTCONN,
-  errno.EREMOTEIO,
-)
+# What the file system of a network reports when its server does not answer.
+OUT_OF_REACH = (errno.ESTALE, errno.ETIMEDOUT, errno.ENOTCONN, errno.EREMOTEIO)
+FAILED_DISK = (errno.EIO, *OUT_OF_REACH)
 # How a device's report begins that it can never run a program.
 UNFIT_PROGRAM = ("RESOURCE_EXHAUSTED", "INVALID_ARGUMENT", "UNIMPLEMENTED")
 
@@ -55,6 +50,11 @@ def unforeseen_status(error: Exception) -> int:
   else:
     lasting = getattr(error, "errno", None) not in FAILED_DISK
   return 1 if lasting else TRY_AGAIN
+
+
+def of_disk(error: OSError) -> type[UserError]:
+  """The kind of user error that an OSError is: temporary if a disk has failed."""
+  return TemporaryError if error.errno in FAILED_DISK else UserError
 
 
 def printable(text: str) -> str:

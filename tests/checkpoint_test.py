@@ -1,5 +1,6 @@
 """A checkpoint restores what was saved, on any mesh, or says that it cannot."""
 
+import errno
 import json
 import logging
 import os
@@ -14,6 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+import orbax.checkpoint as ocp
 import pytest
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
@@ -322,6 +324,32 @@ def test_a_step_damaged_twice_is_set_aside_twice(tmp_path):
     save_all(tmp_path, [20])
   names = sorted(path.name for path in (tmp_path / "checkpoints").glob("damaged*"))
   assert names == ["damaged-20-1", "damaged-20-2"]
+
+
+def test_a_checkpoint_out_of_reach_is_no_damage_and_worth_a_restart(
+  tmp_path, monkeypatch
+):
+  save_all(tmp_path, [10, 20])
+
+  def fail(*_, **__):
+    raise OSError(errno.ESTALE, os.strerror(errno.ESTALE))
+
+  monkeypatch.setattr(ocp.StandardCheckpointHandler, "restore", fail)
+  with pytest.raises(errors.TemporaryError, match="Stale file handle"):
+    restore(tmp_path)
+  assert sorted(x.name for x in (tmp_path / "checkpoints").iterdir()) == ["10", "20"]
+
+
+def test_a_save_on_a_failed_disk_is_worth_a_restart(tmp_path, monkeypatch):
+  run = open_run(tmp_path)
+
+  def fail(*_, **__):
+    raise ValueError("writing failed [OS error 5: Input/output error]")
+
+  monkeypatch.setattr(run._manager, "save", fail)
+  with pytest.raises(errors.TemporaryError, match="cannot write checkpoint 10 to"):
+    run.save(10, make_state(10), record_of(10))
+  run.close()
 
 
 def test_a_half_written_checkpoint_is_not_one(tmp_path):

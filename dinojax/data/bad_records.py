@@ -20,8 +20,6 @@ from dinojax.data import images, mixture, sources
 ATTEMPTS = 16  # records read before giving up, the wanted one included
 MIN_RECORDS = 1_000  # a share of fewer records says nothing
 NAMED = 20  # corrupt records, of a process: a lost shard would fill the log
-# What is reported of a file that a network file system, or somebody, has taken away.
-LOST = (errno.ESTALE, errno.ETIMEDOUT, errno.ENOTCONN, errno.EREMOTEIO)
 # The entry "bad_records" of a batch. record: index of a corrupt record, or -1.
 REPORT = np.dtype([("record", np.int64), ("reason", "S240")])
 
@@ -44,7 +42,7 @@ def raise_if_lost(error: Exception, where: str) -> None:
   """
   if not isinstance(error, OSError):
     return
-  lost = error.errno in LOST
+  lost = error.errno in errors.OUT_OF_REACH
   if error.errno in (errno.ENOENT, errno.ENOTDIR) and error.filename:
     lost = not _holds_something(os.path.dirname(error.filename) or ".")
   if lost:

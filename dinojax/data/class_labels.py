@@ -11,6 +11,24 @@ MAX_CLASSES = 1 << 20  # larger numbers identify something else, such as the ima
 MAX_LABEL = (1 << 63) - 1
 
 
+class NoImageError(ValueError):
+  """A record has no image that could be read, and yet a label."""
+
+  def __init__(self, reason: str, label: int):
+    """Takes why it has none, and the label."""
+    super().__init__(reason, label)
+    self.reason, self.label = reason, label
+
+  def __str__(self) -> str:
+    """Returns the reason."""
+    return self.reason
+
+
+def of_error(error: Exception) -> int:
+  """Returns the label of a record that cannot be read, where the error knows it."""
+  return getattr(error, "label", NO_LABEL)
+
+
 def parse(value: Any) -> int:
   """Returns the label of what is stored: a number, its digits as text, or None."""
   if value is None:

@@ -94,19 +94,24 @@ class _EvalRows:
       batch["index"][i] = index
       try:
         record = self.source[index]
-        # Larger numbers identify something else than classes.
-        is_class = 0 <= record["label"] <= MAX_LABEL
-        batch["label"][i] = record["label"] if is_class else class_labels.NO_LABEL
+        batch["label"][i] = _class(record["label"])
         image = images.decode(record["image"], max_pixels=self.max_pixels)
       except sources.UNREADABLE as error:
         bad_records.raise_if_lost(error, self.source.where)
         if self.source.labels is not None:
           batch["label"][i] = self.source.labels[index]
+        elif batch["label"][i] < 0:
+          batch["label"][i] = _class(class_labels.of_error(error))
         batch["bad_records"][i] = bad_records.report(index, str(error))
       else:
         batch["image"][i] = _centre_crop(image, self.resize, self.crop)
         batch["valid"][i] = True
     return batch
+
+
+def _class(label: int) -> int:
+  """A label that numbers a class; larger numbers identify something else."""
+  return label if 0 <= label <= MAX_LABEL else class_labels.NO_LABEL
 
 
 def _centre_crop(image: np.ndarray, resize: int, crop: int) -> np.ndarray:

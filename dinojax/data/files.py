@@ -18,6 +18,7 @@ from typing import NamedTuple
 import numpy as np
 
 from dinojax import errors
+from dinojax.data import class_labels
 
 MAX_RECORD = 1 << 29  # bytes of one image as it is stored
 MAX_OPEN = 8_192  # files of a process, where its limit allows so many
@@ -72,7 +73,7 @@ def described(paths: Sequence[str], where: str) -> list[File]:
     with concurrent.futures.ThreadPoolExecutor(THREADS) as pool:
       found = list(pool.map(os.stat, paths))
   except OSError as error:
-    raise errors.UserError(f"{where} cannot be read: {error}") from error
+    raise errors.of_disk(error)(f"{where} cannot be read: {error}") from error
   for path, status in zip(paths, found, strict=True):
     if not stat.S_ISREG(status.st_mode):
       raise errors.UserError(
@@ -94,10 +95,11 @@ def refuse_bucket(path: str, where: str) -> None:
     )
 
 
-def check_size(size: int) -> None:
-  """Raises ValueError if an image of so many bytes is over the limit."""
+def check_size(size: int, label: int = class_labels.NO_LABEL) -> None:
+  """Raises NoImageError, with its label, if an image of so many bytes is too large."""
   if size > MAX_RECORD:
-    raise ValueError(f"{size:,} bytes, over the limit of {MAX_RECORD:,} for an image")
+    reason = f"{size:,} bytes, over the limit of {MAX_RECORD:,} for an image"
+    raise class_labels.NoImageError(reason, label)
 
 
 def open_regular(path: str) -> int:

@@ -86,7 +86,7 @@ def walk(
       with os.scandir(os.path.join(root, folder)) as entries:
         shown = [entry for entry in entries if not entry.name.startswith(".")]
     except OSError as error:
-      raise errors.UserError(
+      raise errors.of_disk(error)(
         f"{where} cannot be listed: {error}; check permissions"
       ) from error
     above |= {identity}

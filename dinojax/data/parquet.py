@@ -92,11 +92,12 @@ class ParquetSource:
     group, row = index.locate(self._ends, record)
     columns = self._columns[self._groups[group][0]]
     image, label = parquet_columns.cell(self._table(group), row, columns)
+    if not 0 <= label < len(self.class_names):
+      label = class_labels.NO_LABEL
     if image is None:
-      raise ValueError("no bytes in this row")
-    files.check_size(len(image))
-    known = 0 <= label < len(self.class_names)
-    return {"image": image, "label": label if known else class_labels.NO_LABEL}
+      raise class_labels.NoImageError("no bytes in this row", label)
+    files.check_size(len(image), label)
+    return {"image": image, "label": label}
 
   def name(self, record: int) -> str:
     """Returns file, row group and row."""

@@ -147,8 +147,7 @@ class ArrayRecordSource:
     # An Example begins with the tag of its only field; no image format does.
     if not data.startswith(b"\n"):
       return {"image": data, "label": class_labels.NO_LABEL}
-    example = _parse_example(data)
-    return example if self._labelled else example | {"label": class_labels.NO_LABEL}
+    return _parse_example(data, labelled=self._labelled)
 
   def name(self, record: int) -> str:
     """Returns shard and position in it."""
@@ -229,8 +228,8 @@ def _open_reader(shard: files.File) -> Any:
   )
 
 
-def _parse_example(record: bytes) -> dict:
-  """Returns image and label of a serialised tf.train.Example."""
+def _parse_example(record: bytes, *, labelled: bool) -> dict:
+  """Returns image and, if wanted, label of a serialised tf.train.Example."""
   from google.protobuf import message
   from tensorflow_datasets.proto import tf_example_pb2
 
@@ -239,8 +238,10 @@ def _parse_example(record: bytes) -> dict:
   except message.DecodeError as error:
     raise ValueError(f"not a tf.train.Example: {error}") from error
   encoded = feature["image"].bytes_list.value
-  found = feature["label"].int64_list.value
+  found = feature["label"].int64_list.value if labelled else ()
+  label = found[0] if found else class_labels.NO_LABEL
   if not encoded:
-    raise ValueError("a tf.train.Example without a bytes feature `image`")
-  files.check_size(len(encoded[0]))
-  return {"image": encoded[0], "label": found[0] if found else class_labels.NO_LABEL}
+    reason = "a tf.train.Example without a bytes feature `image`"
+    raise class_labels.NoImageError(reason, label)
+  files.check_size(len(encoded[0]), label)
+  return {"image": encoded[0], "label": label}

@@ -148,7 +148,7 @@ def _scan(tar: files.File, *, where: str) -> index.Scanned:
   except tar_members.DamagedError:
     rows.append(damaged)
   except OSError as error:
-    raise errors.UserError(f"{where} cannot be read: {error}") from error
+    raise errors.of_disk(error)(f"{where} cannot be read: {error}") from error
   classes = min(top, class_labels.MAX_CLASSES) + 1
   return index.Scanned(len(rows), np.array(rows, np.uint64).reshape(-1), classes)
 

@@ -4,6 +4,7 @@ Each task is printed and recorded as soon as its numbers are there, so that neit
 kill nor a later task loses them.
 """
 
+import contextlib
 import json
 import os
 import pathlib
@@ -97,7 +98,8 @@ def _write_json(path: str, content: dict) -> None:
     new.write_text(json.dumps(content, indent=2, allow_nan=False) + "\n")
     os.replace(new, where)
   except OSError as error:
-    new.unlink(missing_ok=True)
-    raise errors.UserError(
+    with contextlib.suppress(OSError):
+      new.unlink(missing_ok=True)
+    raise errors.of_disk(error)(
       f"--results={path} cannot be written: {error.strerror or error}"
     ) from error

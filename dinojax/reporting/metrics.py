@@ -110,7 +110,7 @@ class Writer:
     try:
       yield
     except OSError as error:
-      raise errors.UserError(
+      raise errors.of_disk(error)(
         f"config.workdir={self._workdir}: cannot write metrics ({error.strerror});"
         " make room there, or permit writing, and restart"
       ) from error

@@ -1,8 +1,12 @@
 """Errors of Orbax and TensorStore, a line each instead of their tracebacks."""
 
 import logging
+import os
 import sys
 import traceback
+from collections.abc import Callable
+
+from dinojax.runtime import signals
 
 # What a full disk, a lost mount or a broken file raises; TensorStore's are ValueErrors.
 IO_ERRORS = (OSError, ValueError, RuntimeError)
@@ -16,19 +20,35 @@ def explain(error: BaseException) -> str:
   return line if len(line) <= 200 else f"...{line[-200:]}"
 
 
+def is_one_of(error: BaseException, numbers: tuple[int, ...]) -> bool:
+  """Whether an error has one of these errnos, which TensorStore states in words."""
+  cause = explain(error)
+  return any(os.strerror(number) in cause for number in numbers)
+
+
 def mute_orbax():
   """Keeps Orbax from printing the tracebacks of failures that are one line here."""
   logging.getLogger("absl").addFilter(_not_from_orbax)
   logging.getLogger("asyncio").addFilter(_not_from_orbax)
-  sys.unraisablehook = _print_unraisable  # left-overs of a failed read or write
+  # Left-overs of a failed read or write. Others are for the hook that is there, which
+  # raises an interrupt again.
+  if not isinstance(sys.unraisablehook, _Hook):
+    sys.unraisablehook = _Hook(sys.unraisablehook)
 
 
 def _not_from_orbax(entry: logging.LogRecord) -> bool:
   return "/orbax/" not in entry.pathname and "never retrieved" not in entry.getMessage()
 
 
-def _print_unraisable(entry):
-  frames = traceback.extract_tb(entry.exc_traceback)
-  from_orbax = any("/orbax/" in frame.filename for frame in frames)
-  if not from_orbax and str(entry.exc_value) != "Event loop is closed":
-    sys.__unraisablehook__(entry)
+class _Hook:
+  """Drops what Orbax cannot raise, and passes on what others cannot."""
+
+  def __init__(self, before: Callable):
+    self._before = before
+
+  def __call__(self, entry):
+    frames = traceback.extract_tb(entry.exc_traceback)
+    from_orbax = any("/orbax/" in frame.filename for frame in frames)
+    is_noise = from_orbax or str(entry.exc_value) == "Event loop is closed"
+    if entry.exc_type is signals.Interrupted or not is_noise:
+      self._before(entry)

@@ -132,7 +132,7 @@ def owned(
   except OSError as error:
     with contextlib.suppress(OSError):
       path.unlink(missing_ok=True)
-    raise errors.UserError(
+    raise errors.of_disk(error)(
       f"{label} cannot be written ({error.strerror or error}); {folder} must be a"
       " folder in which this user may write, with room"
     ) from error

@@ -98,11 +98,11 @@ def probe(workdir: str) -> None:
     with tempfile.TemporaryFile(dir=workdir) as file:
       file.write(b"\0" * 4096)
       file.flush()
-  except OSError as e:
-    raise errors.UserError(
-      f"config.workdir={workdir!r} is not writable ({e.strerror}); choose a folder with"
-      " space and permission: --config.workdir=FOLDER"
-    ) from e
+  except OSError as error:
+    raise errors.of_disk(error)(
+      f"config.workdir={workdir!r} is not writable ({error.strerror}); choose a folder"
+      " with space and permission: --config.workdir=FOLDER"
+    ) from error
 
 
 def check_same_run(

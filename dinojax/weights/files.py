@@ -203,7 +203,7 @@ def _check_is_file_of_weights(path: pathlib.Path):
     with path.open("rb") as file:
       start = file.read(len(GIT_LFS) + 100)
   except OSError as error:
-    raise errors.UserError(f"{path} cannot be read: {error.strerror}") from error
+    raise errors.of_disk(error)(f"{path} cannot be read: {error.strerror}") from error
   if not start:
     raise errors.UserError(f"{path} is empty; copy or download it again")
   if start.startswith(GIT_LFS):

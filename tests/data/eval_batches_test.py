@@ -6,9 +6,13 @@ import tarfile
 
 import numbered
 import numpy as np
+import pyarrow
 import pytest
 from absl import flags
+from array_record.python import array_record_module
 from PIL import Image
+from pyarrow import parquet
+from tensorflow_datasets.proto import tf_example_pb2
 
 from dinojax import errors
 from dinojax.data import eval_batches, sources
@@ -169,3 +173,19 @@ def test_a_file_that_is_missing_alone_is_a_corrupt_record_with_its_label(tmp_pat
   (batch,) = evaluate(source)
   assert np.flatnonzero(~batch["valid"]).tolist() == [6]
   assert batch["label"].tolist() == [0] * 4 + [1] * 4
+
+
+def test_a_record_without_an_image_keeps_its_label(tmp_path):
+  example = tf_example_pb2.Example()
+  example.features.feature["label"].int64_list.value.append(1)
+  shard = str(tmp_path / "0.array_record")
+  writer = array_record_module.ArrayRecordWriter(shard, "group_size:1")
+  writer.write(example.SerializeToString())
+  writer.close()
+  (tmp_path / "label.labels.txt").write_text("ant\nbee\n")
+  columns = {"image": pyarrow.array([None], pyarrow.binary()), "label": [1]}
+  parquet.write_table(pyarrow.table(columns), tmp_path / "0.parquet")
+  for spec in (f"arrayrecord:{shard}", f"parquet:{tmp_path}/0.parquet"):
+    (batch,) = evaluate(sources.open_source(spec, field="--images"))
+    assert (batch["label"][0], batch["valid"][0]) == (1, False), spec
+    assert batch["bad_records"]["record"][0] == 0
