@@ -89,6 +89,42 @@ def _listed(paths: Sequence[pathlib.Path]) -> str:
   return " and ".join(map(str, paths))
 
 
+def check_file(path: str | None, *, flag: str, example: str) -> None:
+  """Raises UserError if the file of a flag cannot be written, before any work.
+
+  Args:
+    path: of the file; None or "": none is written.
+    flag: such as "--results".
+    example: of a file's name.
+  """
+  if not path:
+    return
+  where = pathlib.Path(path).expanduser()
+  if where.is_dir():
+    reason = f"it is a folder; give a file, such as {example}"
+  elif not where.parent.is_dir():
+    reason = f"{where.parent} is no folder; make it first"
+  elif not os.access(where if where.exists() else where.parent, os.W_OK):
+    reason = "no permission; choose another place"
+  else:
+    return
+  raise errors.UserError(f"{flag}={path} cannot be written: {reason}")
+
+
+def write_json(path: str, content: dict, *, flag: str) -> None:
+  """Writes the file of a flag as JSON, all or nothing; UserError if it cannot."""
+  where = pathlib.Path(path).expanduser()
+  new = where.with_name(f".{where.name}.new")
+  try:
+    new.write_text(json.dumps(content, indent=2, allow_nan=False) + "\n")
+    os.replace(new, where)
+  except OSError as error:
+    with contextlib.suppress(OSError):
+      new.unlink(missing_ok=True)
+    reason = error.strerror or error
+    raise errors.of_disk(error)(f"{flag}={path} cannot be written: {reason}") from error
+
+
 def read_manifest(out: pathlib.Path) -> dict:
   """Returns the manifest of `out`; UserError if it is damaged."""
   path = manifest_path(out)

@@ -19,7 +19,7 @@ from absl import flags
 from jax.sharding import Mesh
 
 import dinojax
-from dinojax import backbone, errors, sharding
+from dinojax import backbone, durable, errors, sharding
 from dinojax.commands import backbone_flags, cli, image_flags
 from dinojax.data import sources
 from dinojax.evals import cache, features, labelled, linear, results, tasks
@@ -111,8 +111,13 @@ def check_labels(
     if source.labels is not None:
       labels[name] = source.labels
     elif name == "train" and any(task.needs_classes for task in chosen.values()):
-      workers = backbone_flags.WORKERS.value
-      labels[name] = labelled.read(source, name=f"--{name}", workers=workers)
+      with contextlib.closing(backbone_flags.open_watchdog()) as watch:
+        labels[name] = labelled.read(
+          source,
+          name=f"--{name}",
+          workers=backbone_flags.WORKERS.value,
+          progress=watch.step_done,
+        )
     else:  # only the number of images is checked, as if all were of one class
       labels[name] = np.zeros(len(source), int)
   highest = max(int(x.max(initial=-1)) for x in labels.values())
@@ -203,7 +208,7 @@ def main(_) -> None:
   """Computes the features of all sources, then does one task after the other."""
   processes.join()
   chosen = chosen_tasks()
-  results.check_path(RESULTS.value)
+  durable.check_file(RESULTS.value, flag="--results", example="results.json")
   specs = {flag.name: flag.value for flag in (TRAIN, TEST, VAL) if flag.value}
   opened = labelled.open_sources(specs)
   check_labels(chosen, opened)

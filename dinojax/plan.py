@@ -11,9 +11,7 @@ training. With --sample=SOURCE of images like the run's, the input is timed on t
 machine, and the plan lists how many cores a host needs.
 """
 
-import json
 import math
-import pathlib
 import re
 import sys
 import time
@@ -21,7 +19,7 @@ import time
 import jax
 from absl import flags
 
-from dinojax import assembly, errors, preflight, sharding
+from dinojax import assembly, durable, errors, preflight, sharding
 from dinojax.commands import cli
 from dinojax.networks import blocks
 from dinojax.planning import costs, hlo, input_plan, text, topology
@@ -153,6 +151,7 @@ def rank(plan: dict) -> tuple:
 def main(_) -> None:
   """Prints the plan, or the ranking of the search."""
   config = cli.CONFIG.value
+  durable.check_file(JSON.value, flag="--json", example="plan.json")
   if TOPOLOGY.value:
     devices = topology.devices(TOPOLOGY.value, slices=SLICES.value)
   elif SLICES.value != 1:
@@ -169,7 +168,7 @@ def main(_) -> None:
     result["input"] = input_plan.needs(config, result, hosts=hosts, measured=measured)
     print(text.table(result), text.lines(input_plan.rows(result["input"])), sep="\n")
   if JSON.value:
-    pathlib.Path(JSON.value).write_text(json.dumps(result, indent=2))
+    durable.write_json(JSON.value, result, flag="--json")
 
 
 if __name__ == "__main__":

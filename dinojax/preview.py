@@ -18,7 +18,7 @@ import numpy as np
 from absl import flags
 from PIL import Image
 
-from dinojax import errors, preflight
+from dinojax import durable, errors, preflight
 from dinojax.commands import cli
 from dinojax.data import augment, bad_records, images, sources
 
@@ -97,6 +97,7 @@ def main(_) -> None:
     raise errors.UserError(f"--out={out} must end in .png or .jpg")
   if not 1 <= COUNT.value <= MAX_COUNT:
     raise errors.UserError(f"--count={COUNT.value} must be within 1 and {MAX_COUNT}")
+  durable.check_file(OUT.value, flag="--out", example="preview.png")
   source = sources.open_source(IMAGES.value, field="--images")
   multi_crop = augment.make_multi_crop(
     **config.augment.to_dict(), max_pixels=config.data.max_pixels

@@ -2,6 +2,7 @@
 
 import contextlib
 import errno
+import functools
 import json
 import os
 import pathlib
@@ -195,3 +196,26 @@ def test_a_damaged_manifest_is_the_users_to_remove(tmp_path, content):
   durable.manifest_path(out).write_bytes(content)
   with pytest.raises(errors.UserError, match=r"out.json, .* is damaged; remove both"):
     open_manifest(out)
+
+
+def test_a_file_that_cannot_be_written_is_refused_before_any_work(tmp_path):
+  check = functools.partial(durable.check_file, flag="--json", example="plan.json")
+  check(None)
+  check(str(tmp_path / "new.json"))
+  for path, reason in (
+    (tmp_path, "it is a folder; give a file, such as plan.json"),
+    (tmp_path / "no" / "r.json", f"{tmp_path}/no is no folder; make it first"),
+  ):
+    with pytest.raises(errors.UserError, match=f"--json={path} cannot .* {reason}"):
+      check(str(path))
+
+
+def test_json_of_a_flag_is_there_as_a_whole_or_not_at_all(tmp_path):
+  path = tmp_path / "r.json"
+  durable.write_json(str(path), {"a": 1}, flag="--json")
+  with pytest.raises(ValueError, match="not JSON compliant"):
+    durable.write_json(str(path), {"a": float("nan")}, flag="--json")
+  assert json.loads(path.read_text()) == {"a": 1}
+  assert list(tmp_path.iterdir()) == [path]
+  with pytest.raises(errors.UserError, match="--json=/proc/no/x cannot be written: No"):
+    durable.write_json("/proc/no/x", {}, flag="--json")

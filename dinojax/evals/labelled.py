@@ -1,6 +1,7 @@
 """Labelled sources of an evaluation: opened, numbered alike, and their labels read."""
 
 import dataclasses
+from collections.abc import Callable
 
 import grain
 import numpy as np
@@ -31,7 +32,9 @@ def open_sources(specs: dict[str, str]) -> dict[str, sources.Source]:
   return opened
 
 
-def read(source: sources.Source, *, name: str, workers: int) -> np.ndarray:
+def read(
+  source: sources.Source, *, name: str, workers: int, progress: Callable[[], None]
+) -> np.ndarray:
   """The label of each record, int [len(source)]; -1 for none and where it is corrupt.
 
   Where a source does not list its labels, worker processes read all records.
@@ -40,6 +43,7 @@ def read(source: sources.Source, *, name: str, workers: int) -> np.ndarray:
     source: labelled.
     name: of the source, shown before the progress bar.
     workers: processes; 0: a thread of this one.
+    progress: called after every BLOCK of records.
   """
   if source.labels is not None:
     return source.labels
@@ -48,10 +52,14 @@ def read(source: sources.Source, *, name: str, workers: int) -> np.ndarray:
   bar = tqdm.tqdm(
     batches, f"labels of {name}", total=len(blocks), leave=False, disable=None
   )
+  found = []
   try:
-    return np.concatenate([block["labels"] for block in bar])
+    for block in bar:
+      found.append(block["labels"])
+      progress()
   finally:
     batches.close()
+  return np.concatenate(found)
 
 
 def class_names(opened: dict[str, sources.Source], highest: int) -> tuple[str, ...]:

@@ -4,15 +4,11 @@ Each task is printed and recorded as soon as its numbers are there, so that neit
 kill nor a later task loses them.
 """
 
-import contextlib
-import json
-import os
-import pathlib
 from typing import Any
 
 import jax
 
-from dinojax import errors
+from dinojax import durable, errors
 from dinojax.evals import table
 from dinojax.reporting import console, metrics
 
@@ -51,7 +47,8 @@ class Results:
       return
     print(table.render(found), flush=True)
     if self._path:
-      _write_json(self._path, {**self._about, "results": self._results})
+      content = {**self._about, "results": self._results}
+      durable.write_json(self._path, content, flag="--results")
     if self._run:
       self._add_to_run(found, settings)
 
@@ -73,33 +70,3 @@ class Results:
     except errors.UserError as error:
       console.say(f"note: the results are not added to the run: {error}")
       self._run = self._writer = None
-
-
-def check_path(path: str | None) -> None:
-  """Raises UserError if --results cannot be written, before any work."""
-  if not path:
-    return
-  where = pathlib.Path(path).expanduser()
-  if where.is_dir():
-    reason = "it is a folder; give a file, such as results.json"
-  elif not where.parent.is_dir():
-    reason = f"{where.parent} is no folder; make it first"
-  elif not os.access(where if where.exists() else where.parent, os.W_OK):
-    reason = "no permission; choose another place"
-  else:
-    return
-  raise errors.UserError(f"--results={path} cannot be written: {reason}")
-
-
-def _write_json(path: str, content: dict) -> None:
-  where = pathlib.Path(path).expanduser()
-  new = where.with_name(f".{where.name}.new")
-  try:
-    new.write_text(json.dumps(content, indent=2, allow_nan=False) + "\n")
-    os.replace(new, where)
-  except OSError as error:
-    with contextlib.suppress(OSError):
-      new.unlink(missing_ok=True)
-    raise errors.of_disk(error)(
-      f"--results={path} cannot be written: {error.strerror or error}"
-    ) from error

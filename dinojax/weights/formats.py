@@ -20,7 +20,7 @@ import safetensors
 from jax.sharding import Mesh
 
 from dinojax import errors, sharding
-from dinojax.runtime import orbax_errors
+from dinojax.runtime import orbax_errors, ownership
 from dinojax.weights import (
   files,
   huggingface,
@@ -116,9 +116,14 @@ def moved_when_complete(where: pathlib.Path) -> Iterator[pathlib.Path]:
   or a signal nothing of it stays.
 
   Raises:
-    UserError: it cannot be written.
+    UserError: it cannot be written, or another process writes it.
   """
   folder = where.with_name(f".{where.name}.new")
+  with ownership.owned(where.parent, where.name, label=str(where)):
+    yield from _moved(where, folder)
+
+
+def _moved(where, folder):
   try:
     shutil.rmtree(folder, ignore_errors=True)  # left by a process that was killed
     folder.mkdir()

@@ -59,7 +59,8 @@ def source(request, tmp_path, monkeypatch):
 def test_a_source_that_lists_its_labels_is_not_read_for_them(source, monkeypatch):
   wanted = [source[i]["label"] for i in range(len(source))]
   monkeypatch.setattr(type(source), "__getitem__", None)
-  assert labelled.read(source, name="--train", workers=0).tolist() == wanted
+  found = labelled.read(source, name="--train", workers=0, progress=None)
+  assert found.tolist() == wanted
 
 
 class Records:
@@ -83,8 +84,15 @@ class Records:
 def test_other_sources_are_read_in_order_and_corrupt_records_have_no_label(workers):
   found = [i % 7 - 1 for i in range(2 * labelled.BLOCK + 9)]
   found[300] = None
-  labels = labelled.read(Records(found), name="--train", workers=workers)
+  blocks = []  # known to a watchdog
+  labels = labelled.read(
+    Records(found),
+    name="--train",
+    workers=workers,
+    progress=lambda: blocks.append(None),
+  )
   assert labels.tolist() == [-1 if x is None else x for x in found]
+  assert len(blocks) == 3
 
 
 def test_classes_of_one_source_are_numbered_as_the_first_one_numbers_them(tmp_path):

@@ -4,7 +4,6 @@ import json
 
 import pytest
 
-from dinojax import errors
 from dinojax.evals import results
 
 KNN, LINEAR = {"knn_top1_k1": 0.5}, {"head": "cls1", "rate": 0.25}
@@ -49,14 +48,3 @@ def test_numbers_that_are_not_finite_are_no_json(tmp_path):
   with pytest.raises(ValueError, match="not JSON compliant"):
     found.add({"rate": float("nan")}, {})
   assert list(tmp_path.iterdir()) == []
-
-
-def test_a_place_where_results_cannot_be_written_is_named(tmp_path):
-  results.check_path(None)
-  results.check_path(str(tmp_path / "new.json"))
-  for path, reason in (
-    (tmp_path, "it is a folder; give a file"),
-    (tmp_path / "no" / "r.json", f"{tmp_path}/no is no folder; make it first"),
-  ):
-    with pytest.raises(errors.UserError, match=f"--results={path} cannot .* {reason}"):
-      results.check_path(str(path))

@@ -192,3 +192,15 @@ def test_programs_and_unknown_features_are_refused_by_name(tmp_path):
     formats.read(str(program))
   with pytest.raises(errors.UserError, match='pool="mean" must be "cls" or "gap"'):
     formats.read(str(program), pool="mean")
+
+
+def test_a_file_is_written_by_one_process_at_a_time(tmp_path):
+  where = tmp_path / "w.pth"
+  with formats.moved_when_complete(where) as new:
+    new.touch()
+    with (
+      pytest.raises(errors.UserError, match=r"w\.pth is in use by process \d+ on"),
+      formats.moved_when_complete(where),
+    ):
+      pass
+  assert list(tmp_path.iterdir()) == [where]
