@@ -148,7 +148,7 @@ def doubts(config) -> list[str]:
 
 
 def mesh_shape(
-  *, data: int, fsdp: int, devices: int, slices: int = 1
+  *, data: int, fsdp: int, devices: int, slices: int = 1, gpus_per_host: int = 0
 ) -> dict[str, int]:
   """The mesh's axes with -1 filled in.
 
@@ -157,10 +157,13 @@ def mesh_shape(
     fsdp: config.mesh.fsdp.
     devices: of all slices.
     slices: TPU slices, between which the network is too slow to gather weights.
+    gpus_per_host: 0: no GPUs. With data=-1, fsdp=16 is 8 on hosts of 8 GPUs.
 
   Raises:
     UserError: the axes don't make up the devices, or "fsdp" leaves a slice.
   """
+  if data == -1 and fsdp > 0:
+    fsdp = math.gcd(fsdp, gpus_per_host or fsdp)
   shape = {"data": data, "fsdp": fsdp}
   for axis, other in (("data", fsdp), ("fsdp", data)):
     if shape[axis] == -1 and other > 0:
@@ -282,9 +285,8 @@ def _check_batches(config, devices):
   unit = group * devices * parts
   if size % unit:
     fits = math.gcd(size // (devices * parts), group)
-    other = (
-      f", or config.group_size={fits}" if size % (devices * parts * fits) == 0 else ""
-    )
+    divides = size % (devices * parts * fits) == 0
+    other = f", or config.group_size={fits}" if divides else ""
     raise errors.UserError(
       f"config.data.batch_size={size} must be a multiple of {unit} (config.group_size="
       f"{group} times {devices} devices times config.accumulation={parts}); try"

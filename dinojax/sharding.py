@@ -5,10 +5,12 @@ over "fsdp" alone and copied along "data". On one device every sharding is trivi
 the same program runs.
 """
 
+import collections
 import math
 from collections.abc import Callable, Sequence
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.experimental import mesh_utils
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
@@ -26,11 +28,12 @@ def make_mesh(*, data: int, fsdp: int, devices: Sequence | None = None) -> Mesh:
   """Arranges all devices, of all processes, as a ("data", "fsdp") mesh.
 
   Of several TPU slices, each has rows of its own: "data" lies across slices, and "fsdp"
-  inside one.
+  inside one. On GPUs "fsdp" counts neighbours of a host first.
 
   Args:
     data: copies of the parameters; -1 for as many as the other axis leaves.
-    fsdp: shards that parameters are split into; -1 likewise.
+    fsdp: shards that parameters are split into; -1 likewise. With data=-1, no more than
+      a host has GPUs.
     devices: default all devices of all processes.
 
   Raises:
@@ -39,7 +42,11 @@ def make_mesh(*, data: int, fsdp: int, devices: Sequence | None = None) -> Mesh:
   devices = jax.devices() if devices is None else list(devices)
   slices = slice_count(devices)
   shape = preflight.mesh_shape(
-    data=data, fsdp=fsdp, devices=len(devices), slices=slices
+    data=data,
+    fsdp=fsdp,
+    devices=len(devices),
+    slices=slices,
+    gpus_per_host=gpus_per_host(devices),
   )
   # linen modules know nothing of Explicit axes, which are make_mesh's default.
   auto = (jax.sharding.AxisType.Auto,) * len(AXES)
@@ -66,6 +73,20 @@ def slice_count(devices: Sequence | None = None) -> int:
     return 1
   # Devices of a single slice may have no index.
   return len({getattr(device, "slice_index", 0) for device in devices})
+
+
+def gpus_per_host(devices: Sequence) -> int:
+  """How many GPUs each host of a run has; 0 for other devices.
+
+  JAX numbers the hosts of GPUs as slices. GPUs that are compiled for, and need not be
+  there, all have slice 0, and a process for each host.
+  """
+  if devices[0].platform != "gpu":
+    return 0
+  hosts = collections.Counter(getattr(x, "slice_index", 0) for x in devices)
+  if len(hosts) == 1 and jax.process_count() == 1:
+    hosts = collections.Counter(x.process_index for x in devices)
+  return min(hosts.values())
 
 
 def state_sharding(mesh: Mesh, state):
@@ -129,8 +150,19 @@ def gather(weights: jax.Array) -> jax.Array:
 gather.defvjp(lambda weights: (gather(weights), None), lambda _, grad: (grad,))
 
 
+def copies(x: jax.Array) -> jax.Array:
+  """[devices, ...]: `x` for each device of the mesh in context, on that device.
+
+  The gradient is first that of each copy, for which nothing is communicated, and then
+  their sum.
+  """
+  mesh = jax.sharding.get_abstract_mesh()
+  count = 1 if mesh.empty else mesh.size
+  return constrain_batch(jnp.broadcast_to(x, (count, *x.shape)))
+
+
 def per_device(function: Callable) -> Callable:
-  """Runs a function of batch-sharded arrays on each device's slice, by itself.
+  """Runs a function of trees of batch-sharded arrays on each device's slice of them.
 
   For kernels, which the compiler cannot split. Without a mesh, or for a batch that it
   does not divide, such as the one of a network's initialisation, nothing changes.
@@ -138,7 +170,7 @@ def per_device(function: Callable) -> Callable:
 
   def apply(*arrays):
     mesh = jax.sharding.get_abstract_mesh()
-    if mesh.empty or len(arrays[0]) % mesh.size:
+    if mesh.empty or len(jax.tree.leaves(arrays)[0]) % mesh.size:
       return function(*arrays)
     mapped = jax.shard_map(function, in_specs=BATCH, out_specs=BATCH, check_vma=False)
     return mapped(*arrays)

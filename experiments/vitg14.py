@@ -25,6 +25,7 @@ def get_config():
   # 1. Where it runs. Nothing in this part changes a result.
   config.workdir = "runs/vitg14"
   # Weights are gathered among 16 neighbours; -1: all the devices that the other leaves.
+  # With data=-1, hosts of 8 GPUs gather among these 8: between hosts it takes longer.
   config.mesh = dict(data=-1, fsdp=16)
   # Activation checkpointing: "full", "attention", "matmuls" or "none".
   config.remat = "attention"

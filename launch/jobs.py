@@ -79,7 +79,12 @@ def make(
     )
   path, own = mount_workdir(workdir)
   preflight.check(config, devices=chips.chips * slices)
-  preflight.mesh_shape(**config.mesh, devices=chips.chips * slices, slices=slices)
+  preflight.mesh_shape(
+    **config.mesh,
+    devices=chips.chips * slices,
+    slices=slices,
+    gpus_per_host=0 if chips.is_tpu else chips.chips_per_host,
+  )
 
   fields, mounts = buckets.mount_config({**config.to_dict(), "workdir": path})
   values = {**overrides, **fields, "workdir": path}

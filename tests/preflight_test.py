@@ -267,3 +267,24 @@ def test_what_no_evaluation_uses_is_not_refused():
   config = vitg14.get_config()
   config.update_from_flattened_dict({"knn.every": 0, "knn.batch_size": 100})
   preflight.check(config, devices=8)
+
+
+@pytest.mark.parametrize(
+  "data, fsdp, devices, per_host, wanted",
+  [
+    (-1, 16, 128, 8, (16, 8)),
+    (-1, 16, 8, 8, (1, 8)),
+    (-1, 16, 1, 1, (1, 1)),
+    (-1, 4, 128, 8, (32, 4)),
+    (8, 16, 128, 8, (8, 16)),  # where both are given, as they are
+    (1, -1, 128, 8, (1, 128)),
+    (-1, 16, 128, 0, (8, 16)),  # no GPUs
+  ],
+)
+def test_weights_are_gathered_within_a_host_of_gpus_unless_the_mesh_is_given(
+  data, fsdp, devices, per_host, wanted
+):
+  found = preflight.mesh_shape(
+    data=data, fsdp=fsdp, devices=devices, gpus_per_host=per_host
+  )
+  assert tuple(found.values()) == wanted

@@ -1,5 +1,7 @@
 """Where arrays live: the one rule, the mesh, and the way of a batch to its devices."""
 
+import types
+
 import jax
 import numpy as np
 import pytest
@@ -124,6 +126,34 @@ def test_a_mesh_that_gathers_weights_across_slices_is_refused(two_slices, data, 
     " weights are gathered; try data=2, fsdp=16"
   )
   assert sharding.make_mesh(data=2, fsdp=16, devices=two_slices).size == 32
+
+
+def gpu(host, number, *, slice_index):
+  """What is known of a GPU of a run."""
+  return types.SimpleNamespace(
+    platform="gpu", process_index=host, id=number, slice_index=slice_index
+  )
+
+
+@pytest.mark.parametrize(
+  "processes, devices, wanted",
+  [
+    (1, [gpu(i // 8, i, slice_index=0) for i in range(16)], 8),  # compiled for
+    (2, [gpu(i // 8, i, slice_index=i // 8) for i in range(16)], 8),
+    (16, [gpu(i, i, slice_index=i // 8) for i in range(16)], 8),  # a process per GPU
+    (8, [gpu(i, i, slice_index=0) for i in range(8)], 8),
+    (1, [gpu(0, 0, slice_index=0)], 1),
+  ],
+)
+def test_the_gpus_of_a_host_are_counted_whatever_the_processes(
+  processes, devices, wanted, monkeypatch
+):
+  monkeypatch.setattr(jax, "process_count", lambda: processes)
+  assert sharding.gpus_per_host(devices) == wanted
+
+
+def test_other_devices_have_no_hosts_of_gpus():
+  assert sharding.gpus_per_host(jax.devices()) == 0
 
 
 MESHES = {

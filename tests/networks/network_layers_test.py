@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from dinojax import sharding
 from dinojax.networks import layers
 
 
@@ -42,3 +43,31 @@ def test_the_gradient_of_a_bias_is_summed_in_float32():
   _, found = vjp(grad)
   assert found.dtype == jnp.float32  # where bfloat16 would stop at 256
   np.testing.assert_array_equal(found, 4096 * (1 + np.arange(3) / 128))
+
+
+def test_on_gpus_a_layer_of_two_resolutions_equals_the_plain_one(monkeypatch):
+  rng = np.random.default_rng(0)
+  xs, grads = (
+    [np.float32(rng.normal(size=(8, tokens, width))) for tokens in (5, 3)]
+    for width in (24, 16)
+  )
+  layer = layers.Dense(16, "float32", parts=2)
+  params = {"kernel": rng.normal(size=(24, 16)), "bias": rng.normal(size=16)}
+  args = jax.tree.map(np.float32, (params, rng.normal(size=16)))
+
+  def run(args, xs):
+    def apply(args, xs):
+      outputs = layer.apply({"params": args[0]}, xs, args[1])
+      return [jnp.concatenate(parts, -1) for parts in outputs]
+
+    outputs, vjp = jax.vjp(apply, args, xs)
+    return outputs, vjp(grads)
+
+  wanted = jax.jit(run)(args, xs)
+  monkeypatch.setattr(sharding, "platform", lambda: "gpu")
+  alone = jax.jit(lambda *args: run(*args))(args, xs)
+  with jax.set_mesh(sharding.make_mesh(data=2, fsdp=4)):
+    together = jax.jit(lambda *args: run(*args))(args, xs)
+  for found in (alone, together):
+    for a, b in zip(jax.tree.leaves(found), jax.tree.leaves(wanted), strict=True):
+      np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5)
