@@ -13,7 +13,15 @@ import math
 import jax
 from absl import flags
 
-from dinojax import assembly, checkpoint, losses, preflight, schedules, sharding
+from dinojax import (
+  assembly,
+  checkpoint,
+  errors,
+  losses,
+  preflight,
+  schedules,
+  sharding,
+)
 from dinojax.commands import cli
 from dinojax.data import feed, mixture
 from dinojax.evals import knn
@@ -82,17 +90,28 @@ def train(config) -> None:
         watch.step_done()
 
       last, ending, accuracy = step == end, stop.ends(step), None
+      failure = None
       if evaluation and not ending and (last or step % config.knn.every == 0):
         log.flush()
-        accuracy = evaluation.accuracy(run.image_feature, state.teacher)
-        log.write(step, accuracy)
-        console.say(f"step {step}: {knn.describe(accuracy)}")
+        try:
+          accuracy = evaluation.accuracy(run.image_feature, state.teacher)
+        except errors.UserError as error:  # its images: what is trained is kept
+          failure = error
+          if jax.process_count() > 1:  # of which others may wait in the evaluation
+            raise
+        else:
+          log.write(step, accuracy)
+          console.say(f"step {step}: {knn.describe(accuracy)}")
+      ending = ending or failure is not None
       if last or ending or step % config.checkpoint.every == 0:
         log.sync()  # never saves a state that is not finite
         folder.check_owned()
         record = {"step": step, **folder.record}
         checkpoints.save(step, state, record, metrics=accuracy, force=last or ending)
         watch.progress()
+      if failure:
+        checkpoints.wait()
+        raise failure
       if ending and not last:
         checkpoints.wait()
         console.say(

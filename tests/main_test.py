@@ -272,6 +272,20 @@ def test_a_loss_that_is_not_finite_ends_the_run_before_the_next_save(tmp_path):
   assert "Traceback" not in output
 
 
+def test_images_that_evaluation_cannot_use_end_the_run_after_a_save(tmp_path):
+  labelled = tmp_path / "labelled"
+  for i in range(6):
+    path = labelled / "ab"[i % 2] / f"{i}.png"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(b"no image")
+  fields = [f"knn.{name}=folder:{labelled}" for name in ("train", "test")]
+  process = start(tmp_path / "run", *fields, "knn.every=2", "knn.ks=(5,)")
+  output = finish(process, code=1)
+  assert "knn.ks asks for 5 neighbours, and config.knn.train has 0 labelled" in output
+  assert "Traceback" not in output
+  assert [x.name for x in (tmp_path / "run" / "checkpoints").iterdir()] == ["2"]
+
+
 def test_a_misspelt_field_is_one_line_without_a_traceback(tmp_path):
   output = finish(start(tmp_path, "backbone.dept=3"), code=1)
   assert "no such field: dept; did you mean depth?" in output

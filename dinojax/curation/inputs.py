@@ -161,7 +161,13 @@ def _open(spec: str, field: str) -> sources.Source:
 
 
 def _open_unchanged(part: jobs.Part) -> sources.Source:
-  source = _open(part.spec, "--exclude" if part.excluded else "--images")
+  try:
+    source = _open(part.spec, "--exclude" if part.excluded else "--images")
+  except errors.UserError as error:
+    raise errors.TemporaryError(
+      f"{error} (it was there when this ingest began); put it back, and run the same"
+      " command again to resume"
+    ) from error
   if source.fingerprint != part.fingerprint:
     raise _changed(part)
   return source

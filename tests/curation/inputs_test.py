@@ -183,3 +183,17 @@ def test_an_input_that_changed_or_went_away_ends_the_run(contents, tmp_path):
   path.unlink()
   with pytest.raises(errors.TemporaryError, match="cannot be read any more"):
     list(inputs.read(part, job))
+
+
+def test_a_folder_that_went_away_is_worth_a_restart(contents, tmp_path):
+  folder = tmp_path / "photos"
+  folder.mkdir()
+  (folder / "0.png").write_bytes(contents[0])
+  job = ingest_jobs.make_job(tmp_path)
+  (part,) = inputs.plan([f"folder:{folder}"], [], job.settings)
+  folder.rename(tmp_path / "elsewhere")
+  with pytest.raises(errors.TemporaryError, match='photos" is out of reach'):
+    list(inputs.read(part, job))
+  inputs._open.cache_clear()  # as in another process
+  with pytest.raises(errors.TemporaryError, match=r"not exist; .* \(it was there when"):
+    list(inputs.read(part, job))
