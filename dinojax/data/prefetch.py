@@ -76,6 +76,9 @@ class Batches:
     except StopIteration:
       self.close()
       raise
+    except errors.UserError as error:
+      # Frames of Grain's hold the last batch, whose shared memory would outlive Python.
+      raise error.with_traceback(None) from None
     except RuntimeError as error:
       killed = _killed_worker(error)
       if killed is None:

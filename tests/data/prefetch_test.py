@@ -204,3 +204,44 @@ def test_a_worker_that_dies_before_it_has_read_what_it_is_started_with_hangs_not
   finally:
     spawn.set_executable(before)
   assert said and "SIGKILL" in said[0]
+
+
+OUT_OF_REACH = """
+import contextlib, sys
+import grain
+import numpy as np
+from absl import flags
+from dinojax import errors
+from dinojax.data import prefetch
+
+def element(i):
+  if i == 2:
+    raise errors.TemporaryError("out of reach")
+  return {"i": np.full(1000, i)}
+
+if __name__ == "__main__":
+  flags.FLAGS.mark_as_parsed()
+  dataset = grain.MapDataset.range(9).map(element)
+  try:
+    with contextlib.closing(prefetch.Batches(dataset, workers=1)) as batches:
+      for batch in batches:
+        print(batch["i"][0])
+  except errors.UserError as error:
+    sys.exit(f"{error.status}: {error}")
+"""
+
+
+@pytest.mark.process
+def test_an_error_of_a_worker_is_one_line_and_frees_the_shared_memory(tmp_path):
+  (tmp_path / "run.py").write_text(OUT_OF_REACH)
+  done = subprocess.run(
+    [sys.executable, "run.py"],
+    cwd=tmp_path,
+    env=os.environ | {"PYTHONPATH": str(ROOT)},
+    capture_output=True,
+    text=True,
+    timeout=120,
+    check=False,
+  )
+  assert done.stdout.split() == ["0", "1"]
+  assert done.stderr == "75: out of reach\n"
