@@ -111,8 +111,13 @@ def _columns(settings: jobs.Settings) -> tuple[str, str]:
 
 
 def fingerprint(parts: list[jobs.Part]) -> str:
-  """Returns 16 hex digits of all inputs and how they are cut."""
-  identity = "\n".join(map(str, parts))
+  """Returns 16 hex digits of all inputs, their contents, and how they are cut."""
+  places = (part.spec.partition(":") for part in parts)
+  paths = {path: None for kind, _, path in places if kind in IN_ORDER}
+  contents = ""  # of others, a part's own fingerprint has them
+  if paths:
+    contents = files.fingerprint_matched(files.described(list(paths), "--images"))
+  identity = "\n".join([*map(str, parts), contents])
   return hashlib.sha256(os.fsencode(identity)).hexdigest()[:16]
 
 

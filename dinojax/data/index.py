@@ -76,6 +76,7 @@ def open_index(
   found: Sequence[files.File],
   where: str,
   *,
+  fingerprint: str,
   scan: Callable[[files.File], Scanned],
 ) -> Index:
   """Opens the index of a set of files, and writes it first if it is not there.
@@ -87,6 +88,7 @@ def open_index(
     kind: of index; two of different kinds never share a file.
     found: all files of the set, in order.
     where: the beginning of an error's message.
+    fingerprint: of their contents: names, sizes and times may be those of others.
     scan: reads one file; called by several threads.
 
   Raises:
@@ -97,7 +99,8 @@ def open_index(
   identity = "\n".join(
     f"{os.path.relpath(path, root)} {size} {modified}" for path, size, modified in found
   )
-  key = hashlib.sha256(os.fsencode(f"2 {kind}\n{identity}")).hexdigest()[:24]
+  text = f"3 {kind}\n{fingerprint}\n{identity}"
+  key = hashlib.sha256(text.encode(errors="backslashreplace")).hexdigest()[:24]
   cache = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
   folders = root, pathlib.Path(cache, "dinojax")
   for folder in folders:

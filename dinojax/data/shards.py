@@ -99,22 +99,24 @@ class ArrayRecordSource:
     """Lists the shards, and opens the index of their records."""
     self.where = where
     self._shards = files.match(pattern, where, kind="arrayrecord")
+    folders = {os.path.dirname(shard.path) for shard in self._shards}
+    names = {_class_names(folder, where) for folder in folders}
+    self._labelled = len(names) == 1
+    self.class_names = names.pop() if self._labelled else ()
+    self.fingerprint = files.fingerprint_matched(
+      self._shards, salt=f"{self._labelled} {self.class_names}"
+    )
     scan = functools.partial(_scan, where=where)
-    self._index = index.open_index("arrayrecord", self._shards, where, scan=scan)
+    self._index = index.open_index(
+      "arrayrecord", self._shards, where, fingerprint=self.fingerprint, scan=scan
+    )
     self._ends = np.cumsum(self._index.counts).tolist()
     if not self._ends[-1]:
       raise errors.UserError(
         f"{where} matches {len(self._shards)} shards without a record"
       )
     self._open_lazily()
-    folders = {os.path.dirname(shard.path) for shard in self._shards}
-    names = {_class_names(folder, where) for folder in folders}
-    self._labelled = len(names) == 1
-    self.class_names = names.pop() if self._labelled else ()
     self.notes = self._notes()
-    self.fingerprint = files.fingerprint_matched(
-      self._shards, salt=f"{self._labelled} {self.class_names}"
-    )
 
   def _open_lazily(self):
     """Makes what holds open files, which neither pickles nor grows without bound."""

@@ -44,7 +44,10 @@ class TarSource:
     self.where = where
     self._tars = files.match(pattern, where, kind="tar")
     scan = functools.partial(_scan, where=where)
-    self._index = index.open_index("tar", self._tars, where, scan=scan)
+    self.fingerprint = files.fingerprint_matched(self._tars)
+    self._index = index.open_index(
+      "tar", self._tars, where, fingerprint=self.fingerprint, scan=scan
+    )
     self._ends = np.cumsum(self._index.counts).tolist()
     if not self._holds_images():
       first = errors.printable(self._tars[0].path)
@@ -54,7 +57,6 @@ class TarSource:
       )
     self._file = files.cache_of_opened()
     self.class_names = class_labels.numbered_classes(int(self._index.classes.max()) - 1)
-    self.fingerprint = files.fingerprint_matched(self._tars)
 
   def __getstate__(self) -> dict:
     """Leaves open files behind."""

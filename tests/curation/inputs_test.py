@@ -1,6 +1,7 @@
 """Every kind of input yields its images and labels, and reports damage."""
 
 import io
+import os
 import tarfile
 
 import ingest_jobs
@@ -169,6 +170,16 @@ def test_inputs_that_do_not_exist_are_refused_at_once(tmp_path, spec, said):
   (tmp_path / "x").write_bytes(b"x")
   with pytest.raises(errors.UserError, match=said):
     read(spec.format(here=tmp_path), tmp_path)
+
+
+def test_the_fingerprint_is_of_contents_and_not_of_sizes_and_times(contents, tmp_path):
+  path, found = tmp_path / "0.tar", set()
+  settings = ingest_jobs.make_settings()
+  for content in contents[:2]:
+    write_tar(path, [("0.png", content[:500])])
+    os.utime(path, (0, 0))
+    found.add(inputs.fingerprint(inputs.plan([f"tar:{path}"], [], settings)))
+  assert len(found) == 2
 
 
 def test_an_input_that_changed_or_went_away_ends_the_run(contents, tmp_path):

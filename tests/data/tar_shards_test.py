@@ -92,6 +92,14 @@ def test_the_index_is_written_once_and_again_when_a_file_changes(shards):
   assert values(open_source(shards / "*.tar")) == [99, 40, 50, 60]
 
 
+def test_an_index_is_never_that_of_other_files_of_equal_size_and_time(tmp_path):
+  path = tmp_path / "0.tar"
+  for value in (1, 2):
+    write(path, [("a.png", png(value)), ("a.cls", str(value).encode())])
+    os.utime(path, (0, 0))
+    assert labels(open_source(path)) == [value]
+
+
 @pytest.mark.parametrize(
   "options",
   [{"format": tarfile.GNU_FORMAT}, {"format": tarfile.PAX_FORMAT}],
