@@ -130,6 +130,16 @@ def stale(path: str, change: str) -> OSError:
   return OSError(errno.ESTALE, f"{path!r} {change} since the run began")
 
 
+def check_unchanged(file: File) -> None:
+  """Raises OSError, ESTALE if a file was removed or changed since it was found."""
+  try:
+    found = os.stat(file.path)
+  except FileNotFoundError:
+    raise stale(file.path, "was removed") from None
+  if (found.st_size, found.st_mtime_ns) != (file.size, file.modified):
+    raise stale(file.path, "has changed")
+
+
 class Opened:
   """An open file, closed when nobody holds it."""
 

@@ -224,12 +224,7 @@ def _common_names(found: list[_Described]) -> tuple[str, ...]:
 
 def _open(file: files.File, leaf: str) -> Any:
   """Opens a file to read row groups; OSError if it has changed since it was found."""
-  try:
-    status = os.stat(file.path)
-  except FileNotFoundError:
-    raise files.stale(file.path, "was removed") from None
-  if (status.st_size, status.st_mtime_ns) != (file.size, file.modified):
-    raise files.stale(file.path, "has changed")
+  files.check_unchanged(file)
   return _reader(file.path, leaf)
 
 

@@ -61,7 +61,12 @@ class TfdsSource:
     labelled = isinstance(label, tfds.features.ClassLabel)
     self.class_names = tuple(label.names) if labelled else ()
     self.notes = ()
-    self.fingerprint = _fingerprint(builder, split, f"{self._split} {len(self)}", where)
+    parts = builder.info.splits[split].file_instructions
+    paths = sorted({str(part.filename) for part in parts})
+    self._files = files.described(paths, where)
+    self.fingerprint = files.fingerprint_matched(
+      self._files, salt=f"{self._split} {len(self)}"
+    )
 
   def __len__(self) -> int:
     """Returns the number of examples in the split."""
@@ -69,20 +74,23 @@ class TfdsSource:
 
   def __getitem__(self, index: int) -> dict:
     """Reads one example."""
-    example = self._records[index]
-    label = int(example["label"]) if self.class_names else class_labels.NO_LABEL
-    return {"image": example["image"], "label": label}
+    try:
+      example = self._records[index]
+    except Exception as error:  # of array_record, tfds and their parsers
+      for file in self._files:
+        files.check_unchanged(file)
+      raise ValueError(" ".join(str(error).split()) or type(error).__name__) from error
+    image, label = example["image"], class_labels.NO_LABEL
+    if self.class_names and example["label"] is not None:
+      label = int(example["label"])
+    if image is None:
+      raise class_labels.NoImageError("an example without an image", label)
+    files.check_size(len(image), label)
+    return {"image": image, "label": label}
 
   def name(self, index: int) -> str:
     """Returns dataset, version, split and position."""
     return f"{self._split}#{index}"
-
-
-def _fingerprint(builder: Any, split: str, identity: str, where: str) -> str:
-  """Returns the fingerprint of the files of a split, and of which records it is."""
-  parts = builder.info.splits[split].file_instructions
-  found = files.described(sorted({str(part.filename) for part in parts}), where)
-  return files.fingerprint_matched(found, salt=identity)
 
 
 class ArrayRecordSource:
@@ -142,7 +150,7 @@ class ArrayRecordSource:
     shard, values = self._shards[number], self._index.values(number)
     if values is None:
       # Not read([position]), whose time grows with the shard.
-      data = self._reader(shard).read(position, position + 1)[0]
+      data = self._read_by_array_record(shard, position)
     else:
       begin, end = values[position : position + 2].tolist()
       data = arrayrecord.decode_record(self._file(shard).read(begin, end), begin)
@@ -150,6 +158,13 @@ class ArrayRecordSource:
     if not data.startswith(b"\n"):
       return {"image": data, "label": class_labels.NO_LABEL}
     return _parse_example(data, labelled=self._labelled)
+
+  def _read_by_array_record(self, shard: files.File, position: int) -> bytes:
+    try:
+      return self._reader(shard).read(position, position + 1)[0]
+    except (RuntimeError, IndexError):  # damaged, or not there
+      files.check_unchanged(shard)
+      raise
 
   def name(self, record: int) -> str:
     """Returns shard and position in it."""

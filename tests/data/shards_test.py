@@ -396,6 +396,21 @@ def test_other_bytes_in_the_shards_of_a_tfds_split_are_other_data(
   assert open_source("tfds:tiny_pictures:train").fingerprint != before
 
 
+def test_a_tfds_split_that_goes_away_ends_the_run_and_an_empty_example_is_corrupt(
+  tfds_dir, tmp_path, monkeypatch
+):
+  shutil.copytree(tfds_dir, tmp_path / "copy")
+  monkeypatch.setenv("TFDS_DATA_DIR", str(tmp_path / "copy"))
+  source = open_source("tfds:tiny_pictures:train")
+  empty = open_source("tfds:tiny_pictures:train")
+  shutil.rmtree(tmp_path / "copy")
+  with pytest.raises(errors.TemporaryError, match="was removed since the run began"):
+    numbered.read(source, 0)
+  empty._records = [{"image": None, "label": None}]  # as array_record reads past an end
+  with pytest.raises(ValueError, match="an example without an image"):
+    empty[0]
+
+
 def test_a_pickled_tfds_source_reads_the_same(monkeypatch):
   source = open_source("tfds:tiny_pictures:train")
   expected = values(source)
