@@ -8,6 +8,7 @@ checkpoint in config.workdir; Ctrl-C and SIGTERM save before they end a run.
 """
 
 import contextlib
+import functools
 import math
 
 import jax
@@ -75,6 +76,8 @@ def train(config) -> None:
     stack.callback(log.close)
 
     accuracy = None
+    if evaluation:
+      evaluate = functools.partial(evaluation.accuracy, run.image_feature)
     if start < end:
       batches = feed.Feed(config, data, mesh=mesh, start_step=start)
       stack.callback(batches.close)
@@ -94,7 +97,7 @@ def train(config) -> None:
       if evaluation and not ending and (last or step % config.knn.every == 0):
         log.flush()
         try:
-          accuracy = evaluation.accuracy(run.image_feature, state.teacher)
+          accuracy = evaluate(state.teacher, linear=last and config.knn.linear)
         except errors.UserError as error:  # its images: what is trained is kept
           failure = error
           if jax.process_count() > 1:  # of which others may wait in the evaluation
@@ -123,13 +126,13 @@ def train(config) -> None:
     checkpoints.wait()
     console.say(f"done; step {end} is saved in {checkpoints.directory}")
     if evaluation and config.knn.baselines:
-      feature, first = run.image_feature, run.init(init_key).teacher
+      linear = config.knn.linear
       results = {
-        "trained teacher": accuracy or evaluation.accuracy(feature, state.teacher),
-        "same network, untrained": evaluation.accuracy(feature, first),
-        "raw pixels": evaluation.accuracy(knn.pixel_feature, None),
+        "trained teacher": accuracy or evaluate(state.teacher, linear=linear),
+        "same network, untrained": evaluate(run.init(init_key).teacher, linear=linear),
+        "raw pixels": evaluation.accuracy(knn.pixel_feature, None, linear=linear),
       }
-      console.print_result(knn.table(results))
+      console.print_result(f"{knn.table(results)}\n\n{knn.verdict(results)}")
 
 
 def open_log(config, start: int) -> metrics.Log:

@@ -48,7 +48,8 @@ FIELDS = {
       ("blur", "prob sigma kernel"),
     )
   },
-  "config.knn": "train test every ks temperature resize crop batch_size baselines",
+  "config.knn": "train test every ks temperature resize crop batch_size baselines"
+  " linear",
 }
 OPTIONAL = {"config.heads.ibot"}
 CHOICES = {

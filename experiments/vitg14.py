@@ -170,6 +170,7 @@ def get_config():
     crop=224,
     batch_size=2_048,
     baselines=False,  # also evaluate the untrained network and raw pixels at the end
+    linear=False,  # and, at the end, a linear probe; hours for a million images
   )
   # Mean losses over so many steps show whether nothing is learnt, or all collapsed.
   config.alarm_window = 1_250

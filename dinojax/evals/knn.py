@@ -16,7 +16,7 @@ from jax.sharding import Mesh
 
 from dinojax import errors, sharding
 from dinojax.data import classes, sources
-from dinojax.evals import features, search
+from dinojax.evals import features, logreg, search
 from dinojax.networks import vit
 
 QUERIES = 8192  # at a time, on all devices together
@@ -83,23 +83,29 @@ class Evaluation:
       progress=progress,
     )
 
-  def accuracy(self, feature: Callable, params: Any) -> dict[str, float]:
+  def accuracy(
+    self, feature: Callable, params: Any, *, linear: bool = False
+  ) -> dict[str, float]:
     """{"knn_top1_k10": share of right answers within 0..1, ...}.
 
     Args:
       feature: jitted (params, uint8 [B, crop, crop, 3]) -> features [B, D].
       params: of `feature`.
+      linear: whether to add "linear", the top-1 of `logreg.logreg`.
     """
     bank, queries = (
       self._extract(source, feature, params, description=f"k-NN: {name} features")
       for name, source in (("train", self._train), ("test", self._test))
     )
-    return knn(
-      bank,
-      queries,
-      num_classes=len(self._train.class_names),
-      **self._vote,
-    )
+    names = self._train.class_names
+    found = knn(bank, queries, num_classes=len(names), **self._vote)
+    if linear:
+      try:
+        probe = logreg.logreg(bank, queries, class_names=names, seed=0)
+      except errors.UserError as error:
+        raise errors.UserError(f"config.knn.linear: {error}") from error
+      found["linear"] = probe["logreg_top1"]
+    return found
 
 
 def open_evaluation(
@@ -190,6 +196,24 @@ def table(results: dict[str, dict[str, float]]) -> str:
     cells = "".join(f"{accuracy[name]:>11.1%}" for name in names)
     lines.append(f"{title:{first}}{cells}")
   return "\n".join(["k-NN accuracy", *lines])
+
+
+def verdict(results: dict[str, dict[str, float]]) -> str:
+  """What `table` shows, in plain words, by the top-1 of the fewest neighbours."""
+  name = next(iter(next(iter(results.values()))))
+  teacher, untrained, pixels = (100 * accuracy[name] for accuracy in results.values())
+  k = name.removeprefix("knn_top1_k")
+  margin = teacher - pixels
+  shown = (
+    f"{margin:.1f} points above raw pixels: the network has learnt to see"
+    if margin > 0
+    else f"{-margin:.1f} points below raw pixels: train longer, or on more images"
+  )
+  return (
+    f"Training without any label took the network from {untrained:.1f}% to"
+    f" {teacher:.1f}% of test images\nwhose class their {k} nearest training images"
+    f" name, {shown}."
+  )
 
 
 def check(labels: np.ndarray | jax.Array, *, ks: Sequence[int], field: str) -> None:

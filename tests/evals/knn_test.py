@@ -3,6 +3,7 @@
 import functools
 import os
 import pathlib
+import re
 import socket
 import subprocess
 import sys
@@ -223,6 +224,31 @@ def test_images_are_as_large_as_in_training(tmp_path, caplog):
   found = knn.open_evaluation(config, mesh=mesh_of(1, 8), progress=lambda: None)
   found.accuracy(pixels, jnp.float32(0.5))
   assert caplog.text.count("9x9 pixels are more than the limit of max_pixels=64") == 2
+
+
+def test_a_linear_probe_of_the_same_features_is_added_on_request():
+  check = evaluation(Squares(37), Squares(13)).accuracy
+  assert check(pixels, jnp.float32(0.5), linear=True)["linear"] == 1.0
+  alone = evaluation(Squares(5), Squares(13)).accuracy
+  with pytest.raises(errors.UserError, match=r"config\.knn\.linear: .* two images"):
+    alone(pixels, jnp.float32(0.5), linear=True)
+
+
+@pytest.mark.parametrize(
+  ("trained", "shown"),
+  [
+    (0.978, "97.8% of .* their 10 nearest .* 1.8 points above raw pixels"),
+    (0.789, "78.9% of .* their 10 nearest .* 17.1 points below raw pixels: train"),
+  ],
+)
+def test_the_verdict_compares_the_trained_network_with_pixels(trained, shown):
+  results = {
+    name: {"knn_top1_k10": value, "knn_top1_k20": 0.5, "linear": 0.5}
+    for name, value in (("trained", trained), ("untrained", 0.416), ("pixels", 0.96))
+  }
+  text = knn.verdict(results).replace("\n", " ")
+  assert re.search(f"from 41.6% to {shown}", text), text
+  assert re.search(r"trained +97.8% +50.0% +50.0%", knn.table(results)) or trained < 0.9
 
 
 def test_classes_are_matched_by_name():
