@@ -1,8 +1,9 @@
 """A checkpoint of an earlier version resumes: in today's state, and in a larger one.
 
-golden/checkpoint.tar.xz holds step 2 of a run of version 0.1.0: quickstart.py with a
-backbone of one block, 16 channels and 2 heads, a head of 32, 8 and 16, LayerScale from
-0.5, batches of 16, a peak of 1e-3 after one step, and 4 steps in all.
+golden/checkpoint.tar.xz holds step 2 of a run of version 0.1.0: quickstart.py as it
+was, with a backbone of one block, 16 channels and 2 heads, a head of 32, 8 and 16,
+LayerScale from 0.5, batches of 16, a peak of 1e-3 after one step, and 4 steps in all.
+The fixture `config` takes back what the recipe has changed since.
 """
 
 import dataclasses
@@ -45,13 +46,18 @@ def golden(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def config(golden):
-  """Today's recipe of that run."""
+  """That run in the fields of today."""
   config = quickstart.get_config()
   with config.unlocked():
     config.workdir = str(golden)
     config.backbone.update(width=16, depth=1, heads=2, layerscale_init=0.5)
+    config.backbone.update(patch_size=4, pos_grid=4)
     config.heads.dino.update(hidden=32, bottleneck=8, prototypes=16)
     config.update(total_steps=4)
+    config.schedules.teacher_momentum.start = 0.9
+    for name, size in (("global1", 16), ("global2", 16), ("local", 12)):
+      config.augment[name].size = size
+      config.augment[name].geometry.update(rotate=0.0, shear=0.0, perspective=0.0)
     config.data.batch_size = 16
     config.schedules.learning_rate.update(peak=1e-3, warmup_steps=1)
   return config
