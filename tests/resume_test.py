@@ -53,7 +53,7 @@ def config(golden):
     config.backbone.update(width=16, depth=1, heads=2, layerscale_init=0.5)
     config.backbone.update(patch_size=4, pos_grid=4)
     config.heads.dino.update(hidden=32, bottleneck=8, prototypes=16)
-    config.update(total_steps=4)
+    config.update(total_steps=4, workers=0)
     config.schedules.teacher_momentum.start = 0.9
     for name, size in (("global1", 16), ("global2", 16), ("local", 12)):
       config.augment[name].size = size
