@@ -8,7 +8,6 @@ checkpoint in config.workdir; Ctrl-C and SIGTERM save before they end a run.
 """
 
 import contextlib
-import functools
 import math
 
 import jax
@@ -76,8 +75,6 @@ def train(config) -> None:
     stack.callback(log.close)
 
     accuracy = None
-    if evaluation:
-      evaluate = functools.partial(evaluation.accuracy, run.image_feature)
     if start < end:
       batches = feed.Feed(config, data, mesh=mesh, start_step=start)
       stack.callback(batches.close)
@@ -97,7 +94,9 @@ def train(config) -> None:
       if evaluation and not ending and (last or step % config.knn.every == 0):
         log.flush()
         try:
-          accuracy = evaluate(state.teacher, linear=last and config.knn.linear)
+          accuracy = evaluation.accuracy(
+            run.image_feature, state.teacher, linear=last and config.knn.linear
+          )
         except errors.UserError as error:  # its images: what is trained is kept
           failure = error
           if jax.process_count() > 1:  # of which others may wait in the evaluation
@@ -126,13 +125,10 @@ def train(config) -> None:
     checkpoints.wait()
     console.say(f"done; step {end} is saved in {checkpoints.directory}")
     if evaluation and config.knn.baselines:
-      linear = config.knn.linear
-      results = {
-        "trained teacher": accuracy or evaluate(state.teacher, linear=linear),
-        "same network, untrained": evaluate(run.init(init_key).teacher, linear=linear),
-        "raw pixels": evaluation.accuracy(knn.pixel_feature, None, linear=linear),
-      }
-      console.print_result(f"{knn.table(results)}\n\n{knn.verdict(results)}")
+      teachers, linear = (state.teacher, run.init(init_key).teacher), config.knn.linear
+      console.print_result(
+        evaluation.compare(run.image_feature, *teachers, linear=linear, known=accuracy)
+      )
 
 
 def open_log(config, start: int) -> metrics.Log:

@@ -23,8 +23,7 @@ FIELDS = {
   "config.backbone": "patch_size pos_grid width depth heads ffn registers pool"
   " drop_path layerscale_init dtype",
   "config.heads": "dino ibot",
-  "config.heads.dino": _HEAD,
-  "config.heads.ibot": _HEAD,
+  **{f"config.heads.{name}": _HEAD for name in ("dino", "ibot")},
   "config.losses": "targets student_temp dino_weight ibot_weight koleo_weight",
   "config.masking": "ratio_min ratio_max",
   "config.schedules": "learning_rate weight_decay teacher_momentum teacher_temp",
@@ -36,9 +35,7 @@ FIELDS = {
   " freeze_prototypes_steps",
   "config.data": "sources weights batch_size max_pixels max_bad_share accept_changed",
   "config.augment": "global1 global2 local num_local",
-  "config.augment.global1": _CROP,
-  "config.augment.global2": _CROP,
-  "config.augment.local": _CROP,
+  **{f"config.augment.{crop}": _CROP for crop in ("global1", "global2", "local")},
   **{
     f"config.augment.{crop}.{part}": names
     for crop in ("global1", "global2", "local")

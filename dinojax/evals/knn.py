@@ -107,6 +107,31 @@ class Evaluation:
       found["linear"] = probe["logreg_top1"]
     return found
 
+  def compare(
+    self,
+    feature: Callable,
+    trained: Any,
+    untrained: Any,
+    *,
+    linear: bool,
+    known: dict[str, float] | None,
+  ) -> str:
+    """The table of a network, trained and not, and raw pixels, and what it shows.
+
+    Args:
+      feature: as of `accuracy`.
+      trained: params of `feature`.
+      untrained: params of `feature`.
+      linear: as of `accuracy`.
+      known: the accuracy of `trained`, if it is known.
+    """
+    results = {
+      "trained teacher": known or self.accuracy(feature, trained, linear=linear),
+      "same network, untrained": self.accuracy(feature, untrained, linear=linear),
+      "raw pixels": self.accuracy(pixel_feature, None, linear=linear),
+    }
+    return f"{table(results)}\n\n{verdict(results)}"
+
 
 def open_evaluation(
   config, *, mesh: Mesh, progress: Callable[[], None]
