@@ -27,6 +27,7 @@ from dinojax.data import (
   parquet,
   sources,
   tar_shards,
+  walk,
 )
 
 RECORDS = 2048  # of a part, where records can be read in any order
@@ -130,7 +131,7 @@ def skipped_files(specs: list[str]) -> list[str]:
     if kind != "folder" or not os.path.isdir(root):
       continue
     endings = collections.Counter()
-    for _, entries in folder.walk(root, spec, []):
+    for _, entries in walk.folders(root, spec, []):
       names = (entry.name.lower() for entry in entries)
       others = (name for name in names if not name.endswith(folder.ENDINGS))
       endings.update(os.path.splitext(name)[1] or "without" for name in others)

@@ -6,9 +6,9 @@ Only regular files are read: a FIFO waits for somebody to write, a device never 
 import concurrent.futures
 import errno
 import functools
-import glob
 import hashlib
 import itertools
+import logging
 import os
 import resource
 import stat
@@ -18,7 +18,7 @@ from typing import NamedTuple
 import numpy as np
 
 from dinojax import errors
-from dinojax.data import class_labels
+from dinojax.data import class_labels, walk
 
 MAX_RECORD = 1 << 29  # bytes of one image as it is stored
 MAX_OPEN = 8_192  # files of a process, where its limit allows so many
@@ -56,7 +56,10 @@ def match(pattern: str, where: str, *, kind: str) -> list[File]:
     errors.UserError: it matches nothing, or something that is no file.
   """
   refuse_bucket(pattern, where)
-  paths = sorted(glob.glob(os.path.expanduser(pattern), recursive=True))
+  links = []
+  paths = sorted(walk.matches(os.path.expanduser(pattern), links))
+  if links:
+    logging.warning("%s %s", where, walk.about(links))
   if not paths:
     raise errors.UserError(f"{where} matches no file; give a pattern of {kind} files")
   if folders := [path for path in paths if os.path.isdir(path)]:

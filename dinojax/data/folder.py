@@ -3,13 +3,13 @@
 import contextlib
 import os
 import stat
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
 
 from dinojax import errors
-from dinojax.data import class_labels, files
+from dinojax.data import class_labels, files, walk
 
 ENDINGS = (".jpg", ".jpeg", ".png", ".webp", ".bmp")
 
@@ -58,54 +58,6 @@ class FolderSource:
     return errors.printable(os.path.join(self._root, self._names[index]))
 
 
-def walk(
-  root: str, where: str, links: list[str]
-) -> Iterator[tuple[str, list[os.DirEntry]]]:
-  """Yields each folder below `root`, relative to it, with what it holds but folders.
-
-  Links to folders are followed, unless to one that they lie in. Hidden files and
-  folders are skipped.
-
-  Args:
-    root: where to begin.
-    where: the beginning of an error's message.
-    links: to which those are added that are not followed.
-
-  Raises:
-    errors.UserError: a folder cannot be listed.
-  """
-  waiting = [("", frozenset())]
-  while waiting:
-    folder, above = waiting.pop()
-    try:
-      status = os.stat(os.path.join(root, folder))
-      identity = status.st_dev, status.st_ino
-      if identity in above:
-        links.append(folder)
-        continue
-      with os.scandir(os.path.join(root, folder)) as entries:
-        shown = [entry for entry in entries if not entry.name.startswith(".")]
-    except OSError as error:
-      raise errors.of_disk(error)(
-        f"{where} cannot be listed: {error}; check permissions"
-      ) from error
-    above |= {identity}
-    others = []
-    for entry in shown:
-      if _is_folder(entry):
-        waiting.append((os.path.join(folder, entry.name), above))
-      else:
-        others.append(entry)
-    yield folder, others
-
-
-def _is_folder(entry: os.DirEntry) -> bool:
-  try:
-    return entry.is_dir()
-  except OSError:  # A link to itself.
-    return False
-
-
 class _Listing(NamedTuple):
   """The images below a folder, by sorted path relative to it.
 
@@ -125,7 +77,7 @@ def _list_images(root: str, where: str) -> _Listing:
   if not os.path.isdir(root):
     raise errors.UserError(f"{where} is not a folder; give the one it lies in")
   names, sizes, times, links, special, count = [], [], [], [], [], 0
-  for folder, entries in walk(root, where, links):
+  for folder, entries in walk.folders(root, where, links):
     count += len(entries)
     prefix = os.path.join(folder, "")
     for entry in entries:
@@ -148,10 +100,10 @@ def _list_images(root: str, where: str) -> _Listing:
   names, sizes, times = ([x[i] for i in order] for x in (names, sizes, times))
   notes = []
   if links:
-    notes.append(f"skips {_some(links, 'link')}, each to a folder that it lies in")
+    notes.append(walk.about(links))
   if special:
     notes.append(
-      f"skips {_some(special, 'special file')}: only regular files are images"
+      f"skips {walk.some(special, 'special file')}: only regular files are images"
     )
   return _Listing(names, sizes, times, notes)
 
@@ -162,10 +114,4 @@ def _about_beside(beside: Sequence[str], total: int, flat: bool) -> str:
       f"has no labels: sub-folders are no classes where as many images lie beside them"
       f" ({len(beside):,} of {total:,})"
     )
-  return f"has no label for {_some(beside, 'image')} beside the folders of classes"
-
-
-def _some(names: list[str], what: str) -> str:
-  """Returns such as "2 links (the first: a/up)" of names in any order."""
-  first = errors.printable(min(names))
-  return f"{len(names):,} {what}{'s' * (len(names) > 1)} (the first: {first})"
+  return f"has no label for {walk.some(beside, 'image')} beside the folders of classes"
