@@ -66,6 +66,12 @@ def read_record(folder: pathlib.Path) -> dict:
       raise errors.UserError(
         f"{folder} cannot be read (its record has no {name}); try an older step"
       )
+  number = folder.name if folder.parent.name == "checkpoints" else ""
+  if number.isdecimal() and record.get("step") != int(number):
+    raise errors.UserError(
+      f"{folder} cannot be read (its record is of step {record.get('step')}: a copy);"
+      " give another step, or the copy another name outside of checkpoints/"
+    )
   return record
 
 
@@ -75,6 +81,10 @@ def _damage_in_one_line(folder: pathlib.Path) -> Iterator[None]:
   try:
     yield
   except Exception as error:
+    if orbax_errors.is_one_of(error, errors.OUT_OF_REACH):
+      raise errors.TemporaryError(
+        f"{folder} is out of reach ({orbax_errors.explain(error)})"
+      ) from error
     raise errors.UserError(
       f"{folder} cannot be read ({orbax_errors.explain(error)}); try an older step"
     ) from error

@@ -1,6 +1,7 @@
 """A run's checkpoint gives up its backbone, and nothing else is read for it."""
 
 import contextlib
+import errno
 import os
 import pathlib
 import shutil
@@ -98,6 +99,26 @@ def test_only_the_backbones_bytes_are_read_from_disk(run):
   assert state_size > 4 * backbone_size
   metadata = (folder / "state" / "_METADATA").stat().st_size
   assert 0.5 * backbone_size < seen < 1.2 * backbone_size + 4 * metadata
+
+
+def test_a_copy_under_another_number_is_not_read_as_that_step(run, tmp_path):
+  workdir, _, _ = run
+  there = shutil.copytree(workdir / "checkpoints", tmp_path / "checkpoints")
+  shutil.copytree(there / "3", there / "9")
+  with pytest.raises(errors.UserError, match=r"/9 cannot .* is of step 3: a copy\); "):
+    formats.read(str(tmp_path))
+  formats.read(str(shutil.copytree(there / "3", tmp_path / "best")))
+
+
+def test_a_checkpoint_out_of_reach_is_worth_a_restart(run, monkeypatch):
+  workdir, _, _ = run
+
+  def fail(*_, **__):
+    raise OSError(errno.ESTALE, os.strerror(errno.ESTALE))
+
+  monkeypatch.setattr(runs.ocp.JsonCheckpointHandler, "restore", fail)
+  with pytest.raises(errors.TemporaryError, match="7 is out of reach"):
+    formats.read(str(workdir))
 
 
 def test_damage_is_told_with_the_way_out(run, tmp_path):
