@@ -17,7 +17,6 @@ share the parts, need a common folder but no connection, and none waits for anot
 
 import contextlib
 import functools
-import logging
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -128,9 +127,10 @@ def main(_) -> None:
       bar = _progress(shape, mine, missing, number)
       with contextlib.closing(batches), contextlib.closing(watch), bar:
         results = ahead(batches, compute, watch.step_done)
+        log = bad_records.Log("row not valid, its features are NaN")
         advance = console.advancer(bar)
         for k in missing:
-          files.write(k, collect(results, source, shape, k, advance))
+          files.write(k, collect(results, source, shape, k, advance, log))
     elif files.finished():
       console.say("nothing was missing")
     complete(files, number)
@@ -217,6 +217,7 @@ def collect(
   shape: feature_files.Shape,
   k: int,
   advance: Callable[[int], None],
+  log: bad_records.Log,
 ) -> feature_files.Part:
   """Returns part k, and logs the images that are corrupt or whose features overflow.
 
@@ -226,13 +227,13 @@ def collect(
     shape: of all rows.
     k: the part.
     advance: called with the number of rows of each batch.
+    log: of the images.
   """
   start, stop = shape.span(k)
   rows = stop - start
   kinds = {"index": np.int64, "label": np.int32, "valid": np.bool_}
   columns = {name: np.empty(rows, kind) for name, kind in kinds.items()}
-  for name, size in shape.sizes.items():
-    columns[name] = np.empty((rows, *size), np.float32)
+  columns |= {k: np.empty((rows, *x), np.float32) for k, x in shape.sizes.items()}
   filled = 0
   while filled < rows:
     batch = next(results)
@@ -241,13 +242,13 @@ def collect(
       column[filled : filled + size] = np.asarray(batch[name])[:size]
     filled += size
     for _, message in bad_records.messages(source, batch["bad_records"]):
-      logging.warning("corrupt image, its features are NaN: %s", message)
+      log.add(message)
     advance(size)
   names = [source.name(i) for i in columns["index"].tolist()]
   valid = columns["valid"]
   finite = [np.isfinite(columns[name].reshape(rows, -1)).all(1) for name in shape.sizes]
   for row in np.flatnonzero(valid & ~np.all(finite, axis=0)):
-    logging.warning("its features are not finite, row not valid: %s", names[row])
+    log.add(f"{names[row]}: they are not finite")
     valid[row] = False
   for name in shape.sizes:
     columns[name][~valid] = np.nan

@@ -444,7 +444,7 @@ def test_rows_whose_features_overflow_are_not_valid(weights, tmp_path, caplog):
   assert np.isfinite(found[table["valid"]]).all()
   assert np.isnan(found[~table["valid"]]).all()
   first = table["name"][np.flatnonzero(~table["valid"])[0]]
-  assert f"its features are not finite, row not valid: {first}" in caplog.text
+  assert f"row not valid, its features are NaN: {first}: they are not" in caplog.text
 
 
 def refusal(weights, out, **changes):

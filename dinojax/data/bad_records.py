@@ -110,6 +110,26 @@ def read_or_substitute(
   )
 
 
+class Log:
+  """Names corrupt records: the first NAMED as warnings, the others at level INFO.
+
+  A warning counts them whenever they have doubled.
+  """
+
+  def __init__(self, what: str):
+    """what: has become of each, the beginning of its line."""
+    self._what, self._count = what, 0
+
+  def add(self, message: str) -> None:
+    """Logs one record. message: of `messages`."""
+    self._count += 1
+    level = logging.WARNING if self._count <= NAMED else logging.INFO
+    logging.log(level, "%s: %s", self._what, message)
+    if self._count % NAMED == 0 and (self._count // NAMED).bit_count() == 1:
+      line = "%d corrupt records so far; --verbosity=0 names all, not the first %d"
+      logging.warning(line, self._count, NAMED)
+
+
 class Monitor:
   """Logs the corrupt records of this process, and ends the run if they are many."""
 
@@ -118,15 +138,15 @@ class Monitor:
     self._source = source
     self._max_bad_share = max_bad_share
     self._known = set()
+    self._log = Log("corrupt record substituted")
     self.reads = 0
     self.bad_reads = 0
 
   def update(self, reports: np.ndarray) -> None:
     """Counts the reads of one batch, and logs each corrupt record the first time.
 
-    The first NAMED are warnings; the others are of level INFO, and a warning counts
-    them whenever they have doubled. A single corrupt record never ends a run, and the
-    share is taken of at least MIN_RECORDS reads.
+    A single corrupt record never ends a run, and the share is taken of at least
+    MIN_RECORDS reads.
 
     Args:
       reports: REPORT [b], a batch's entry "bad_records".
@@ -140,12 +160,7 @@ class Monitor:
       if index in self._known:
         continue
       self._known.add(index)
-      count = len(self._known)
-      level = logging.WARNING if count <= NAMED else logging.INFO
-      logging.log(level, "corrupt record substituted: %s", message)
-      if count % NAMED == 0 and (count // NAMED).bit_count() == 1:
-        line = "%d corrupt records so far; --verbosity=0 names all, not the first %d"
-        logging.warning(line, count, NAMED)
+      self._log.add(message)
     limit = self._max_bad_share * max(self.reads, MIN_RECORDS)
     if self.bad_reads > max(limit, 1):
       raise errors.UserError(

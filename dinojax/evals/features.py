@@ -3,7 +3,6 @@
 Dimension key: S steps (batches of the source), B images of a batch, D width.
 """
 
-import logging
 import math
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -113,7 +112,7 @@ def extract(
     workers=workers,
     max_pixels=max_pixels,
   )
-  features, labels = [], []
+  features, labels, log = [], [], bad_records.Log("corrupt image skipped")
   try:
     for batch in tqdm.tqdm(
       batches,
@@ -123,7 +122,7 @@ def extract(
       disable=None if jax.process_index() == 0 else True,  # None: unless no terminal
     ):
       for _, message in bad_records.messages(source, batch["bad_records"]):
-        logging.warning("corrupt image skipped: %s", message)
+        log.add(message)
       known = np.where(batch["valid"], batch["label"], -1)
       local = {"image": batch["image"], "label": known}
       batch = sharding.put_batch(mesh, local, rows, batch_size)

@@ -16,6 +16,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from PIL import Image
 
 from dinojax import errors
+from dinojax.data import bad_records
 from dinojax.evals import features, knn, search
 from experiments import quickstart
 
@@ -211,8 +212,11 @@ def test_two_sources_are_evaluated_from_images_to_accuracy():
   assert set(result) == {f"knn_top{top}_k{k}" for top in (1, 5) for k in (1, 4)}
 
 
-def test_images_are_as_large_as_in_training(tmp_path, caplog):
-  for name, side in {"a/0": 8, "a/1": 9, "b/0": 8, "b/1": 8}.items():
+def test_images_are_as_large_as_in_training_and_a_lost_shard_is_few_lines(
+  tmp_path, caplog
+):
+  large = {f"a/large{i:02}": 9 for i in range(23)}
+  for name, side in {"a/0": 8, "b/0": 8, "b/1": 8, **large}.items():
     path = tmp_path / f"{name}.png"
     path.parent.mkdir(exist_ok=True)
     Image.new("RGB", (side, side), "red").save(path)
@@ -223,7 +227,12 @@ def test_images_are_as_large_as_in_training(tmp_path, caplog):
   config.data.max_pixels = 64
   found = knn.open_evaluation(config, mesh=mesh_of(1, 8), progress=lambda: None)
   found.accuracy(pixels, jnp.float32(0.5))
-  assert caplog.text.count("9x9 pixels are more than the limit of max_pixels=64") == 2
+  lines = [x for x in caplog.messages if "the limit of max_pixels=64" in x]
+  assert len(lines) == 2 * bad_records.NAMED
+  assert lines[0].startswith(
+    f"corrupt image skipped: {tmp_path}/a/large00.png: 9x9 pix"
+  )
+  assert caplog.text.count("corrupt records so far; --verbosity=0 names all") == 2
 
 
 def test_a_linear_probe_of_the_same_features_is_added_on_request():
