@@ -17,6 +17,7 @@ def explain(error: BaseException) -> str:
   while error.__cause__ is not None:
     error = error.__cause__
   line = (str(error).splitlines() or [type(error).__name__])[0]
+  line = line.partition(" [tensorstore_spec=")[0]  # all settings of the reader
   return line if len(line) <= 200 else f"...{line[-200:]}"
 
 

@@ -23,6 +23,12 @@ def test_the_cause_is_known_from_its_line(error, expected):
   assert orbax_errors.is_one_of(error, errors.OUT_OF_REACH) == expected
 
 
+def test_a_cause_of_tensorstores_is_what_failed_and_not_its_settings():
+  spec = "[tensorstore_spec='" + "{" * 300 + "']"
+  error = ValueError(f"OUT_OF_RANGE: Error reading a: not valid for size 100 {spec}")
+  assert orbax_errors.explain(error).endswith("reading a: not valid for size 100")
+
+
 def test_an_interrupt_that_python_drops_still_reaches_the_handler_of_signals(
   monkeypatch,
 ):
