@@ -66,6 +66,15 @@ def printable(text: str) -> str:
   return "".join(x if x.isprintable() else _escape(x) for x in text)
 
 
+def is_utf8(text: str) -> bool:
+  """Whether the name of a file is UTF-8, as libraries of C++ want it."""
+  try:
+    text.encode()
+  except UnicodeEncodeError:
+    return False
+  return True
+
+
 def _escape(character: str) -> str:
   code = ord(character)
   if 0xDC80 <= code <= 0xDCFF:  # what os.fsdecode makes of a byte that is no UTF-8

@@ -25,6 +25,10 @@ def test_what_may_not_come_again_is_worth_a_restart(error, status):
   assert errors.unforeseen_status(error) == status
 
 
+def test_what_is_no_utf8_is_known():
+  assert errors.is_utf8("Früchte/日本") and not errors.is_utf8("caf\udce9")
+
+
 def test_names_of_files_cannot_command_a_terminal():
   name = "a\x1b[2J\r\n\x07\x9b\u202egpj.exe\udcff\x7f"
   assert errors.printable(name) == (r"a\x1b[2J\r\n\x07\x9b\u202egpj.exe\xff\x7f")

@@ -44,7 +44,8 @@ def opened(job: jobs.Job, given: dict[str, Any]) -> Iterator[ownership.Claim]:
   command would have to remove first.
 
   Raises:
-    UserError: another process makes it, or another output is there.
+    UserError: another process makes it, or another output is there; or the work folder
+      was removed meanwhile.
   """
   path = job.work / SETTINGS_FILE
   if job.work.exists() and any(job.work.iterdir()) and not path.exists():
@@ -62,11 +63,19 @@ def opened(job: jobs.Job, given: dict[str, Any]) -> Iterator[ownership.Claim]:
         job.save(path, given)
     try:
       yield claim
-    except BaseException:
+    except BaseException as error:
+      removed = not job.out.exists() and not path.exists()
       if not job.out.exists() and not any(job.work.glob("scan/*.npy")):
         remove(job)
         durable.manifest_path(job.out).unlink(missing_ok=True)
-      raise
+      expected = isinstance(error, errors.UserError) or not isinstance(error, Exception)
+      if expected or not removed:
+        raise
+      remove(job)  # what tasks have made anew
+      raise errors.UserError(
+        f"{job.work} was removed while this ingest worked there; restart the same"
+        " command"
+      ) from error
 
 
 def remove(job: jobs.Job) -> None:

@@ -107,6 +107,12 @@ class ArrayRecordSource:
     """Lists the shards, and opens the index of their records."""
     self.where = where
     self._shards = files.match(pattern, where, kind="arrayrecord")
+    for shard in self._shards:
+      if not errors.is_utf8(shard.path):
+        raise errors.UserError(
+          f"{where} matches {errors.printable(shard.path)}, which is not UTF-8, and"
+          " array_record opens no other names; rename it"
+        )
     folders = {os.path.dirname(shard.path) for shard in self._shards}
     names = {_class_names(folder, where) for folder in folders}
     self._labelled = len(names) == 1

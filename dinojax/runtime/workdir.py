@@ -93,6 +93,10 @@ def probe(workdir: str) -> None:
     raise errors.UserError(
       f"config.workdir={workdir!r} is a bucket; give a folder, or where one is mounted"
     )
+  if not errors.is_utf8(workdir):
+    raise errors.UserError(
+      f"config.workdir={workdir!r} is not UTF-8, which Orbax needs; choose another name"
+    )
   try:
     os.makedirs(workdir, exist_ok=True)
     with tempfile.TemporaryFile(dir=workdir) as file:

@@ -31,6 +31,8 @@ def find(path: pathlib.Path, step: int | None) -> pathlib.Path:
     UserError: there is none.
   """
   path = path.resolve()  # as Orbax wants it
+  if not errors.is_utf8(str(path)):
+    raise errors.UserError(f"{path} is not UTF-8, which Orbax needs; rename it")
   if is_checkpoint(path):
     return path
   folder = path / "checkpoints"

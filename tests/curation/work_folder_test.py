@@ -2,6 +2,7 @@
 
 import os
 import pathlib
+import shutil
 
 import ingest_jobs
 import numpy as np
@@ -101,6 +102,19 @@ def test_an_attempt_that_scanned_nothing_leaves_nothing(tmp_path):
   fail_after(job, {"min_side": 32}, scanned=False)
   assert not list(tmp_path.rglob("*"))
   assert not is_scanned(job, {"min_side": 40})
+
+
+def test_a_work_folder_that_was_removed_meanwhile_is_one_line(tmp_path):
+  job = ingest_jobs.make_job(tmp_path)
+  with (
+    pytest.raises(errors.UserError, match=r"out\.work was removed while this ingest"),
+    work_folder.opened(job, {"images": "a"}),
+  ):
+    shutil.rmtree(job.work)
+    job.save(job.path("scan", 1), np.zeros(1))  # as another task does
+    job.rows(0)
+  with work_folder.opened(job, {"images": "a"}):  # it can be restarted
+    pass
 
 
 def test_a_folder_of_another_kind_is_not_removed(tmp_path):

@@ -324,6 +324,10 @@ def test_wrong_shards_are_one_line_each(tmp_path):
       open_source(f"arrayrecord:{tmp_path}/{pattern}")
     assert str(raised.value).startswith('config.data.source="arrayrecord:')
     assert "\n" not in str(raised.value)
+  (tmp_path / "caf\udce9").mkdir()
+  shutil.copy(tmp_path / "none.array_record", tmp_path / "caf\udce9")
+  with pytest.raises(errors.UserError, match=r"caf\\xe9/none.*, which is not UTF-8"):
+    open_source(f"arrayrecord:{tmp_path}/caf*/*")
 
 
 class TinyPictures(tfds.core.GeneratorBasedBuilder):

@@ -47,6 +47,12 @@ def test_a_workdir_in_an_impossible_place_is_refused():
     workdir.probe("/proc/runs")
 
 
+def test_a_name_that_orbax_cannot_write_is_refused_at_the_start(tmp_path):
+  with pytest.raises(errors.UserError, match="is not UTF-8, which Orbax needs"):
+    workdir.probe(f"{tmp_path}/caf\udce9")
+  assert not list(tmp_path.iterdir())
+
+
 def test_data_that_changed_are_named_and_can_be_accepted():
   config = vitg14.get_config().to_dict()
   config["data"].update(sources=("folder:/a", "folder:/b"), weights=(1.0, 1.0))
