@@ -45,7 +45,14 @@ setuptools.setup(
     "cpu": [],
     "tpu": ["jax[tpu]>=0.10,<0.12"],
     "cuda": ["jax[cuda13]>=0.10,<0.12"],
+    "cuda12": ["jax[cuda12]>=0.10,<0.12"],
+    "cuda13": ["jax[cuda13]>=0.10,<0.12"],
     "plan": ["jax[tpu]>=0.10,<0.12"],  # its compiler works without a TPU
+    "plan-gpu": [  # XLA and ptxas work without a GPU; JAX asks for cuDNN's version
+      "jax[cuda13-local]>=0.10,<0.12",
+      "nvidia-cuda-nvcc>=13,<14",
+      "nvidia-cudnn-cu13>=9.12,<10",
+    ],
     "tensorboard": ["tensorboard>=2.17"],
     "onnx": ["jax2onnx>=0.13,<0.14"],  # later ones ask for an older Orbax
     "torch": ["torch>=2.6"],  # reads and writes .pth

@@ -17,8 +17,8 @@ class Assembly(NamedTuple):
   """What a run is made of; call its functions under `jax.set_mesh`.
 
   nets: the modules.
-  init: key -> TrainState, born sharded, with the backbone of config.init if it names
-    one.
+  init_from_noise: jitted key -> TrainState, born sharded.
+  init: the same with the backbone of config.init, if it names one.
   train_step: jitted (state, batch, key) -> (state, scalars); donates its state.
   abstract_state, abstract_batch, abstract_key: shapes, dtypes and shardings of the
     arguments of `train_step`.
@@ -26,6 +26,7 @@ class Assembly(NamedTuple):
   """
 
   nets: dino.Nets
+  init_from_noise: Callable
   init: Callable
   train_step: Callable
   abstract_state: Any
@@ -33,10 +34,13 @@ class Assembly(NamedTuple):
   abstract_key: Any
   image_feature: Callable
 
-  def compile_step(self) -> jax.stages.Compiled:
-    """The compiled `train_step`, which needs neither a state nor a batch for it."""
+  def compile_step(self, options: dict | None = None) -> jax.stages.Compiled:
+    """The compiled `train_step`, which needs neither a state nor a batch for it.
+
+    options: for the compiler, besides those of the config.
+    """
     arguments = self.abstract_state, self.abstract_batch, self.abstract_key
-    return self.train_step.lower(*arguments).compile()
+    return self.train_step.lower(*arguments).compile(compiler_options=options)
 
 
 def assemble(config, mesh: Mesh) -> Assembly:
@@ -68,6 +72,7 @@ def assemble(config, mesh: Mesh) -> Assembly:
   platform = mesh.devices.flat[0].platform
   return Assembly(
     nets=nets,
+    init_from_noise=jitted_init,
     init=init_run,
     train_step=jax.jit(
       step,

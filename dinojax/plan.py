@@ -12,7 +12,6 @@ machine, and the plan lists how many cores a host needs.
 """
 
 import math
-import re
 import sys
 import time
 
@@ -22,7 +21,7 @@ from absl import flags
 from dinojax import assembly, durable, errors, preflight, sharding
 from dinojax.commands import cli
 from dinojax.networks import blocks
-from dinojax.planning import costs, hlo, input_plan, text, topology
+from dinojax.planning import costs, hlo, input_plan, memory, text, topology
 
 flags.declare_key_flag("config")  # so that --help shows it
 TOPOLOGY = flags.DEFINE_string("topology", None, "TPU slice, as v5e:8x16.")
@@ -36,8 +35,13 @@ SEARCH = flags.DEFINE_bool(
 )
 
 
-def make_plan(config, devices) -> dict:
+def make_plan(config, devices, *, step_only: bool = False) -> dict:
   """Compiles the step and reads off the program what it costs, per step.
+
+  Args:
+    config: of the run.
+    devices: of the run; they need not be there.
+    step_only: leaves out the memory of what a run compiles besides its step.
 
   Returns:
     The plan as JSON; where memory does not suffice, {"fits": False, "missing_bytes"}
@@ -46,7 +50,7 @@ def make_plan(config, devices) -> dict:
   preflight.check(config, devices=len(devices))
   mesh = sharding.make_mesh(**config.mesh, devices=devices)
   chip = costs.CHIPS.get(devices[0].device_kind)
-  start = time.perf_counter()
+  start, options = time.perf_counter(), topology.options(devices)
   plan = {
     "devices": f"{len(devices)} x {chip.name if chip else devices[0].device_kind}",
     "slices": sharding.slice_count(devices),
@@ -59,9 +63,9 @@ def make_plan(config, devices) -> dict:
   try:
     run = assembly.assemble(config, mesh)
     with jax.set_mesh(mesh):
-      compiled = run.compile_step()
+      compiled = run.compile_step(options)
   except jax.errors.JaxRuntimeError as error:
-    if (found := exhausted(str(error))) is None:
+    if (found := memory.exhausted(str(error))) is None:
       raise
     needed, limit = found
     return {
@@ -77,24 +81,23 @@ def make_plan(config, devices) -> dict:
     name: sum(math.prod(x.shape) for x in jax.tree.leaves(tree))
     for name, tree in student.items()
   }
-  plan["state_bytes"] = sum(
-    math.prod(x.sharding.shard_shape(x.shape)) * x.dtype.itemsize
-    for x in jax.tree.leaves(run.abstract_state)
-  )
-  memory = compiled.memory_analysis()
-  plan["peak_bytes"] = (
-    memory.argument_size_in_bytes
-    + memory.output_size_in_bytes
-    - memory.alias_size_in_bytes
-    + memory.temp_size_in_bytes
-    + memory.generated_code_size_in_bytes
-  )
+  plan["state_bytes"] = memory.on_device(run.abstract_state)
+  plan["peak_bytes"] = memory.peak(compiled)
+  plan["other_peak_bytes"] = {}
+  if not step_only:
+    with jax.set_mesh(mesh):
+      found = memory.beside_the_step(config, run, mesh, options)
+    plan["other_peak_bytes"] = found
   if chip:
+    needed = max(plan["peak_bytes"], *plan["other_peak_bytes"].values(), 0)
     plan["memory_bytes"] = chip.memory
-    plan["fits"] = plan["peak_bytes"] <= chip.memory
-    plan["missing_bytes"] = max(plan["peak_bytes"] - chip.memory, 0)
+    plan["fits"] = needed <= chip.memory
+    plan["missing_bytes"] = max(needed - chip.memory, 0)
   plan["model_flops"] = costs.model_flops(config) * config.data.batch_size
-  plan |= costs.cost(hlo.Program(compiled.as_text()), chip, len(devices))
+  program = hlo.Program(
+    compiled.as_text(), gpus_per_host=sharding.gpus_per_host(devices)
+  )
+  plan |= costs.cost(program, chip, len(devices))
   if "seconds" in plan:
     rate = config.data.batch_size / plan["seconds"]
     days = config.total_steps * plan["seconds"] / 86_400
@@ -103,19 +106,6 @@ def make_plan(config, devices) -> dict:
     peak = chip.flops * len(devices)
     plan["share_of_peak"] = plan["model_flops"] / plan["seconds"] / peak
   return plan
-
-
-def exhausted(message: str) -> tuple[float, float] | None:
-  """Bytes needed and bytes there are, from XLA's message that memory does not suffice.
-
-  They stand first in it: "Used 17.02G of 15.75G hbm", or "HLO temporaries (122.59G)
-  exceeds available HBM (15.75G)". None for any other message.
-  """
-  sizes = re.findall(r"([\d.]+)([KMG])\b", message)
-  if "RESOURCE_EXHAUSTED" not in message or len(sizes) < 2:
-    return None
-  unit = {"K": 2**10, "M": 2**20, "G": 2**30}
-  return tuple(float(number) * unit[letter] for number, letter in sizes[:2])
 
 
 def search(config, devices) -> list[dict]:
@@ -136,7 +126,7 @@ def search(config, devices) -> list[dict]:
       with config.unlocked():
         config.update({k: best[k] for k in ("remat", "mesh", "unroll") if k in best})
         config[field] = value
-      plans.append(make_plan(config, devices))
+      plans.append(make_plan(config, devices, step_only=True))
       print(text.search_line(plans[-1]), file=sys.stderr, flush=True)
     plans.sort(key=rank)
   return plans

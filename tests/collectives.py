@@ -4,7 +4,7 @@ import contextlib
 
 import jax
 
-from dinojax.planning import hlo
+from dinojax.planning import hlo, traffic
 
 
 @contextlib.contextmanager
@@ -25,7 +25,7 @@ def compiled():
   def texts():
     new = [x for x in client.live_executables() if x not in before]
     texts = [module.to_string() for x in new for module in x.hlo_modules()]
-    return [x for x in texts if any(f" {kind}(" in x for kind in hlo.COLLECTIVES)]
+    return [x for x in texts if any(f" {kind}(" in x for kind in traffic.KINDS)]
 
   jax.jit = keeping_jit
   try:
@@ -39,7 +39,7 @@ def order(text):
   return [
     (run.op.name, run.op.arrays)
     for run in hlo.Program(text).runs()
-    if run.op.kind in hlo.COLLECTIVES
+    if run.op.kind in traffic.KINDS
   ]
 
 
@@ -61,14 +61,14 @@ def racing(text):
         (other.name, op.name)
         for other in earlier
         if other.name not in needs[op.name]
-        and {other.kind, op.kind} - set(hlo.COLLECTIVES)
+        and {other.kind, op.kind} - set(traffic.KINDS)
       ]
       earlier.append(op)
   return pairs
 
 
 def _communicates(program, op):
-  return op.kind in hlo.COLLECTIVES or any(
+  return op.kind in traffic.KINDS or any(
     _communicates(program, inner)
     for name in op.called
     for inner in program.computations[name].values()

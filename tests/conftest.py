@@ -28,3 +28,6 @@ def pytest_configure(config):
   config.addinivalue_line(
     "markers", "process: starts processes that import jax, which takes seconds each"
   )
+  config.addinivalue_line(
+    "markers", "gpu_compile: compiles for NVIDIA GPUs, with packages of [plan-gpu]"
+  )

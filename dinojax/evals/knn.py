@@ -186,8 +186,7 @@ def knn(
   check(bank.labels, ks=ks, field=field)
   if not int((queries.labels >= 0).sum()):
     raise errors.UserError(f"{field}test has no readable image with a label")
-  steps, batch = queries.labels.shape
-  together = min(steps, max(1, QUERIES // batch))
+  steps, together = len(queries.labels), _together(queries)
   count = functools.partial(
     _count_right,
     together=together,
@@ -201,6 +200,32 @@ def knn(
   total = int((queries.labels >= 0).sum())
   names = [f"knn_top{top}_k{k}" for top in (1, 5) for k in ks]
   return dict(zip(names, (right / total).ravel().tolist(), strict=True))
+
+
+def lower(
+  bank: features.Bank,
+  queries: features.Bank,
+  *,
+  num_classes: int,
+  ks: Sequence[int],
+  temperature: float,
+  mesh: Mesh,
+) -> jax.stages.Lowered:
+  """The program of `knn` for banks of which only the shapes are known."""
+  return _count_right.lower(
+    *(bank, queries, 0),
+    together=_together(queries),
+    num_classes=num_classes,
+    ks=tuple(sorted(ks)),
+    temperature=temperature,
+    mesh=mesh,
+  )
+
+
+def _together(queries):
+  """Batches of queries that are searched for at a time."""
+  steps, batch = queries.labels.shape
+  return min(steps, max(1, QUERIES // batch))
 
 
 def describe(accuracy: dict[str, float]) -> str:

@@ -31,7 +31,7 @@ def obstacle(qkv: jax.Array, heads: int, device_kind: str) -> str | None:
     device_kind: JAX's name of the card, such as "NVIDIA H100 80GB HBM3".
   """
   width = qkv.shape[-1] // (3 * heads)
-  if not device_kind.startswith("NVIDIA") or BEFORE_AMPERE.search(device_kind):
+  if not runs_on(device_kind):
     return (
       "cuDNN's kernel needs an NVIDIA card of the Ampere generation or newer, and this"
       f" is {device_kind}"
@@ -44,6 +44,11 @@ def obstacle(qkv: jax.Array, heads: int, device_kind: str) -> str | None:
       f" and these have {width}"
     )
   return None
+
+
+def runs_on(device_kind: str) -> bool:
+  """Whether this is an NVIDIA card of the Ampere generation or newer."""
+  return device_kind.startswith("NVIDIA") and not BEFORE_AMPERE.search(device_kind)
 
 
 def attention(

@@ -82,23 +82,23 @@ class Dense(nn.Module):
     bias = self.param("bias", nn.initializers.zeros, (self.features,))
     kernel = sharding.gather((kernel * gamma).astype(self.dtype))
     if sharding.platform() != "gpu":
-      return self._outputs(xs, kernel, bias * gamma)
+      return _outputs(xs, kernel, bias * gamma, self.parts)
 
     # XLA:GPU would scatter the weights' gradient of each resolution by itself. That of
     # a device's own copy is the sum over the resolutions.
     def on_device(xs, kernels, biases):
-      return self._outputs(xs, kernels[0], biases[0])
+      return _outputs(xs, kernels[0], biases[0], self.parts)
 
     copies = sharding.copies(kernel), sharding.copies(bias * gamma)
     return sharding.per_device(on_device)(xs, *copies)
 
-  def _outputs(self, xs, kernel, bias):
-    kernels = jnp.split(kernel, self.parts, axis=1)
-    biases = jnp.split(bias, self.parts)
-    return [
-      [add_bias(_product(x, k), b) for k, b in zip(kernels, biases, strict=True)]
-      for x in xs
-    ]
+
+def _outputs(xs, kernel, bias, parts):
+  kernels, biases = jnp.split(kernel, parts, axis=1), jnp.split(bias, parts)
+  return [
+    [add_bias(_product(x, k), b) for k, b in zip(kernels, biases, strict=True)]
+    for x in xs
+  ]
 
 
 def _product(x, kernel):

@@ -7,6 +7,7 @@ from typing import NamedTuple
 from dinojax.data import masking
 from dinojax.networks import blocks
 from dinojax.planning import hlo
+from dinojax.runtime import allocator
 
 
 class Chip(NamedTuple):
@@ -14,8 +15,8 @@ class Chip(NamedTuple):
 
   flops: of bfloat16 matrix products, per second. memory: bytes that a program can have.
   bandwidth: of that memory, bytes per second. network: bytes per second that reach the
-  device over all its links to others. between_slices: the same from other slices, its
-  share of its host's network cards; 0 where there are none. clock: cycles per second,
+  device over all its links to others. between: the same from other slices of TPUs or
+  other hosts of GPUs, its share of its host's network cards. clock: cycles per second,
   where the compiler's cycles are known to be of that clock, else 0.
   """
 
@@ -24,17 +25,27 @@ class Chip(NamedTuple):
   memory: float
   bandwidth: float
   network: float
-  between_slices: float
+  between: float
   clock: float
 
 
 GIB = 2**30
+
+
+def _gpu(gib: float) -> float:
+  """Bytes that JAX takes of a card's."""
+  return allocator.GPU_SHARE * gib * GIB
+
+
+# Between hosts of GPUs: DGX machines, with a network card for each GPU.
 CHIPS = {  # by JAX's name of the device
   "TPU v5 lite": Chip("v5e", 197e12, 15.75 * GIB, 819e9, 200e9, 3.125e9, 1.5e9),
   "TPU v5": Chip("v5p", 459e12, 95.74 * GIB, 2765e9, 600e9, 6.25e9, 0),
   "TPU v6 lite": Chip("v6e", 918e12, 31.25 * GIB, 1640e9, 448e9, 12.5e9, 0),
-  "NVIDIA H100 80GB HBM3": Chip("H100", 989e12, 79.6 * GIB, 3350e9, 450e9, 0, 0),
-  "NVIDIA H200": Chip("H200", 989e12, 140.4 * GIB, 4800e9, 450e9, 0, 0),
+  "NVIDIA A100-SXM4-80GB": Chip("A100", 312e12, _gpu(79.25), 2039e9, 300e9, 25e9, 0),
+  "NVIDIA H100 80GB HBM3": Chip("H100", 989e12, _gpu(79.1), 3352e9, 450e9, 50e9, 0),
+  "NVIDIA H200": Chip("H200", 989e12, _gpu(141.0), 4800e9, 450e9, 50e9, 0),
+  "NVIDIA B200": Chip("B200", 2250e12, _gpu(178.4), 7672e9, 900e9, 50e9, 0),
 }
 
 
@@ -113,11 +124,11 @@ def cost(program: hlo.Program, chip: Chip | None, devices: int) -> dict:
   }
   if chip:
     seconds = max(seconds, traffic / chip.bandwidth)
-    across = received.pop(hlo.BETWEEN_SLICES, 0)
-    if across:
+    across = [received.pop(x, 0) for x in (hlo.BETWEEN_SLICES, hlo.BETWEEN_HOSTS)]
+    if sum(across):
       result |= {
-        "slices_seconds": across / chip.between_slices,
-        "slices_bandwidth": chip.between_slices,
+        "between_seconds": sum(across) / chip.between,
+        "between_bandwidth": chip.between,
       }
     result |= {
       "seconds": seconds,
@@ -136,6 +147,8 @@ def _short(source: str) -> str:
     part = "student backward" if "transpose(jvp" in source else "student forward"
   if "rematted_computation" in source:
     part = "student recomputed"
-  noise = re.compile(r"jit\(|transpose|jvp|while|body|closed_call|checkpoint|remat")
+  noise = re.compile(
+    r"jit\(|transpose|jvp|while|body|closed_call|checkpoint|remat|shard_map"
+  )
   names = [name for name in source.split("/") if not noise.match(name)]
   return f"{part}: {'/'.join(names[-4:])}"

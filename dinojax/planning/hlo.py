@@ -10,16 +10,14 @@ import re
 from collections.abc import Iterator
 from typing import NamedTuple
 
-from dinojax.planning import hlo_ops
+from dinojax.planning import hlo_ops, traffic
 
-COLLECTIVES = (
-  *("all-gather", "all-reduce", "reduce-scatter", "all-to-all", "collective-permute"),
-)
-BETWEEN_SLICES = "between slices"  # of TPUs, by the data center's network
+# What comes by the data center's network: to TPUs, and to GPUs.
+BETWEEN_SLICES, BETWEEN_HOSTS = "between slices", "between hosts"
 # Ops that move nothing themselves.
 FREE = (
   *("parameter", "constant", "tuple", "get-tuple-element", "bitcast"),
-  *("while", "call", "conditional"),
+  *("while", "call", "conditional", "async-start"),
 )
 SLICES = ("dynamic-slice", "slice", "gather")
 _ARRAY = re.compile(r"\b(pred|token|[a-z]+\d\w*)\[([\d,]*)\](\{[^}]*\})?")
@@ -81,8 +79,12 @@ class Run(NamedTuple):
 class Program:
   """The optimised HLO text of one device's program, parsed."""
 
-  def __init__(self, text: str):
-    """Parses the text of `Compiled.as_text()`."""
+  def __init__(self, text: str, *, gpus_per_host: int = 0):
+    """Parses the text of `Compiled.as_text()`.
+
+    gpus_per_host: what GPUs receive from other hosts is then counted apart.
+    """
+    self._gpus_per_host = gpus_per_host
     self.computations: dict[str, dict[str, Op]] = {}
     self.entry = ""
     current = None
@@ -122,6 +124,8 @@ class Program:
       return min(a.bytes for a in ends) * sum(not a.on_chip for a in ends[:2])
     scope = self.computations[run.computation]
     operands = [scope[name] for name in op.operands]
+    if op.kind.endswith("-start") and len(op.arrays) > len(operands):
+      return hlo_ops.main_bytes(op)  # returns operands and results
     if op.kind in SLICES:  # reads what it returns
       return 2 * hlo_ops.main_bytes(op)
     if op.kind == "dynamic-update-slice":
@@ -143,13 +147,17 @@ class Program:
       kind = op.kind.removesuffix("-start")
       if kind == "recv" and "_xla_megascale" in op.attributes:
         rendezvous = re.search(r'_rendezvous="([^"]*)"', op.attributes)[1]
-        yield BETWEEN_SLICES, hlo_ops.received_from_slices(op), rendezvous
+        yield BETWEEN_SLICES, traffic.received_from_slices(op), rendezvous
       if "all-reduce-scatter" in "".join(run.op.called):  # how TPU programs name it
         kind = kind.replace("all-reduce", "reduce-scatter")
-      if kind in COLLECTIVES:
+      if kind in traffic.KINDS:
         channel = re.search(r"channel_id=(\d+)", op.attributes)
         channel = f"{channel[1]} {op.arrays[0].dims}" if channel else op.name
-        yield kind, hlo_ops.received_bytes(op, kind, scope), channel
+        size, outside = traffic.received_bytes(op, kind, scope), 0
+        if self._gpus_per_host:
+          outside = traffic.share_between_hosts(op, kind, self._gpus_per_host)
+          yield BETWEEN_HOSTS, int(size * outside), f"{kind} {channel}"
+        yield kind, int(size * (1 - outside)), channel
 
   def _parts(self, run: Run) -> Iterator[tuple[Op, dict[str, Op]]]:
     """The op, or what a fusion holds, all the way down; each with its computation."""

@@ -33,11 +33,12 @@ def _custom_call_flops(op, scope) -> float:
   if found := re.search(r'"flops":"?(\d+)', op.attributes):
     return float(found[1])
   if "__cublas" in op.attributes:
-    found = re.search(r'"lhs_contracting_dimensions":\[([^\]]*)\]', op.attributes)
+    found = re.search(r'"lhs_contracting_dimensions":\s*\[([^\]]*)\]', op.attributes)
     return _product_flops(op, scope, found[1])
   if "__cudnn$fmha" in op.attributes:
-    scores = re.search(
-      r'"intermediate_tensor_shape":\{.*?"dimensions":\[([^\]]*)\]', op.attributes
+    scores = re.search(  # JSON with spaces, which cuBLAS's has not
+      r'"intermediate_tensor_shape":\s*\{.*?"dimensions":\s*\[([^\]]*)\]',
+      op.attributes,
     )
     scores = math.prod(int(n) for n in re.findall(r"\d+", scores[1]))
     width = scope[op.operands[0]].arrays[0].dims[-1]
@@ -74,49 +75,12 @@ def _convolution_flops(op, scope) -> float:
   return flops
 
 
+def results(op) -> tuple:
+  """The arrays that an op returns; of cuBLAS and cuDNN the last one is scratch."""
+  scratch = "__cu" in op.attributes and len(op.arrays) > 1
+  return op.arrays[:-1] if scratch else op.arrays
+
+
 def main_bytes(op, *, on_chip: bool = False) -> int:
   """Bytes of the result in main memory, or also in the chip's own."""
-  return sum(a.bytes for a in op.arrays if on_chip or not a.on_chip)
-
-
-def received_bytes(op, kind: str, scope) -> int:
-  """What a ring of n devices brings to each of them."""
-  n = _group_size(op.attributes)
-  operands = sum(main_bytes(scope[x], on_chip=True) for x in op.operands if x in scope)
-  share = (n - 1) / n
-  return int(
-    {
-      "all-gather": operands * (n - 1),
-      "reduce-scatter": operands * share,
-      "all-reduce": 2 * operands * share,
-      "collective-permute": operands,
-    }.get(kind, operands * share)
-  )
-
-
-def received_from_slices(op) -> int:
-  """What one transfer between TPU slices brings to each device.
-
-  The text names the slices as "{1,2}x{0:15}", counted from 1, and the devices in each.
-  """
-  size = op.arrays[0].bytes  # the others are a counter and a token
-  if '_transfer_type="ALL_REDUCE"' not in op.attributes:
-    return size
-  named = re.search(r'_megascale_target="\{([\d,:]*)\}', op.attributes)[1]
-  slices = 0
-  for part in named.split(","):
-    first, _, last = part.partition(":")
-    slices += int(last or first) - int(first) + 1
-  return 2 * size * (slices - 1) // slices
-
-
-def _group_size(attributes: str) -> int:
-  """Devices that a collective connects, in any of the ways HLO writes them."""
-  if found := re.search(r"replica_groups=\[\d+,(\d+)\]", attributes):
-    return int(found[1])
-  if found := re.search(r"replica_groups=\{\{([\d,]+)\}", attributes):
-    return len(found[1].split(","))
-  if found := re.search(r"replica_groups=mesh\[([^\]]*)\][^{]*\{([^}]*)\}", attributes):
-    sizes = dict(re.findall(r"'(\w+)'=(\d+)", found[1]))
-    return math.prod(int(sizes[axis]) for axis in re.findall(r"'(\w+)'", found[2]))
-  return 2  # a permutation: from one to another
+  return sum(a.bytes for a in results(op) if on_chip or not a.on_chip)

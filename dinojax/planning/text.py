@@ -16,7 +16,7 @@ def table(plan: dict) -> str:
   )
   if not plan["fits"]:
     rows += [
-      ("peak memory per device", f"{memory}: out of memory"),
+      ("peak memory per device", f"{memory}: does not fit"),
       ("missing", f"{plan['missing_bytes'] / GIB:.2f} GiB"),
       ("what helps", advice(plan)),
     ]
@@ -29,6 +29,10 @@ def table(plan: dict) -> str:
   ]
   if plan["fits"]:
     rows.append(("peak memory per device", memory))
+  rows += [
+    (f"  beside the step: {name}", f"{size / GIB:.2f} GiB")
+    for name, size in plan["other_peak_bytes"].items()
+  ]
   rows += _flops(plan)
   rows += [
     *(
@@ -65,13 +69,12 @@ def _times(plan):
     ),
     ("network, if nothing hides it", f"{plan['network_seconds']:.3f} s"),
   ]
-  if hlo.BETWEEN_SLICES in plan["collective_bytes"]:
+  if "between_seconds" in plan:
+    of_slices = hlo.BETWEEN_SLICES in plan["collective_bytes"]
+    where = hlo.BETWEEN_SLICES if of_slices else hlo.BETWEEN_HOSTS
+    speed = f"{plan['between_bandwidth'] / 1e9:g} GB/s a device"
     rows += [
-      (
-        "between slices, if nothing hides it",
-        f"{plan['slices_seconds']:.3f} s, at {plan['slices_bandwidth'] / 1e9:g} GB/s a"
-        " device",
-      )
+      (f"{where}, if nothing hides it", f"{plan['between_seconds']:.3f} s, at {speed}")
     ]
   return [
     *rows,

@@ -1,40 +1,103 @@
-"""TPU slices that need not be there: their devices, to compile for."""
+"""TPU slices and hosts of GPUs that need not be there: devices to compile for."""
 
 import contextlib
 import importlib.util
 import os
+import re
+from collections.abc import Iterator
 
 import jax
 
 from dinojax import errors
+from dinojax.planning import gpu_cards
+
+TPU_PACKAGES = ("libtpu",)
+# What compiles for NVIDIA GPUs, as Python imports it: XLA, ptxas, and cuDNN, of which
+# JAX asks the version.
+GPU_PACKAGES = ("jax_cuda13_plugin", "nvidia.cu13", "nvidia.cudnn")
+# XLA takes the fastest of its own and cuBLAS's products by trying them on the card.
+# Without one its own run with poor tiles, so plans use cuBLAS's.
+GPU_OPTIONS = {"xla_gpu_enable_triton_gemm": False}
 
 
 def devices(name: str, *, slices: int = 1) -> list:
-  """The devices of so many TPU slices of a name such as v5e:8x16.
+  """Devices by a name: v5e:8x16 is a TPU slice, h100:16x8 are 16 hosts of 8 GPUs.
+
+  Args:
+    name: of the topology.
+    slices: how many TPU slices.
 
   Raises:
-    UserError: libtpu is missing, or knows no such slice.
+    UserError: packages are missing, or there is no such topology.
   """
   if slices < 1:
     raise errors.UserError(f"--slices={slices} must be at least 1")
+  if name.partition(":")[0] in gpu_cards.CARDS:
+    return _gpus(name, slices)
+  os.environ |= {"TPU_SKIP_MDS_QUERY": "1", "ALLOW_MULTIPLE_LIBTPU_LOAD": "1"}
+  with _explained(name, TPU_PACKAGES, "plan"):
+    return _described(platform="tpu", topology_name=name, num_slices=slices)
+
+
+def options(devices: list) -> dict:
+  """Compiler options for devices that are not there."""
+  return GPU_OPTIONS if devices[0].platform == "gpu" else {}
+
+
+def _gpus(name, slices):
+  if slices != 1:
+    raise errors.UserError(
+      f"--slices={slices} is for TPUs; hosts of GPUs are in the name, as h100:16x8"
+    )
+  family, _, shape = name.partition(":")
+  if not re.fullmatch(r"[1-9]\d*x[1-9]\d*", shape):
+    raise errors.UserError(
+      f"--topology={name} must name hosts and the GPUs of each, as {family}:16x8"
+    )
+  os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # XLA:GPU warns of full memory
+  with _explained(name, GPU_PACKAGES, "plan-gpu"):
+    return _described(
+      platform="cuda",
+      topology_name="",
+      topology=f"1x{shape}",
+      target_config=gpu_cards.target(gpu_cards.CARDS[family]),
+    )
+
+
+def _described(**description):
   from jax.experimental import topologies
 
-  os.environ |= {"TPU_SKIP_MDS_QUERY": "1", "ALLOW_MULTIPLE_LIBTPU_LOAD": "1"}
   jax.config.update("jax_platforms", "cpu")
+  with _without_native_stderr():
+    return topologies.get_topology_desc(**description).devices
+
+
+@contextlib.contextmanager
+def _explained(name: str, packages: tuple[str, ...], extra: str) -> Iterator[None]:
+  """Turns what XLA raises, or a missing package, into one line."""
+  missing = [package for package in packages if not installed(package)]
+  if missing:
+    raise errors.UserError(
+      f"--topology={name} needs packages that are missing ({', '.join(missing)}): pip"
+      f" install -e '.[{extra}]'"
+    )
   try:
-    with _without_native_stderr():
-      found = topologies.get_topology_desc(
-        platform="tpu", topology_name=name, num_slices=slices
-      )
-      return found.devices
+    yield
   except Exception as error:
     reason = " ".join(str(error).split())[:300]
-    if importlib.util.find_spec("libtpu") is None:
-      reason = "libtpu is missing: pip install -e '.[plan]'"
     raise errors.UserError(
       f"--topology={name} cannot be planned for ({reason}); v5e:8x16, v5p:4x4x8 and"
-      " v6e:8x16 are of 128 chips, v5e:2x2 is the smallest"
+      " v6e:8x16 are of 128 chips, v5e:2x2 is the smallest; h100:16x8 is of 16 hosts"
+      f" of 8 GPUs, of {', '.join(sorted(gpu_cards.CARDS))}"
     ) from error
+
+
+def installed(package: str) -> bool:
+  """Whether Python can import a package."""
+  try:
+    return importlib.util.find_spec(package) is not None
+  except ModuleNotFoundError:  # of a package that this one is in
+    return False
 
 
 @contextlib.contextmanager

@@ -62,6 +62,7 @@ def join(*, apart: bool = False, saves: bool = False) -> tuple[int, int]:
     this process's number, and how many there are.
   """
   allocator.keep_pages()
+  allocator.take_gpu_memory()
   jax.config.update("jax_enable_preemption_service", saves)
   place = _by_flags(apart=apart)
   if place is None and MULTIHOST.value is not False:

@@ -116,9 +116,9 @@ def test_reading_a_slice_of_a_stack_costs_the_slice():
 
 
 def test_kernels_of_gpus_count_by_their_shapes():
-  # Written after XLA's form of them: none has been compiled on a GPU here.
-  scores = '"intermediate_tensor_shape":{"element_type":"BF16","dimensions":["4","2",'
-  scores += '"50","50"],"tuple_shapes":[]}'
+  # As XLA writes them: cuDNN's configuration is JSON with spaces, cuBLAS's without.
+  scores = '"cudnn_fmha_backend_config": {"intermediate_tensor_shape": {"element_type":'
+  scores += ' "BF16", "dimensions": ["4", "2", "50", "50"], "tuple_shapes": []}}'
   text = f"""HloModule jit_f
 
 ENTRY %main (a: bf16[16,32], b: bf16[32,8], q: bf16[4,50,2,64]) -> bf16[16,8] {{
@@ -126,21 +126,23 @@ ENTRY %main (a: bf16[16,32], b: bf16[32,8], q: bf16[4,50,2,64]) -> bf16[16,8] {{
   %b = bf16[32,8]{{1,0}} parameter(1)
   %q = bf16[4,50,2,64]{{3,2,1,0}} parameter(2)
   %gemm = (bf16[16,8]{{1,0}}, s8[4096]{{0}}) custom-call(%a, %b), \
-custom_call_target="__cublas$gemm", backend_config={{"gemm_backend_config":\
+custom_call_target="__cublas$lt$matmul", backend_config={{"gemm_backend_config":\
 {{"dot_dimension_numbers":{{"lhs_contracting_dimensions":["1"]}}}}}}
-  %attend = (bf16[4,2,50,64]{{3,2,1,0}}, u8[0]{{0}}) custom-call(%q, %q, %q), \
+  %attend = (bf16[4,2,50,64]{{3,1,2,0}}, u8[0]{{0}}) custom-call(%q, %q, %q), \
 custom_call_target="__cudnn$fmhaSoftmax", backend_config={{{scores}}}
-  %back = (bf16[4,2,50,64]{{3,2,1,0}}, u8[0]{{0}}) custom-call(%q, %q, %q), \
+  %back = (bf16[4,2,50,64]{{3,1,2,0}}, u8[0]{{0}}) custom-call(%q, %q, %q), \
 custom_call_target="__cudnn$fmhaSoftmaxBackward", backend_config={{{scores}}}
   ROOT %out = bf16[16,8]{{1,0}} get-tuple-element(%gemm), index=0
 }}
 """.replace("\\\n", "")
   program = hlo.Program(text)
-  found = {run.op.name: program.flops(run) for run in program.runs()}
+  runs = {run.op.name: run for run in program.runs()}
+  found = {name: program.flops(run) for name, run in runs.items()}
   # The product's FLOPs, of the first of two results: the other is scratch memory.
   assert found["gemm"] == 2 * 16 * 8 * 32
   assert found["attend"] == 2 * 2 * 4 * 2 * 50 * 50 * 64
   assert found["back"] == 5 * 2 * 4 * 2 * 50 * 50 * 64
+  assert program.bytes(runs["gemm"]) == 2 * (16 * 32 + 32 * 8 + 16 * 8)
 
 
 def test_a_loop_of_unknown_length_is_an_error_and_not_one_turn():

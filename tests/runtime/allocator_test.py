@@ -1,9 +1,12 @@
-"""On CPU, what a step frees stays with the process for the next one."""
+"""On CPU, what a step frees stays with the process; of a GPU, JAX takes most."""
 
+import os
 import subprocess
 import sys
 
 import pytest
+
+from dinojax.runtime import allocator
 
 SCRIPT = """
 import ctypes, glob, resource, sys
@@ -36,3 +39,19 @@ def test_freed_pages_are_kept_for_the_next_step():
   # 64 MiB are 16,384 pages, or 32 huge ones.
   assert faults_of_the_second_use("kept") < 10
   assert faults_of_the_second_use("as it is") > 30
+
+
+@pytest.mark.parametrize("name", allocator.GPU_VARIABLES)
+def test_jax_takes_most_of_a_gpu_unless_the_environment_says_how_much(
+  name, monkeypatch
+):
+  for variable in allocator.GPU_VARIABLES:
+    monkeypatch.delenv(variable, raising=False)
+  monkeypatch.setenv(name, ".5")
+  allocator.take_gpu_memory()
+  assert [os.environ.get(x) for x in allocator.GPU_VARIABLES if x != name] == [None]
+  monkeypatch.setenv("XLA_CLIENT_MEM_FRACTION", "")  # so that it is restored
+  monkeypatch.delenv(name)
+  monkeypatch.delenv("XLA_CLIENT_MEM_FRACTION", raising=False)
+  allocator.take_gpu_memory()
+  assert float(os.environ["XLA_CLIENT_MEM_FRACTION"]) == allocator.GPU_SHARE

@@ -1,0 +1,112 @@
+"""Memory of a device: of a compiled program, and of all that a run compiles."""
+
+import math
+import re
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from dinojax import assembly, sharding
+from dinojax.evals import features, knn
+
+IMAGENET = dict(train=1_281_167, test=50_000, classes=1_000)  # images of ImageNet-1k
+
+
+def peak(compiled: jax.stages.Compiled) -> int:
+  """Bytes that a program needs at most, arguments and results included."""
+  found = compiled.memory_analysis()
+  return (
+    found.argument_size_in_bytes
+    + found.output_size_in_bytes
+    - found.alias_size_in_bytes
+    + found.temp_size_in_bytes
+    + found.generated_code_size_in_bytes
+  )
+
+
+def on_device(tree: Any) -> int:
+  """Bytes that each device holds of a tree of sharded shapes."""
+  return sum(
+    math.prod(x.sharding.shard_shape(x.shape)) * x.dtype.itemsize
+    for x in jax.tree.leaves(tree)
+  )
+
+
+def exhausted(message: str) -> tuple[float, float] | None:
+  """Bytes needed and bytes there are, from XLA's message that memory does not suffice.
+
+  They stand first in it: "Used 17.02G of 15.75G hbm", or "HLO temporaries (122.59G)
+  exceeds available HBM (15.75G)". None for any other message.
+  """
+  sizes = re.findall(r"([\d.]+)([KMG])\b", message)
+  if "RESOURCE_EXHAUSTED" not in message or len(sizes) < 2:
+    return None
+  unit = {"K": 2**10, "M": 2**20, "G": 2**30}
+  return tuple(float(number) * unit[letter] for number, letter in sizes[:2])
+
+
+def beside_the_step(
+  config, run: assembly.Assembly, mesh: Mesh, options: dict
+) -> dict[str, float]:
+  """Peak bytes of a device in what a run compiles besides its step, by name.
+
+  These are its start, and of the k-NN evaluation, if it is on, the teacher's features
+  and the neighbours, at ImageNet-1k's size. What a run holds meanwhile is counted.
+
+  Args:
+    config: of the run.
+    run: of the config.
+    mesh: of the run; call this under `jax.set_mesh(mesh)`.
+    options: for the compiler.
+  """
+  state = on_device(run.abstract_state)
+  found = {
+    "start": _compiled_peak(run.init_from_noise.lower(run.abstract_key), options)
+  }
+  if not config.knn.every:
+    return found
+  bank, queries = (_bank(config, mesh, IMAGENET[x]) for x in ("train", "test"))
+  batch, crop = config.knn.batch_size, config.knn.crop
+  images = _shape(mesh, (batch, crop, crop, 3), np.uint8, sharding.BATCH)
+  teacher = run.abstract_state.teacher
+  extract = run.image_feature.lower(teacher, images)
+  # Features stay on the devices batch by batch, and are stacked in the end.
+  beside = state - on_device(teacher) + on_device(bank)
+  found["k-NN, features"] = _compiled_peak(extract, options) + beside
+  names = ("ks", "temperature")
+  neighbours = knn.lower(
+    bank,
+    queries,
+    num_classes=IMAGENET["classes"],
+    mesh=mesh,
+    **{name: config.knn[name] for name in names},
+  )
+  searched = _compiled_peak(neighbours, options)
+  found["k-NN, neighbours"] = state + max(searched, 2 * on_device((bank, queries)))
+  return found
+
+
+def _bank(config, mesh, images):
+  """Shapes of the features of so many images."""
+  batch = config.knn.batch_size
+  steps, split = -(-images // batch), PartitionSpec(None, sharding.AXES)
+  shape = (steps, batch, config.backbone.width)
+  return features.Bank(
+    features=_shape(mesh, shape, np.float32, split),
+    labels=_shape(mesh, shape[:2], np.int32, split),
+  )
+
+
+def _shape(mesh, shape, dtype, spec):
+  return jax.ShapeDtypeStruct(shape, dtype, sharding=NamedSharding(mesh, spec))
+
+
+def _compiled_peak(lowered, options):
+  try:
+    return peak(lowered.compile(compiler_options=options))
+  except jax.errors.JaxRuntimeError as error:
+    if (found := exhausted(str(error))) is None:
+      raise
+    return found[0]

@@ -1,0 +1,47 @@
+"""Names of machines to plan for, and what is answered to one that cannot be."""
+
+import pytest
+
+from dinojax import errors
+from dinojax.networks import attention_gpu
+from dinojax.planning import costs, gpu_cards, topology
+
+
+@pytest.mark.parametrize(
+  "name, packages",
+  [("h100:16x8", "GPU_PACKAGES"), ("v5e:2x2", "TPU_PACKAGES")],
+)
+def test_a_missing_package_is_named_with_the_line_that_installs_it(
+  name, packages, monkeypatch
+):
+  monkeypatch.setattr(topology, packages, ("json", "no_such_package", "no.such.one"))
+  extra = "plan-gpu" if packages == "GPU_PACKAGES" else "plan"
+  with pytest.raises(errors.UserError) as raised:
+    topology.devices(name)
+  assert str(raised.value) == (
+    f"--topology={name} needs packages that are missing (no_such_package, no.such.one):"
+    f" pip install -e '.[{extra}]'"
+  )
+
+
+@pytest.mark.parametrize(
+  "name, slices, said",
+  [
+    ("h100", 1, "--topology=h100 must name hosts and the GPUs of each, as h100:16x8"),
+    ("h100:16", 1, "--topology=h100:16 must name hosts"),
+    ("h200:0x8", 1, "--topology=h200:0x8 must name hosts"),
+    ("h100:2x8", 2, "--slices=2 is for TPUs; hosts of GPUs are in the name"),
+  ],
+)
+def test_hosts_of_gpus_are_named_by_two_numbers(name, slices, said):
+  with pytest.raises(errors.UserError) as raised:
+    topology.devices(name, slices=slices)
+  assert str(raised.value).startswith(said)
+
+
+@pytest.mark.parametrize("card", gpu_cards.CARDS.values(), ids=gpu_cards.CARDS)
+def test_each_card_has_limits_that_agree_with_what_the_compiler_is_told(card):
+  chip = costs.CHIPS[card.kind]
+  assert chip.bandwidth == pytest.approx(card.bandwidth, rel=0.01)
+  assert 0.85 * card.memory < chip.memory < 0.95 * card.memory
+  assert attention_gpu.runs_on(card.kind)
