@@ -1,25 +1,20 @@
 """Weighted k-nearest-neighbour accuracy of frozen features, exact, on the whole mesh.
 
-Source: DINO (arXiv:2104.14294), after Wu et al. (arXiv:1805.01978). Dimension key of
-features.py, and Q queries, k neighbours, C classes.
+Source: DINO (arXiv:2104.14294), after Wu et al. (arXiv:1805.01978).
 """
 
 import functools
-import itertools
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from dinojax import errors, sharding
+from dinojax import errors
 from dinojax.data import classes, sources
-from dinojax.evals import features, logreg, search
+from dinojax.evals import features, logreg, votes
 from dinojax.networks import vit
-
-QUERIES = 8192  # at a time, on all devices together
 
 
 class Evaluation:
@@ -186,9 +181,9 @@ def knn(
   check(bank.labels, ks=ks, field=field)
   if not int((queries.labels >= 0).sum()):
     raise errors.UserError(f"{field}test has no readable image with a label")
-  steps, together = len(queries.labels), _together(queries)
+  steps, together = len(queries.labels), votes.together(queries)
   count = functools.partial(
-    _count_right,
+    votes.count_right,
     together=together,
     num_classes=num_classes,
     ks=ks,
@@ -200,32 +195,6 @@ def knn(
   total = int((queries.labels >= 0).sum())
   names = [f"knn_top{top}_k{k}" for top in (1, 5) for k in ks]
   return dict(zip(names, (right / total).ravel().tolist(), strict=True))
-
-
-def lower(
-  bank: features.Bank,
-  queries: features.Bank,
-  *,
-  num_classes: int,
-  ks: Sequence[int],
-  temperature: float,
-  mesh: Mesh,
-) -> jax.stages.Lowered:
-  """The program of `knn` for banks of which only the shapes are known."""
-  return _count_right.lower(
-    *(bank, queries, 0),
-    together=_together(queries),
-    num_classes=num_classes,
-    ks=tuple(sorted(ks)),
-    temperature=temperature,
-    mesh=mesh,
-  )
-
-
-def _together(queries):
-  """Batches of queries that are searched for at a time."""
-  steps, batch = queries.labels.shape
-  return min(steps, max(1, QUERIES // batch))
 
 
 def describe(accuracy: dict[str, float]) -> str:
@@ -273,40 +242,3 @@ def check(labels: np.ndarray | jax.Array, *, ks: Sequence[int], field: str) -> N
       f"{field}ks asks for {max(ks):,} neighbours, and {field}train has {count:,}"
       f" labelled images; use at most {count:,}"
     )
-
-
-# Compiled once for all evaluations of a run. It indexes inside: outside of jit, no
-# process could slice what others hold.
-@functools.partial(jax.jit, static_argnames=("together", "num_classes", "ks", "mesh"))
-def _count_right(bank, queries, step, *, together, num_classes, ks, temperature, mesh):
-  """Right answers among the batches from `step` on: [2 (top-1, top-5), len(ks)]."""
-  steps, batch = queries.labels.shape
-  start = jnp.minimum(step, steps - together)
-  x, own_labels = (
-    jax.lax.dynamic_slice_in_dim(a, start, together).reshape(-1, *a.shape[2:])
-    for a in (queries.features, queries.labels)
-  )
-  # The last ones together may include some that were counted before.
-  seen = start + jnp.arange(len(own_labels)) // batch < step
-  own_labels = jnp.where(seen, -1, own_labels)
-  similarity, _, labels = search.nearest(bank, x, k=ks[-1], mesh=mesh)
-  counts = _count(similarity, labels, own_labels, num_classes, ks, temperature)
-  return jax.lax.with_sharding_constraint(counts, sharding.replicated(mesh))
-
-
-def _count(similarity, labels, own_labels, num_classes, ks, temperature):
-  """Right answers among Q queries: [2 (top-1, top-5), len(ks)] int32."""
-  weights = jax.nn.softmax(similarity / temperature, axis=1)  # [Q, k]
-  scores = jnp.zeros((len(own_labels), num_classes))
-  counts = []
-  for last, k in itertools.pairwise((0, *ks)):
-    scores = jax.vmap(lambda s, c, w: s.at[c].add(w))(
-      scores, labels[:, last:k], weights[:, last:k]
-    )  # [Q, C]
-    own = jnp.take_along_axis(scores, own_labels[:, None], axis=1)
-    earlier = jnp.arange(num_classes) < own_labels[:, None]
-    rank = ((scores > own) | ((scores == own) & earlier)).sum(1)
-    # A class without a vote is no answer, however few classes got one.
-    answered = (own_labels >= 0) & (own[:, 0] > 0)
-    counts.append([(answered & (rank < top)).sum() for top in (1, 5)])
-  return jnp.array(counts).T

@@ -9,7 +9,7 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from dinojax import assembly, sharding
-from dinojax.evals import features, knn
+from dinojax.evals import features, votes
 
 IMAGENET = dict(train=1_281_167, test=50_000, classes=1_000)  # images of ImageNet-1k
 
@@ -76,7 +76,7 @@ def beside_the_step(
   beside = state - on_device(teacher) + on_device(bank)
   found["k-NN, features"] = _compiled_peak(extract, options) + beside
   names = ("ks", "temperature")
-  neighbours = knn.lower(
+  neighbours = votes.lower(
     bank,
     queries,
     num_classes=IMAGENET["classes"],

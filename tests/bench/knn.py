@@ -25,7 +25,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 sys.path.insert(0, str(pathlib.Path(__file__).parents[2]))
 
 from dinojax import sharding
-from dinojax.evals import features, knn, search
+from dinojax.evals import features, search, votes
 from dinojax.runtime import allocator
 
 TOLERANCE = 1e-5  # within which two similarities may have rounded apart
@@ -52,7 +52,7 @@ def abstract_bank(mesh, rows, width, batch):
 def print_memory(mesh, k, rows=1_281_167, width=1536, batch=1024):
   """Bytes of a device for ImageNet-1k and the widest backbone."""
   bank = abstract_bank(mesh, rows, width, batch)
-  queries = jax.ShapeDtypeStruct((knn.QUERIES, width), jnp.float32)
+  queries = jax.ShapeDtypeStruct((votes.QUERIES, width), jnp.float32)
   nearest = jax.jit(functools.partial(search.nearest, k=k, mesh=mesh))
   memory = nearest.lower(bank, queries).compile().memory_analysis()
   print(
@@ -92,7 +92,7 @@ def race(mesh, args):
     jax.device_put(np.zeros((100, batch), np.int32), where),
   )
   nearest = jax.jit(functools.partial(search.nearest, k=args.k, mesh=mesh))
-  parts = np.array_split(query_rows, -(-args.queries // knn.QUERIES))
+  parts = np.array_split(query_rows, -(-args.queries // votes.QUERIES))
 
   def ours():
     found = [nearest(bank, part)[:2] for part in parts]

@@ -10,7 +10,7 @@ import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
 from dinojax import sharding
-from dinojax.evals import features, knn, search, select
+from dinojax.evals import features, search, select, votes
 
 K = 25
 
@@ -67,7 +67,7 @@ def test_memory_beyond_the_bank_is_bounded_for_all_of_imagenet():
     jax.ShapeDtypeStruct((steps, batch, width), jnp.float32, sharding=where),
     jax.ShapeDtypeStruct((steps, batch), jnp.int32, sharding=where),
   )
-  queries = jax.ShapeDtypeStruct((knn.QUERIES, width), jnp.float32)
+  queries = jax.ShapeDtypeStruct((votes.QUERIES, width), jnp.float32)
   nearest = jax.jit(functools.partial(search.nearest, k=200, mesh=mesh))
   memory = nearest.lower(bank, queries).compile().memory_analysis()
   share = steps * batch * (width + 1) * 4 / mesh.size
