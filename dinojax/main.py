@@ -29,6 +29,7 @@ from dinojax.reporting import console, metrics
 from dinojax.runtime import (
   compiled,
   exits,
+  gpu_driver,
   interrupts,
   processes,
   watchdog,
@@ -177,7 +178,7 @@ def introduce(config, mesh, data, student, start: int) -> None:
     f"{data}; batches of {config.data.batch_size}; step {start:,} of"
     f" {config.total_steps:,}; workdir {config.workdir}"
   )
-  for line in preflight.doubts(config):
+  for line in preflight.doubts(config) + gpu_driver.doubts():
     console.say(f"warning: {line}")
   if start == config.total_steps:
     console.say(f"complete at step {start}; nothing to train")
