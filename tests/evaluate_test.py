@@ -1,5 +1,6 @@
 """The command that evaluates a backbone: tables, files, cache and refusals."""
 
+import errno
 import json
 import os
 import pathlib
@@ -17,6 +18,7 @@ from PIL import Image
 
 from dinojax import checkpoint, errors
 from dinojax import evaluate as main
+from dinojax.evals import cache
 from dinojax.runtime import ownership
 from dinojax.weights import formats, model
 
@@ -202,6 +204,18 @@ def test_features_that_another_process_is_making_are_not_made_twice(run, tmp_pat
     ),
   ):
     run(train=source, test=source, cache=str(kept))
+
+
+def test_a_cache_without_room_costs_no_result(run, tmp_path, monkeypatch, capsys):
+  def fail(*_, **__):
+    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+  monkeypatch.setattr(cache.ocp.Checkpointer, "save", fail)
+  run(cache=str(tmp_path / "kept"))
+  said = capsys.readouterr()
+  assert "retrieval" in said.out
+  assert said.err.count("note: the features are not kept: --cache=") == 2
+  assert "No space left on device" in said.err
 
 
 def test_without_a_cache_features_are_computed_of_the_runs_own_kind(run, capsys):

@@ -97,7 +97,8 @@ def compute_features(part: jobs.Part, *, job: jobs.Job, network: Network) -> Non
     max_pixels=job.settings.max_pixels,
   )
   for batch in batches:
-    found = np.asarray(apply(batch["image"]), np.float32)
+    # In float64, since squares of large finite features overflow in float32.
+    found = np.asarray(apply(batch["image"]), np.float64)
     names = [records[index].name for index in batch["index"]]
     _check_finite(found, batch["valid"], names, network)
     if features is None:

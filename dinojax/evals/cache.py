@@ -42,6 +42,7 @@ def cached(
 
   Raises:
     UserError: the folder cannot be written or read, or another process writes there.
+      One that has no room for the features costs a note, not the features.
   """
   if folder is None:
     console.say(f"{what}: computing")
@@ -59,18 +60,29 @@ def cached(
       return _read(path, folder, shape, mesh)
     console.say(f"{what}: computing, to be kept in --cache={folder}")
     bank = compute()
-    with _damage_as_user_error(folder, path):
-      tree = {"features": bank.features, "labels": bank.labels}
-      with ocp.Checkpointer(ocp.StandardCheckpointHandler()) as files:
-        files.save(path, args=ocp.args.StandardSave(tree))
-      if jax.process_index() == 0:
-        (path / "made_of.json").write_text(text)
+    try:
+      _write(path, folder, bank, text)
+    except errors.UserError as error:
+      if jax.process_count() > 1:  # of which others may wait for this one
+        raise
+      console.say(f"note: the features are not kept: {error}")
   return bank
 
 
 def _exists(path: pathlib.Path) -> bool:
   """Whether it does, by process 0: all read the cache together, or all compute."""
   return bool(multihost_utils.broadcast_one_to_all(jnp.int32(path.exists())))
+
+
+def _write(path: pathlib.Path, folder: str, bank: features.Bank, made_of: str) -> None:
+  with (
+    _damage_as_user_error(folder, path),
+    ocp.Checkpointer(ocp.StandardCheckpointHandler()) as files,
+  ):
+    tree = {"features": bank.features, "labels": bank.labels}
+    files.save(path, args=ocp.args.StandardSave(tree))
+    if jax.process_index() == 0:
+      (path / "made_of.json").write_text(made_of)
 
 
 def _read(path: pathlib.Path, folder: str, shape: tuple, mesh: Mesh) -> features.Bank:
