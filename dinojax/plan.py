@@ -21,7 +21,7 @@ from absl import flags
 from dinojax import assembly, durable, errors, preflight, sharding
 from dinojax.commands import cli
 from dinojax.networks import blocks
-from dinojax.planning import costs, hlo, input_plan, memory, text, topology
+from dinojax.planning import chips, costs, hlo, input_plan, memory, text, topology
 
 flags.declare_key_flag("config")  # so that --help shows it
 TOPOLOGY = flags.DEFINE_string("topology", None, "TPU slice, as v5e:8x16.")
@@ -49,7 +49,7 @@ def make_plan(config, devices, *, step_only: bool = False) -> dict:
   """
   preflight.check(config, devices=len(devices))
   mesh = sharding.make_mesh(**config.mesh, devices=devices)
-  chip = costs.CHIPS.get(devices[0].device_kind)
+  chip = chips.CHIPS.get(devices[0].device_kind)
   start, options = time.perf_counter(), topology.options(devices)
   plan = {
     "devices": f"{len(devices)} x {chip.name if chip else devices[0].device_kind}",

@@ -84,7 +84,7 @@ class Program:
 
     gpus_per_host: what GPUs receive from other hosts is then counted apart.
     """
-    self._gpus_per_host = gpus_per_host
+    self.gpus_per_host = gpus_per_host
     self.computations: dict[str, dict[str, Op]] = {}
     self.entry = ""
     current = None
@@ -106,7 +106,7 @@ class Program:
     for op in self.computations[computation].values():
       yield Run(op, times, computation)
       if op.kind in ("while", "call", "conditional", "async-start"):
-        turns = self._turns(op) if op.kind == "while" else 1
+        turns = self.turns(op) if op.kind == "while" else 1
         for name in op.called:
           yield from self.runs(name, times * turns)
 
@@ -154,8 +154,8 @@ class Program:
         channel = re.search(r"channel_id=(\d+)", op.attributes)
         channel = f"{channel[1]} {op.arrays[0].dims}" if channel else op.name
         size, outside = traffic.received_bytes(op, kind, scope), 0
-        if self._gpus_per_host:
-          outside = traffic.share_between_hosts(op, kind, self._gpus_per_host)
+        if self.gpus_per_host:
+          outside = traffic.share_between_hosts(op, kind, self.gpus_per_host)
           yield BETWEEN_HOSTS, int(size * outside), f"{kind} {channel}"
         yield kind, int(size * (1 - outside)), channel
 
@@ -169,7 +169,7 @@ class Program:
         yield from self._parts(Run(op, run.times, name))
 
   @functools.cache  # noqa: B019 - lives as long as the program
-  def _turns(self, loop: Op) -> int:
+  def turns(self, loop: Op) -> int:
     """How often a loop's body runs."""
     known = re.search(r'"known_trip_count":\{"n":"(\d+)"', loop.attributes)
     if known:

@@ -76,6 +76,9 @@ def _times(plan):
     rows += [
       (f"{where}, if nothing hides it", f"{plan['between_seconds']:.3f} s, at {speed}")
     ]
+  if "exposed_seconds" in plan:
+    exposed = f"{plan['exposed_seconds']:.3f} s"
+    rows += [("network, not hidden in XLA's order", exposed)]
   return [
     *rows,
     ("share of peak FLOP/s", f"{plan['share_of_peak']:.1%}"),

@@ -4,7 +4,7 @@ import pytest
 
 from dinojax import errors
 from dinojax.networks import attention_gpu
-from dinojax.planning import costs, gpu_cards, topology
+from dinojax.planning import chips, gpu_cards, topology
 
 
 @pytest.mark.parametrize(
@@ -41,7 +41,7 @@ def test_hosts_of_gpus_are_named_by_two_numbers(name, slices, said):
 
 @pytest.mark.parametrize("card", gpu_cards.CARDS.values(), ids=gpu_cards.CARDS)
 def test_each_card_has_limits_that_agree_with_what_the_compiler_is_told(card):
-  chip = costs.CHIPS[card.kind]
+  chip = chips.CHIPS[card.kind]
   assert chip.bandwidth == pytest.approx(card.bandwidth, rel=0.01)
   assert 0.85 * card.memory < chip.memory < 0.95 * card.memory
   assert attention_gpu.runs_on(card.kind)
