@@ -3,13 +3,13 @@
 import errno
 import json
 import logging
-import os
 import pathlib
 import shutil
 import socket
 import subprocess
 import sys
 
+import children
 import flax
 import jax
 import jax.numpy as jnp
@@ -494,7 +494,7 @@ def run_two_processes(tmp_path, what):
   processes = [
     subprocess.Popen(
       [*command, str(i), what],
-      env={**os.environ, "XLA_FLAGS": "--xla_force_host_platform_device_count=4"},
+      env=children.environment(4),
       stdout=subprocess.PIPE,
       stderr=subprocess.PIPE,
       text=True,

@@ -1,8 +1,15 @@
-"""The processes that a process has started: which they are, and that none is left."""
+"""Processes that a test starts: their environment, their numbers, that none is left."""
 
+import os
 import time
 
 import psutil
+
+
+def environment(devices):
+  """The environment of a process with so many CPU devices, that compiles as fast."""
+  flags = os.environ["XLA_FLAGS"].replace("count=8", f"count={devices}")
+  return {**os.environ, "XLA_FLAGS": flags}
 
 
 def of(number):

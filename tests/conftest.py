@@ -1,6 +1,7 @@
 """What all tests share: eight virtual CPU devices, and a cache of compiled programs."""
 
 import atexit
+import collections
 import os
 import pathlib
 import shutil
@@ -31,3 +32,12 @@ def pytest_configure(config):
   config.addinivalue_line(
     "markers", "gpu_compile: compiles for NVIDIA GPUs, with packages of [plan-gpu]"
   )
+  config.option.loadscopereorder = False  # of xdist, which sorts by number of tests
+
+
+def pytest_collection_modifyitems(items):
+  """Puts the files that start most processes first: they take longest."""
+  processes = collections.Counter(
+    item.path for item in items if item.get_closest_marker("process")
+  )
+  items.sort(key=lambda item: -processes[item.path])

@@ -1,11 +1,11 @@
 """The same training on every mesh: 1 device, 8 in each arrangement, and 128."""
 
 import functools
-import os
 import pathlib
 import subprocess
 import sys
 
+import children
 import jax
 import numpy as np
 import optax
@@ -159,8 +159,7 @@ with jax.set_mesh(mesh):
 
 def test_the_reference_recipe_takes_real_steps_on_128_devices():
   environment = {
-    **os.environ,
-    "XLA_FLAGS": os.environ["XLA_FLAGS"].replace("count=8", "count=128"),
+    **children.environment(128),
     "PYTHONPATH": str(ROOT),
   }
   result = subprocess.run(

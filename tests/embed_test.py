@@ -116,11 +116,10 @@ def start(tmp_path):
     command += [f"--{name}={value}" for name, value in values.items()]
     log = tmp_path / f"log-{len(started)}"
     with log.open("w") as file:
-      flag = f"--xla_force_host_platform_device_count={devices}"
       process = subprocess.Popen(
         command,
         cwd=ROOT,
-        env={**os.environ, "XLA_FLAGS": flag},
+        env=children.environment(devices),
         stdout=file,
         stderr=file,
       )

@@ -2,13 +2,13 @@
 
 import errno
 import json
-import os
 import pathlib
 import re
 import subprocess
 import sys
 import warnings
 
+import children
 import jax
 import numpy as np
 import pytest
@@ -102,13 +102,12 @@ def evaluated(workdir, images, tmp_path_factory):
   arguments += [f"--{name}={spec}" for name, spec in images.items()]
   arguments += ["--tasks=knn,retrieval", "--ks=3", "--recall=2", "--cache=kept"]
   arguments += ["--results=results.json", "--feature=cls+gap", "--layers=2"]
-  flag = "--xla_force_host_platform_device_count=2"
   done = subprocess.run(
     [sys.executable, "-m", "dinojax.evaluate", *arguments],
     cwd=folder,
     capture_output=True,
     text=True,
-    env={**os.environ, "PYTHONPATH": str(ROOT), "XLA_FLAGS": flag},
+    env={**children.environment(2), "PYTHONPATH": str(ROOT)},
     check=False,
   )
   assert done.returncode == 0, done.stderr

@@ -29,7 +29,7 @@ SMALL = (
     "alarm_window=3",
   ),
   *("data.batch_size=16", "group_size=2", "augment.num_local=2"),
-  *("backbone.width=16", "backbone.depth=2", "backbone.heads=2"),
+  *("backbone.width=16", "backbone.depth=1", "backbone.heads=2"),
   *("heads.dino.hidden=16", "heads.dino.bottleneck=8", "heads.dino.prototypes=32"),
   *("schedules.learning_rate.warmup_steps=2", "knn.every=0"),
 )
@@ -49,10 +49,7 @@ def start(workdir, *overrides, devices=1, flags=()):
       *flags,
     ],
     cwd=ROOT,
-    env={
-      **os.environ,
-      "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}",
-    },
+    env=children.environment(devices),
     stdout=subprocess.PIPE,
     stderr=subprocess.STDOUT,
     text=True,

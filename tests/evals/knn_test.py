@@ -1,13 +1,13 @@
 """k-NN agrees with brute force in float64, on any mesh."""
 
 import functools
-import os
 import pathlib
 import re
 import socket
 import subprocess
 import sys
 
+import children
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -330,7 +330,7 @@ def test_two_processes_evaluate_what_neither_could_read_alone():
   processes = [
     subprocess.Popen(
       [sys.executable, "-c", script, port, str(i)],
-      env={**os.environ, "XLA_FLAGS": "--xla_force_host_platform_device_count=4"},
+      env=children.environment(4),
       stdout=subprocess.DEVNULL,
       stderr=subprocess.PIPE,
       text=True,
