@@ -34,13 +34,10 @@ class Assembly(NamedTuple):
   abstract_key: Any
   image_feature: Callable
 
-  def compile_step(self, options: dict | None = None) -> jax.stages.Compiled:
-    """The compiled `train_step`, which needs neither a state nor a batch for it.
-
-    options: for the compiler, besides those of the config.
-    """
+  def lower_step(self) -> jax.stages.Lowered:
+    """The traced `train_step`, which needs neither a state nor a batch for it."""
     arguments = self.abstract_state, self.abstract_batch, self.abstract_key
-    return self.train_step.lower(*arguments).compile(compiler_options=options)
+    return self.train_step.lower(*arguments)
 
 
 def assemble(config, mesh: Mesh) -> Assembly:

@@ -79,7 +79,7 @@ def train(config) -> None:
     if start < end:
       batches = feed.Feed(config, data, mesh=mesh, start_step=start)
       stack.callback(batches.close)
-      train_step = run.compile_step()
+      train_step = run.lower_step().compile()
     for step in range(start + 1, end + 1):
       with log.waiting():
         batch = stop.next(batches)

@@ -50,7 +50,7 @@ def make_plan(config, devices, *, step_only: bool = False) -> dict:
   preflight.check(config, devices=len(devices))
   mesh = sharding.make_mesh(**config.mesh, devices=devices)
   chip = chips.CHIPS.get(devices[0].device_kind)
-  start, options = time.perf_counter(), topology.options(devices)
+  start = time.perf_counter()
   plan = {
     "devices": f"{len(devices)} x {chip.name if chip else devices[0].device_kind}",
     "slices": sharding.slice_count(devices),
@@ -63,7 +63,7 @@ def make_plan(config, devices, *, step_only: bool = False) -> dict:
   try:
     run = assembly.assemble(config, mesh)
     with jax.set_mesh(mesh):
-      compiled = run.compile_step(options)
+      compiled = topology.compile_for(devices, run.lower_step())
   except jax.errors.JaxRuntimeError as error:
     if (found := memory.exhausted(str(error))) is None:
       raise
@@ -86,7 +86,7 @@ def make_plan(config, devices, *, step_only: bool = False) -> dict:
   plan["other_peak_bytes"] = {}
   if not step_only:
     with jax.set_mesh(mesh):
-      found = memory.beside_the_step(config, run, mesh, options)
+      found = memory.beside_the_step(config, run, mesh)
     plan["other_peak_bytes"] = found
   if chip:
     needed = max(plan["peak_bytes"], *plan["other_peak_bytes"].values(), 0)
@@ -135,6 +135,7 @@ def search(config, devices) -> list[dict]:
 def rank(plan: dict) -> tuple:
   """Sorts what fits first; by time, or on an unknown chip by recomputed FLOPs."""
   slow = plan.get("seconds", plan.get("recomputed_flops", math.inf))
+  slow += plan.get("exposed_seconds", 0.0)
   return not plan["fits"], slow, plan["peak_bytes"]
 
 

@@ -10,6 +10,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from dinojax import assembly, sharding
 from dinojax.evals import features, votes
+from dinojax.planning import topology
 
 IMAGENET = dict(train=1_281_167, test=50_000, classes=1_000)  # images of ImageNet-1k
 
@@ -47,9 +48,7 @@ def exhausted(message: str) -> tuple[float, float] | None:
   return tuple(float(number) * unit[letter] for number, letter in sizes[:2])
 
 
-def beside_the_step(
-  config, run: assembly.Assembly, mesh: Mesh, options: dict
-) -> dict[str, float]:
+def beside_the_step(config, run: assembly.Assembly, mesh: Mesh) -> dict[str, float]:
   """Peak bytes of a device in what a run compiles besides its step, by name.
 
   These are its start, and of the k-NN evaluation, if it is on, the teacher's features
@@ -59,12 +58,9 @@ def beside_the_step(
     config: of the run.
     run: of the config.
     mesh: of the run; call this under `jax.set_mesh(mesh)`.
-    options: for the compiler.
   """
   state = on_device(run.abstract_state)
-  found = {
-    "start": _compiled_peak(run.init_from_noise.lower(run.abstract_key), options)
-  }
+  found = {"start": _compiled_peak(run.init_from_noise.lower(run.abstract_key), mesh)}
   if not config.knn.every:
     return found
   bank, queries = (_bank(config, mesh, IMAGENET[x]) for x in ("train", "test"))
@@ -74,7 +70,7 @@ def beside_the_step(
   extract = run.image_feature.lower(teacher, images)
   # Features stay on the devices batch by batch, and are stacked in the end.
   beside = state - on_device(teacher) + on_device(bank)
-  found["k-NN, features"] = _compiled_peak(extract, options) + beside
+  found["k-NN, features"] = _compiled_peak(extract, mesh) + beside
   names = ("ks", "temperature")
   neighbours = votes.lower(
     bank,
@@ -83,7 +79,7 @@ def beside_the_step(
     mesh=mesh,
     **{name: config.knn[name] for name in names},
   )
-  searched = _compiled_peak(neighbours, options)
+  searched = _compiled_peak(neighbours, mesh)
   found["k-NN, neighbours"] = state + max(searched, 2 * on_device((bank, queries)))
   return found
 
@@ -103,9 +99,9 @@ def _shape(mesh, shape, dtype, spec):
   return jax.ShapeDtypeStruct(shape, dtype, sharding=NamedSharding(mesh, spec))
 
 
-def _compiled_peak(lowered, options):
+def _compiled_peak(lowered, mesh):
   try:
-    return peak(lowered.compile(compiler_options=options))
+    return peak(topology.compile_for(mesh.devices.flatten().tolist(), lowered))
   except jax.errors.JaxRuntimeError as error:
     if (found := exhausted(str(error))) is None:
       raise

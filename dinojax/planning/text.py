@@ -111,6 +111,8 @@ def search_line(plan: dict) -> str:
   """What was tried, memory, time, and whether it fits."""
   fits = "fits" if plan["fits"] else f"{plan['missing_bytes'] / GIB:.1f} GiB missing"
   seconds = f"{plan['seconds']:.3f} s" if "seconds" in plan else "-"
+  if "exposed_seconds" in plan:
+    seconds += f" + {plan['exposed_seconds']:.3f} s of waiting"
   mesh = "x".join(str(n) for n in plan["mesh"].values())
   memory = f"{plan['peak_bytes'] / GIB:.2f} GiB"
   return (

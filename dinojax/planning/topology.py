@@ -39,9 +39,15 @@ def devices(name: str, *, slices: int = 1) -> list:
     return _described(platform="tpu", topology_name=name, num_slices=slices)
 
 
-def options(devices: list) -> dict:
-  """Compiler options for devices that are not there."""
-  return GPU_OPTIONS if devices[0].platform == "gpu" else {}
+def compile_for(devices: list, lowered: jax.stages.Lowered) -> jax.stages.Compiled:
+  """The compiled program; for GPUs that are not there, by `GPU_OPTIONS` and quietly.
+
+  XLA:GPU warns of memory that does not suffice, and of long compilations.
+  """
+  if devices[0].platform != "gpu" or devices[0] in jax.devices():
+    return lowered.compile()
+  with _without_native_stderr():
+    return lowered.compile(compiler_options=GPU_OPTIONS)
 
 
 def _gpus(name, slices):
@@ -54,7 +60,6 @@ def _gpus(name, slices):
     raise errors.UserError(
       f"--topology={name} must name hosts and the GPUs of each, as {family}:16x8"
     )
-  os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # XLA:GPU warns of full memory
   with _explained(name, GPU_PACKAGES, "plan-gpu"):
     return _described(
       platform="cuda",
@@ -102,7 +107,7 @@ def installed(package: str) -> bool:
 
 @contextlib.contextmanager
 def _without_native_stderr():
-  """Drops what native code prints: libtpu warns that it finds no TPU."""
+  """Drops what native code prints, such as libtpu, which finds no TPU."""
   saved = os.dup(2)
   with open(os.devnull, "w") as nowhere:
     os.dup2(nowhere.fileno(), 2)

@@ -57,7 +57,7 @@ def step(request):
   mesh = sharding.make_mesh(**config.mesh, devices=devices)
   run = assembly.assemble(config, mesh)
   with jax.set_mesh(mesh):
-    compiled = run.compile_step(topology.options(devices))
+    compiled = topology.compile_for(devices, run.lower_step())
   return tokens, config, run, compiled, hlo.Program(compiled.as_text())
 
 

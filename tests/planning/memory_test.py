@@ -37,7 +37,7 @@ def test_start_and_evaluation_are_compiled_and_counted_with_what_a_run_holds(
   with config.unlocked():
     config.knn.update(batch_size=16, ks=(2,), every=10, crop=56, resize=56)
   with jax.set_mesh(mesh):
-    found = memory.beside_the_step(config, assembled, mesh, {})
+    found = memory.beside_the_step(config, assembled, mesh)
   state = memory.on_device(assembled.abstract_state)
   bank = images["train"] * config.backbone.width * 4 / mesh.size
   assert found.keys() == {"start", "k-NN, features", "k-NN, neighbours"}
@@ -52,4 +52,4 @@ def test_without_evaluation_only_the_start_is_compiled_beside_the_step(run):
   with config.unlocked():
     config.knn.every = 0
   with jax.set_mesh(mesh):
-    assert set(memory.beside_the_step(config, assembled, mesh, {})) == {"start"}
+    assert set(memory.beside_the_step(config, assembled, mesh)) == {"start"}
