@@ -12,7 +12,7 @@ mirrored, and 16 pixels leave nothing to blur.
 
 from experiments import vitl14
 
-STEPS = 400
+STEPS = 3_000
 
 
 def get_config():
@@ -21,7 +21,7 @@ def get_config():
     config.workdir = "runs/quickstart"
     config.workers = 1
     config.log_every = 10
-    config.checkpoint.update(every=200, keep_last=2)
+    config.checkpoint.update(every=500, keep_last=2)
     config.backbone.update(
       patch_size=4,
       pos_grid=4,
@@ -33,11 +33,11 @@ def get_config():
       layerscale_init=3.0,
       dtype="float32",
     )
-    config.heads.dino.update(hidden=256, bottleneck=64, prototypes=64)
+    config.heads.dino.update(hidden=256, bottleneck=64, prototypes=256)
     config.losses.targets = "sinkhorn"
     config.total_steps = STEPS
-    config.schedules.learning_rate.update(peak=3e-3, warmup_steps=STEPS // 10)
-    config.schedules.teacher_momentum.start = 0.9
+    config.schedules.learning_rate.update(peak=2e-3, warmup_steps=200)
+    config.schedules.teacher_momentum.start = 0.98
     config.schedules.teacher_temp.update(start=0.02, final=0.02, warmup_steps=1)
     config.optimizer.update(
       layer_decay=1.0, patch_embed_lr_scale=1.0, freeze_prototypes_steps=0
@@ -51,18 +51,20 @@ def get_config():
       crop.update(size=16, area=(0.6, 1.0), flip_prob=0.0, grey_prob=0.0)
       crop.jitter.update(brightness=0.2, contrast=0.2, saturation=0.0, hue=0.0)
       crop.blur.prob = 0.0
+      crop.geometry.update(rotate=15.0, shear=15.0, perspective=0.15)
       crop.solarize_prob = 0.0
     config.augment.local.update(size=12, area=(0.4, 0.8))
     config.augment.num_local = 2
     config.knn.update(
       train="embedded:digits:train",
       test="embedded:digits:test",
-      every=400,
+      every=500,
       ks=(10, 20),
       resize=16,
       crop=16,
       batch_size=256,
       baselines=True,
+      linear=True,
     )
-    config.alarm_window = 100
+    config.alarm_window = 400
   return config
