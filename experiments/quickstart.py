@@ -1,13 +1,29 @@
-"""A whole pre-training run in minutes on two CPU cores, without any download.
+"""A pre-training run that learns to see, in minutes on two CPU cores, without download.
 
 Source:    the recipe of vitl14.py, shrunk: a ViT of 0.3 M parameters on scikit-learn's
            handwritten digits, 1,347 training and 450 test images of 8x8 pixels.
-Hardware:  2 CPU cores, about 2 minutes.
+Hardware:  2 CPU cores; 15 steps a second where nothing else runs.
+Expected:  97.3% k-NN (k = 10) after 2,800 steps, seed 0; raw pixels 96.0%.
 
-What is not shrunk but changed, and why: 400 steps are few, so LayerScale starts at 3
-instead of 1e-5, the teacher moves faster and is sharper from the start, and prototypes
-are fewer than the batch has rows to spread over them. Digits are neither coloured nor
-mirrored, and 16 pixels leave nothing to blur.
+What is not shrunk but changed, and why:
+
+* 3,000 steps are few, so LayerScale starts at 3 instead of 1e-5, and the teacher moves
+  faster and is sharper from the start.
+* Digits are neither coloured nor mirrored, and 16 pixels leave nothing to blur; all
+  crops are turned, leant and tilted instead.
+* The image feature is the mean patch token.
+
+k-NN accuracy of the teacher on the way, seed 0, k = 10:
+
+  step                                     400     800   1,200   1,600   2,000   2,800
+  as here                                 79.1    88.4    92.7    94.4    96.7    97.3
+  without iBOT                              74
+  crops of 12 and 8 pixels, CLS token     84.9    90.4    92.4    93.3
+  the same in patches of 6, mean token    92.7    95.3    96.2    95.3    96.0
+
+Fewer patches learn faster and end lower. With patches of 6 the untrained CLS token has
+81.6%, where the mean token of patches of 4 has 41.6%. But the mean of few tokens loses
+what stands where: at step 2,400 it has 95.8%, and the four side by side have 98.0%.
 """
 
 from experiments import vitl14
@@ -19,7 +35,7 @@ def get_config():
   config = vitl14.get_config()
   with config.unlocked():
     config.workdir = "runs/quickstart"
-    config.workers = 1
+    config.workers = 0  # threads: each evaluation would start processes, for seconds
     config.log_every = 10
     config.checkpoint.update(every=500, keep_last=2)
     config.backbone.update(
@@ -58,7 +74,7 @@ def get_config():
     config.knn.update(
       train="embedded:digits:train",
       test="embedded:digits:test",
-      every=500,
+      every=1_000,
       ks=(10, 20),
       resize=16,
       crop=16,

@@ -221,17 +221,14 @@ def verdict(results: dict[str, dict[str, float]]) -> str:
   """What `table` shows, in plain words, by the top-1 of the fewest neighbours."""
   name = next(iter(next(iter(results.values()))))
   teacher, untrained, pixels = (100 * accuracy[name] for accuracy in results.values())
-  k = name.removeprefix("knn_top1_k")
   margin = teacher - pixels
-  shown = (
-    f"{margin:.1f} points above raw pixels: the network has learnt to see"
-    if margin > 0
-    else f"{-margin:.1f} points below raw pixels: train longer, or on more images"
-  )
+  if margin > 0:
+    shown = f"{margin:.1f} points above raw pixels"
+  else:
+    shown = f"{-margin:.1f} points below raw pixels; train longer, or on more images"
   return (
-    f"Training without any label took the network from {untrained:.1f}% to"
-    f" {teacher:.1f}% of test images\nwhose class their {k} nearest training images"
-    f" name, {shown}."
+    f"Without any label, training took k-NN (k={name.removeprefix('knn_top1_k')}) from"
+    f" {untrained:.1f}% to {teacher:.1f}%: {shown}."
   )
 
 
