@@ -1,6 +1,7 @@
 """ViT-S/14 from scratch on ImageNet-1k, by the recipe of vitl14.py.
 
-Hardware:  8 accelerators, or one with a smaller config.data.batch_size.
+Hardware:  8 accelerators; one of 141 GB with config.accumulation=8; or one with a
+           smaller config.data.batch_size.
 Expected:  not yet measured; the published 79.0% k-NN is distilled from ViT-g/14.
 """
 

@@ -3,6 +3,7 @@
 import errno
 import json
 import logging
+import os
 import pathlib
 import shutil
 import socket

@@ -169,6 +169,8 @@ def test_plans_rank_by_what_fits_then_time_then_memory():
     dict(fits=False, peak_bytes=99),
   ]
   assert sorted(reversed(wanted), key=plan.rank) == wanted
+  waits = dict(wanted[0], exposed_seconds=1.5)  # a GPU, for the network
+  assert sorted([waits, *wanted], key=plan.rank).index(waits) == 3
   untimed = [{k: x for k, x in p.items() if k != "seconds"} for p in wanted]
   assert sorted(untimed, key=plan.rank) == [untimed[i] for i in (1, 2, 0, 3)]
 
