@@ -147,6 +147,6 @@ class Programs:
       first, self._warned = not self._warned, True
     if first:
       console.say(
-        f"warning: compilation cache: {what}; programs are compiled anew, results are"
+        f"warning: compilation cache: {what}; programs are compiled again, results are"
         " the same. config.compilation_cache is its folder, and '' turns it off"
       )
