@@ -8,8 +8,8 @@ CSV (.npy), or a Zarr 3 group (.zarr): index, name, label, valid, feature, and w
 --patches patches. Rows are the images in the order of the source. A corrupt image keeps
 its row, with valid=False and features of NaN. --images is a source as in training.
 
-Rows are written in parts of some batches, more than 30 in all where there are as many
-batches. After a kill the same command resumes with the parts that are missing.
+Rows are written in parts of one batch or, for large sets, of up to 16 batches. After a
+kill the same command resumes with the parts that are missing.
 On several hosts, give each the same command with --num_processes=N --process_id=I; they
 share the parts, need a common folder but no connection, and none waits for another.
 --batch_size is of each of them.

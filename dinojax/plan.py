@@ -22,9 +22,10 @@ from dinojax import assembly, durable, errors, preflight, sharding
 from dinojax.commands import cli
 from dinojax.networks import blocks
 from dinojax.planning import chips, costs, hlo, input_plan, memory, text, topology
+from dinojax.reporting import console
 
 flags.declare_key_flag("config")  # so that --help shows it
-TOPOLOGY = flags.DEFINE_string("topology", None, "TPU slice, as v5e:8x16.")
+TOPOLOGY = flags.DEFINE_string("topology", None, "TPUs (v5e:8x16) or GPUs (h100:16x8).")
 SLICES = flags.DEFINE_integer(
   "slices", 1, "How many such slices, joined over the data center's network."
 )
@@ -149,6 +150,8 @@ def main(_) -> None:
     raise errors.UserError(f"--slices={SLICES.value} needs --topology=SLICE")
   else:
     devices = jax.devices()
+  for_what = f"{len(devices)} x {devices[0].device_kind}"
+  console.say(f"compiling for {for_what}: some minutes, for a large model")
   if SEARCH.value:
     result = search(config, devices)
     print(text.ranking(result))

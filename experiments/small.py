@@ -1,7 +1,7 @@
 """A small ViT on a folder of your own images, sized for a CPU.
 
 Source:    the recipe of vitl14.py at 112 pixels, with a ViT of 2.8 M parameters and a
-           head of 1.5 M; GAP feature, Sinkhorn-Knopp targets.
+           head of 1.0 M; GAP feature, Sinkhorn-Knopp targets.
 Data:      --config.data.sources=folder:PHOTOS, from some hundred images on.
 Hardware:  a CPU, for a first look; one GPU, for real runs with more steps.
 """

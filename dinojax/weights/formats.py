@@ -83,9 +83,18 @@ def place(x: np.ndarray, where: jax.sharding.Sharding) -> jax.Array:
 
 
 def guess(path: str) -> str:
-  """The format of a file or folder to write, by the ending of its name."""
+  """The format of a file or folder to write, by the ending of its name.
+
+  Raises:
+    UserError: it has the ending of a file, and of no format.
+  """
   ending = pathlib.Path(path).suffix
   by_ending = {".safetensors": "huggingface", ".pth": "released", ".pt": "released"}
+  if ending[1:].isalpha() and ending not in by_ending:
+    raise errors.UserError(
+      f"{path}: no format has the ending {ending}; there are {', '.join(by_ending)},"
+      " .stablehlo and .onnx, and a name without an ending becomes a folder"
+    )
   return by_ending.get(ending, "dinojax")
 
 

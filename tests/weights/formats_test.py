@@ -185,6 +185,15 @@ def test_resized_position_embeddings_are_what_the_network_computes_for_that_grid
   assert resized.params["backbone"]["pos_embed"].shape == (1, 26, 64)
 
 
+def test_the_ending_of_a_name_is_the_format_and_an_unknown_one_is_refused():
+  names = ("a.pth", "a.pt", "a.safetensors", "folder", "1.0.0")
+  formats_of = ("released", "released", "huggingface", "dinojax", "dinojax")
+  assert tuple(map(formats.guess, names)) == formats_of
+  for name in ("a.bin", "a.safetensor", "a.ckpt"):
+    with pytest.raises(errors.UserError, match=rf"{name}: no format has the ending"):
+      formats.guess(name)
+
+
 def test_programs_and_unknown_features_are_refused_by_name(tmp_path):
   program = tmp_path / "x.onnx"
   program.write_bytes(b"x")
