@@ -289,7 +289,7 @@ def test_sources_that_cannot_be_evaluated_are_named_at_start_up(
 
 TWO_PROCESSES = """
 import sys
-sys.path[:0] = [{root!r}, {tests!r}]
+sys.path[:0] = [{root!r}, {root!r} + "/tests", {tests!r}]
 import jax
 jax.distributed.initialize(
   "localhost:" + sys.argv[1], 2, int(sys.argv[2]),
