@@ -91,7 +91,16 @@ def _raise_again(dropped):
     sys.__unraisablehook__(dropped)
     return
   _dropped = True
-  threading.Timer(0.01, os.kill, [os.getpid(), _received]).start()
+  threading.Thread(target=_repeat, daemon=True).start()
+
+
+def _repeat():
+  main = threading.main_thread().ident
+  time.sleep(0.01)
+  signal.pthread_kill(main, _received)
+  while _dropped:  # it came right before a system call, which it did not interrupt
+    time.sleep(0.01)
+    signal.pthread_kill(main, NUDGE)
 
 
 def _insist(read):
