@@ -37,9 +37,9 @@ def logreg(
 
   Features are L2-normalised, as in DINOv2's evaluation. C is chosen on a tenth of
   `train`, held out by class, from the smallest value to the first that does not
-  converge; then all is fitted. Every host holds all features in memory, and with
-  several hosts every device for a moment, 4 * D bytes an image; each host fits them for
-  itself.
+  converge; then all is fitted. Every host holds all features in memory, 8 * D bytes an
+  image, and with several hosts every device half of that for a moment; each host fits
+  them for itself.
 
   Args:
     train: features and labels to fit.
@@ -138,9 +138,13 @@ def _fit(x, labels, strength, *, warm):
 
 
 def _rows(bank: features.Bank) -> tuple[np.ndarray, np.ndarray]:
-  """Normalised features [N, D] and labels [N] of the labelled rows."""
+  """Normalised features [N, D], float64, and labels [N] of the labelled rows.
+
+  In float32 the solver stops too early for the smallest C, elsewhere each time it
+  is called: such a classifier may win the choice of C, and be lost in the last fit.
+  """
   bank = multihost_utils.process_allgather(bank, tiled=True)
   labels = np.asarray(bank.labels).ravel()
-  x = np.asarray(bank.features).reshape(len(labels), -1)[labels >= 0]
+  x = np.float64(bank.features).reshape(len(labels), -1)[labels >= 0]
   length = np.maximum(np.linalg.norm(x, axis=1, keepdims=True), 1e-12)
   return x / length, labels[labels >= 0]

@@ -105,6 +105,23 @@ def test_values_of_c_beyond_the_first_that_does_not_converge_are_left_out(monkey
   assert found["logreg_c"] == last in searched
 
 
+def test_it_fits_in_float64_where_the_smallest_c_is_solved_too(monkeypatch):
+  rng = np.random.default_rng(0)
+  train = clusters(rng, 200)
+  fit = logreg._fit
+
+  def watched(x, labels, strength, *, warm):
+    assert x.dtype == np.float64
+    model, converged = fit(x, labels, strength, warm=warm)
+    exact = linear_model.LogisticRegression(C=strength, max_iter=9999, tol=1e-9)
+    np.testing.assert_array_equal(exact.fit(x, labels).predict(x), model.predict(x))
+    return model, converged
+
+  monkeypatch.setattr(logreg, "_fit", watched)
+  monkeypatch.setattr(logreg, "STRENGTHS", (1e-6, 1e-3, 1.0))
+  run(train, train, 7)
+
+
 def test_small_products_take_one_thread_for_which_busy_machines_do_not_wait():
   def threads():
     return {pool["num_threads"] for pool in threadpoolctl.threadpool_info()}
