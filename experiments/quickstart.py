@@ -2,8 +2,9 @@
 
 Source:    the recipe of vitl14.py, shrunk: a ViT of 0.3 M parameters on scikit-learn's
            handwritten digits, 1,347 training and 450 test images of 8x8 pixels.
-Hardware:  2 CPU cores; 15 steps a second where nothing else runs.
-Expected:  97.3% k-NN (k = 10), raw pixels 96.0%: seed 0, measured with 2,800 steps.
+Hardware:  2 CPU cores, 9 minutes with 6 steps a second beside other jobs.
+Expected:  96.4% k-NN (k = 10) and 95.6% by a linear probe, where raw pixels have 96.0%
+           and 93.1%: seed 0.
 
 What is not shrunk but changed, and why:
 
@@ -13,11 +14,10 @@ What is not shrunk but changed, and why:
   crops are turned, leant and tilted instead.
 * The image feature is the mean patch token.
 
-k-NN accuracy of the teacher on the way, seed 0, k = 10; each row is one run:
+k-NN accuracy of the teacher on the way, seed 0, k = 10: 92.7% at step 1,000, 96.2% at
+2,000, 96.4% at 3,000. Other runs:
 
-  step                                     400     800   1,200   1,600   2,000   2,800
-  as here                                 79.1    88.4    92.7    94.4    96.7    97.3
-  without iBOT                              74
+  step                                     400     800   1,200   1,600   2,000
   crops of 12 and 8 pixels, CLS token     84.9    90.4    92.4    93.3
   the same in patches of 6, mean token    92.7    95.3    96.2    95.3    96.0
 
