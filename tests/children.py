@@ -19,6 +19,7 @@ def of(number):
 
 def wait_until_gone(numbers):
   """Waits for the end of processes; AssertionError if one outlives its parent."""
+  assert numbers, "no process was started"
   deadline = time.monotonic() + 60
   while left := list(filter(_runs, numbers)):
     assert time.monotonic() < deadline, f"still there: {left}"

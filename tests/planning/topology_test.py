@@ -31,12 +31,15 @@ def test_a_missing_package_is_named_with_the_line_that_installs_it(
     ("h100:16", 1, "--topology=h100:16 must name hosts"),
     ("h200:0x8", 1, "--topology=h200:0x8 must name hosts"),
     ("h100:2x8", 2, "--slices=2 is for TPUs; hosts of GPUs are in the name"),
+    ("v5e:3x5", 1, "--topology=v5e:3x5 cannot be planned for"),
+    ("v5e:2x2", 0, "--slices=0 must be at least 1"),
   ],
 )
-def test_hosts_of_gpus_are_named_by_two_numbers(name, slices, said):
+def test_a_machine_that_cannot_be_planned_for_is_one_line(name, slices, said):
   with pytest.raises(errors.UserError) as raised:
     topology.devices(name, slices=slices)
   assert str(raised.value).startswith(said)
+  assert "\n" not in str(raised.value)
 
 
 @pytest.mark.parametrize("card", gpu_cards.CARDS.values(), ids=gpu_cards.CARDS)
