@@ -114,13 +114,11 @@ def check_file(path: str | None, *, flag: str, example: str) -> None:
 def write_json(path: str, content: dict, *, flag: str) -> None:
   """Writes the file of a flag as JSON, all or nothing; UserError if it cannot."""
   where = pathlib.Path(path).expanduser()
-  new = where.with_name(f".{where.name}.new")
+  text = json.dumps(content, indent=2, allow_nan=False) + "\n"
   try:
-    new.write_text(json.dumps(content, indent=2, allow_nan=False) + "\n")
-    os.replace(new, where)
+    with _named_when_complete(where, temporary_path(where)) as file:
+      file.write(text.encode())
   except OSError as error:
-    with contextlib.suppress(OSError):
-      new.unlink(missing_ok=True)
     reason = error.strerror or error
     raise errors.of_disk(error)(f"{flag}={path} cannot be written: {reason}") from error
 
@@ -189,16 +187,23 @@ def atomic_write(
     UserError: it cannot be written.
   """
   new = temporary_path(out.with_name(f"{out.name}.{path.name}"))
-  with os_errors_as_user_errors(out):
-    try:
-      with open(new, "wb") as file:
-        yield file
-        file.flush()
-        os.fsync(file.fileno())
-      os.replace(new, path)
-      fsync(path.parent)
-    finally:
-      new.unlink(missing_ok=True)
+  with os_errors_as_user_errors(out), _named_when_complete(path, new) as file:
+    yield file
+
+
+@contextlib.contextmanager
+def _named_when_complete(
+  path: pathlib.Path, new: pathlib.Path
+) -> Iterator[io.BufferedWriter]:
+  try:
+    with open(new, "wb") as file:
+      yield file
+      file.flush()
+      os.fsync(file.fileno())
+    os.replace(new, path)
+    fsync(path.parent)
+  finally:
+    new.unlink(missing_ok=True)
 
 
 def temporary_path(path: pathlib.Path) -> pathlib.Path:

@@ -71,7 +71,7 @@ def opened(job: jobs.Job, given: dict[str, Any]) -> Iterator[ownership.Claim]:
       expected = isinstance(error, errors.UserError) or not isinstance(error, Exception)
       if expected or not removed:
         raise
-      remove(job)  # what tasks have made anew
+      remove(job)  # what tasks have made since
       raise errors.UserError(
         f"{job.work} was removed while this ingest worked there; restart the same"
         " command"

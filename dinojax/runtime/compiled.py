@@ -18,9 +18,9 @@ import threading
 import time
 
 import jax
-from jax._src import (
-  compilation_cache as jax_cache,
-)  # it has no public place for a cache
+
+# It has no public place for a cache.
+from jax._src import compilation_cache as jax_cache
 
 from dinojax.reporting import console
 
