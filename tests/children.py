@@ -1,15 +1,22 @@
 """Processes that a test starts: their environment, their numbers, that none is left."""
 
 import os
+import pathlib
 import time
 
 import psutil
 
+TESTS = pathlib.Path(__file__).parent
+
 
 def environment(devices):
-  """The environment of a process with so many CPU devices, that compiles as fast."""
+  """The environment of a process with so many CPU devices, that compiles as fast.
+
+  It has no PyTorch, like most users, and imports dinojax of this folder from anywhere.
+  """
   flags = os.environ["XLA_FLAGS"].replace("count=8", f"count={devices}")
-  return {**os.environ, "XLA_FLAGS": flags}
+  path = f"{TESTS.parent}{os.pathsep}{TESTS / 'without_torch'}"
+  return {**os.environ, "XLA_FLAGS": flags, "PYTHONPATH": path}
 
 
 def of(number):

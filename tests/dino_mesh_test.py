@@ -1,7 +1,6 @@
 """The same training on every mesh: 1 device, 8 in each arrangement, and 128."""
 
 import functools
-import pathlib
 import subprocess
 import sys
 
@@ -15,7 +14,6 @@ from jax.sharding import AxisType, Mesh
 
 from dinojax import assembly, dino, schedules, sharding
 
-ROOT = pathlib.Path(__file__).parent.parent
 STEPS = 2
 
 
@@ -158,13 +156,9 @@ with jax.set_mesh(mesh):
 
 
 def test_the_reference_recipe_takes_real_steps_on_128_devices():
-  environment = {
-    **children.environment(128),
-    "PYTHONPATH": str(ROOT),
-  }
   result = subprocess.run(
     [sys.executable, "-c", REFERENCE_RECIPE],
-    env=environment,
+    env=children.environment(128),
     capture_output=True,
     text=True,
     check=False,

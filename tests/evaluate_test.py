@@ -108,7 +108,7 @@ def evaluated(workdir, images, tmp_path_factory):
     cwd=folder,
     capture_output=True,
     text=True,
-    env={**children.environment(2), "PYTHONPATH": str(ROOT)},
+    env=children.environment(2),
     check=False,
   )
   assert done.returncode == 0, done.stderr

@@ -12,6 +12,7 @@ import json
 import os
 import pathlib
 import shutil
+import time
 from collections.abc import Iterator
 
 import jax
@@ -142,7 +143,15 @@ def _moved(where, folder):
   except OSError as error:
     raise errors.UserError(f"{where} cannot be written: {error.strerror}") from error
   finally:
+    _remove(folder)
+
+
+def _remove(folder):
+  """Removes a folder into which threads of a write that failed may still write."""
+  deadline = time.monotonic() + 10
+  while folder.exists() and time.monotonic() < deadline:
     shutil.rmtree(folder, ignore_errors=True)
+    time.sleep(0.05)
 
 
 def free_path(path: str) -> pathlib.Path:

@@ -12,6 +12,7 @@ from absl import flags
 from array_record.python import array_record_module
 from PIL import Image
 from pyarrow import parquet
+from sklearn import datasets
 from tensorflow_datasets.proto import tf_example_pb2
 
 from dinojax import errors
@@ -49,6 +50,17 @@ def test_a_path_without_its_kind_is_told_the_kind(tmp_path, monkeypatch, spec, m
   for path in (f"{tmp_path}/none/{spec}", f"{tmp_path}/notes.txt"):
     with pytest.raises(errors.UserError, match=r"embedded:digits:SPLIT$"):
       sources.open_source(path, field="--images")
+
+
+def test_digits_are_those_of_scikit_learn():
+  wanted = datasets.load_digits()
+  found = [
+    sources.open_source(f"embedded:digits:{x}", field="f") for x in ("train", "test")
+  ]
+  assert wanted.target.tolist() == [label for split in found for label in split.labels]
+  grey = np.rint(wanted.images * (255 / 16))
+  for i, record in enumerate(record for split in found for record in split):
+    assert np.array_equal(record["image"], np.stack([grey[i]] * 3, axis=-1))
 
 
 def test_digits_split_into_1347_and_450_scaled_to_a_byte():
