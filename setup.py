@@ -17,6 +17,7 @@ setuptools.setup(
   license="Apache-2.0",
   python_requires=">=3.11",
   packages=setuptools.find_packages(include=["dinojax", "dinojax.*"]),
+  package_data={"dinojax.reporting": ["*.css", "*.js"]},
   install_requires=[
     "absl-py>=2.1",
     "array_record>=0.8; platform_system == 'Linux'",
@@ -65,6 +66,7 @@ setuptools.setup(
     "launch": ["kubernetes>=31", "pyyaml>=6", "xmanager>=0.8.5,<0.9"],
     "embed": ["pyarrow>=17", "zarr>=3.1"],  # features in Parquet and Zarr
     "parquet": ["pyarrow>=17"],  # images in Parquet
+    "umap": ["umap-learn>=0.5.7"],  # another map of images
     "test": [
       "apache-beam>=2.70",
       "faiss-cpu>=1.9",
@@ -81,6 +83,7 @@ setuptools.setup(
       "pytest-xdist>=3.6",
       "pyyaml>=6",
       "ruff>=0.12",
+      "selenium>=4.25",  # drives Chromium
       "torch==2.13.0",
       "transformers>=5.0,<6",
       "xmanager>=0.8.5,<0.9",

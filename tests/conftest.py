@@ -31,6 +31,9 @@ def pytest_configure(config):
     "markers", "process: starts processes that import jax, which takes seconds each"
   )
   config.addinivalue_line(
+    "markers", "browser: opens a page in Chromium, where it is installed"
+  )
+  config.addinivalue_line(
     "markers", "gpu_compile: compiles for NVIDIA GPUs, with packages of [plan-gpu]"
   )
   config.option.loadscopereorder = False  # of xdist, which sorts by number of tests

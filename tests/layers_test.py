@@ -33,7 +33,7 @@ FLOORS = (
   "dino optimizer weights",
   "assembly",
   "planning backbone feature_files",
-  "export curation",
+  "export curation pictures",
   "commands",
 )
 FLOOR = {room: i for i, rooms in enumerate(FLOORS) for room in rooms.split()}

@@ -61,6 +61,23 @@ class MultiCrop:
     """The ranges of their colours and blur."""
     return photometric.Ranges(self.kinds)
 
+  def sample_warps(
+    self, rng: np.random.Generator, height: int, width: int
+  ) -> list[np.ndarray]:
+    """Where the crops of an image lie: the first that is drawn for them.
+
+    With an equal generator these are the warps of `__call__`, in the order of `kinds`.
+
+    Args:
+      rng: the only source of randomness.
+      height: pixels of the upright image.
+      width: likewise.
+
+    Returns:
+      [3, 3] each, see `geometry.sample_warp`.
+    """
+    return [sample_warp(rng, height, width, kind) for kind in self.kinds]
+
   def __call__(
     self, rng: np.random.Generator, image: bytes | np.ndarray
   ) -> dict[str, np.ndarray]:
@@ -79,7 +96,7 @@ class MultiCrop:
     cv2.setNumThreads(0)  # The input worker processes already fill the cores.
     probed = images.probe(image)
     kinds = self.kinds
-    warps = [sample_warp(rng, probed.height, probed.width, kind) for kind in kinds]
+    warps = self.sample_warps(rng, probed.height, probed.width)
     appearances = photometric.sample_appearances(rng, self.ranges)
     scales = [
       geometry.scale(warp, kind.size) for warp, kind in zip(warps, kinds, strict=True)

@@ -121,6 +121,20 @@ def scale(warp: np.ndarray, size: int) -> float:
   return math.sqrt(abs(a * d - b * c))
 
 
+def corners(warp: np.ndarray, size: int) -> np.ndarray:
+  """The crop's outline in the image: (x, y) of its four corners in order, [4, 2].
+
+  A homography keeps lines straight, so they are the whole outline.
+
+  Args:
+    warp: of `sample_warp`.
+    size: pixels of the crop's side.
+  """
+  square = np.array([[0, size, size, 0], [0, 0, size, size], [1, 1, 1, 1]])
+  x, y, w = warp @ square
+  return np.stack([x / w, y / w], axis=1)
+
+
 def jacobian(
   warp: np.ndarray, size: int
 ) -> tuple[tuple[float, float], tuple[float, float]]:
