@@ -40,6 +40,7 @@ setuptools.setup(
     "tensorboardX>=2.6.2",
     "tensorflow-datasets>=4.9.9",
     "tqdm>=4.66",
+    "uplot-python>=1.1,<2",  # carries uPlot, which draws the curves of a run's page
     "zstandard>=0.23",  # what array_record compresses by default
   ],
   extras_require={
@@ -55,6 +56,8 @@ setuptools.setup(
       "nvidia-cudnn-cu13>=9.12,<10",
     ],
     "tensorboard": ["tensorboard>=2.17"],
+    "wandb": ["wandb>=0.19"],
+    "mlflow": ["mlflow-skinny>=3.0", "sqlalchemy>=2"],
     "onnx": ["jax2onnx>=0.13,<0.14"],  # later ones ask for an older Orbax
     "torch": ["torch>=2.6"],  # reads and writes .pth
     "ingest": [

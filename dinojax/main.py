@@ -8,7 +8,6 @@ checkpoint in config.workdir; Ctrl-C and SIGTERM save before they end a run.
 """
 
 import contextlib
-import math
 
 import jax
 from absl import flags
@@ -17,19 +16,18 @@ from dinojax import (
   assembly,
   checkpoint,
   errors,
+  introduction,
   losses,
   preflight,
-  schedules,
   sharding,
 )
 from dinojax.commands import cli
 from dinojax.data import feed, mixture
 from dinojax.evals import knn
-from dinojax.reporting import console, metrics
+from dinojax.reporting import console, loggers, run_log
 from dinojax.runtime import (
   compiled,
   exits,
-  gpu_driver,
   interrupts,
   processes,
   watchdog,
@@ -48,6 +46,7 @@ def train(config) -> None:
     SystemExit: 128 + signal after Ctrl-C or SIGTERM, when all is saved.
   """
   preflight.check(config, devices=jax.device_count())
+  loggers.check(config.loggers)
   compiled.keep_programs(config.compilation_cache)
   mesh = sharding.make_mesh(**config.mesh)
   processes.meet("connect")
@@ -68,12 +67,11 @@ def train(config) -> None:
     restored = checkpoints.restore(run.abstract_state, check=folder.check)
     state = restored[0] if restored else run.init(init_key)
     start, end = int(state.step), config.total_steps
-    introduce(config, mesh, data, run.abstract_state.student, start)
-    if restored and (line := describe_extension(restored[1]["config"], config, start)):
-      console.say(line)
+    about = introduction.introduce(
+      config, mesh, data, run.abstract_state.student, start, restored and restored[1]
+    )
     folder.write_config()
-    log = open_log(config, start)
-    stack.callback(log.close)
+    log = stack.enter_context(open_log(config, start, about))
 
     accuracy = None
     if start < end:
@@ -111,6 +109,7 @@ def train(config) -> None:
         folder.check_owned()
         record = {"step": step, **folder.record}
         checkpoints.save(step, state, record, metrics=accuracy, force=last or ending)
+        log.saved(step)
         watch.progress()
       if failure:
         checkpoints.wait()
@@ -127,15 +126,17 @@ def train(config) -> None:
     console.say(f"done; step {end} is saved in {checkpoints.directory}")
     if evaluation and config.knn.baselines:
       teachers, linear = (state.teacher, run.init(init_key).teacher), config.knn.linear
-      console.print_result(
-        evaluation.compare(run.image_feature, *teachers, linear=linear, known=accuracy)
+      results = evaluation.compare(
+        run.image_feature, *teachers, linear=linear, known=accuracy
       )
+      log.compared(results)
+      console.print_result(knn.describe_comparison(results))
 
 
-def open_log(config, start: int) -> metrics.Log:
-  """The run's metrics from step `start`."""
+def open_log(config, start: int, about: dict) -> run_log.Log:
+  """The run's log from step `start`. about: of `introduction.introduce`."""
   heads = config.heads
-  return metrics.Log(
+  return run_log.Log(
     config.workdir,
     start_step=start,
     total_steps=config.total_steps,
@@ -143,51 +144,14 @@ def open_log(config, start: int) -> metrics.Log:
     batch_size=config.data.batch_size,
     alarm_window=config.alarm_window,
     workers=config.workers,
+    loggers=config.loggers,
+    config=config.to_dict(),
+    about=about,
     nothing_learnt=losses.nothing_learnt(
       dino_prototypes=heads.dino.prototypes,
       ibot_prototypes=heads.get("ibot", heads.dino).prototypes,
     ),
   )
-
-
-def describe_extension(before: dict, config, start: int) -> str | None:
-  """One line if the run is longer, or shorter, than at its checkpoint."""
-  old, new = before["total_steps"], config.total_steps
-  change = schedules.describe_change(
-    schedules.make_schedules(**before["schedules"], total_steps=old),
-    schedules.make_schedules(**config.schedules, total_steps=new),
-    step=start,
-  )
-  return None if old == new else f"extended from {old} to {new} steps; {change}"
-
-
-def introduce(config, mesh, data, student, start: int) -> None:
-  """Logs what is about to run."""
-  millions = {
-    name: sum(math.prod(x.shape) for x in jax.tree.leaves(tree)) / 1e6
-    for name, tree in student.items()
-  }
-  count = jax.process_count()
-  devices = (
-    f"{mesh.size} x {jax.devices()[0].device_kind} of"
-    f" {'one process' if count == 1 else f'{count} processes'}"
-  )
-  console.say(
-    f"backbone {millions['backbone']:,.1f} M parameters, student"
-    f" {sum(millions.values()):,.1f} M; {devices} as {dict(mesh.shape)}\n"
-    f"{data}; batches of {config.data.batch_size}; step {start:,} of"
-    f" {config.total_steps:,}; workdir {config.workdir}"
-  )
-  for line in preflight.doubts(config) + gpu_driver.doubts():
-    console.say(f"warning: {line}")
-  if start == config.total_steps:
-    console.say(f"complete at step {start}; nothing to train")
-    return
-  if config.init.backbone and not start:
-    console.say(f"student and teacher start from {config.init.backbone}")
-  if jax.default_backend() == "cpu" and config.backbone.dtype == "bfloat16":
-    console.say("CPUs emulate bfloat16: --config.backbone.dtype=float32 is faster")
-  console.say("the first step waits for the compiler")
 
 
 def main(_) -> None:

@@ -13,9 +13,9 @@ _CROP = "size area aspect geometry flip_prob jitter grey_prob blur solarize_prob
 _HEAD = "hidden bottleneck prototypes"
 FIELDS = {
   "config": "workdir mesh remat unroll attention compiler_options compilation_cache"
-  " accumulation workers log_every hang_minutes checkpoint extend seed group_size init"
-  " backbone heads losses masking total_steps schedules optimizer data augment knn"
-  " alarm_window",
+  " accumulation workers log_every loggers hang_minutes checkpoint extend seed"
+  " group_size init backbone heads losses masking total_steps schedules optimizer data"
+  " augment knn alarm_window",
   "config.compiler_options": "cpu gpu tpu",
   "config.mesh": "data fsdp",
   "config.checkpoint": "every keep_last keep_best",

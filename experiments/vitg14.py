@@ -46,6 +46,8 @@ def get_config():
   config.accumulation = 1
   config.workers = 16  # Grain processes per host; 0: threads of the training process
   config.log_every = 50
+  # Beside metrics.jsonl: "tensorboard", and "wandb" and "mlflow", extras of setup.py.
+  config.loggers = ("tensorboard",)
   # Without progress for so long, a run shows where it hangs and ends with status 75, to
   # be restarted. The first step may take half an hour more. 0: it waits for ever.
   config.hang_minutes = 30.0

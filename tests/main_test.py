@@ -34,6 +34,7 @@ SMALL = (
   *("schedules.learning_rate.warmup_steps=2", "knn.every=0"),
 )
 RATES = {
+  "time",
   *("images_per_second", "data_wait_share"),
   *("step_images_per_second", "input_images_per_second"),
 }

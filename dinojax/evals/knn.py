@@ -110,8 +110,8 @@ class Evaluation:
     *,
     linear: bool,
     known: dict[str, float] | None,
-  ) -> str:
-    """The table of a network, trained and not, and raw pixels, and what it shows.
+  ) -> dict[str, dict[str, float]]:
+    """The accuracies of a network, trained and not, and of raw pixels, by name.
 
     Args:
       feature: as of `accuracy`.
@@ -120,12 +120,11 @@ class Evaluation:
       linear: as of `accuracy`.
       known: the accuracy of `trained`, if it is known.
     """
-    results = {
+    return {
       "trained teacher": known or self.accuracy(feature, trained, linear=linear),
       "same network, untrained": self.accuracy(feature, untrained, linear=linear),
       "raw pixels": self.accuracy(pixel_feature, None, linear=linear),
     }
-    return f"{table(results)}\n\n{verdict(results)}"
 
 
 def open_evaluation(
@@ -215,6 +214,11 @@ def table(results: dict[str, dict[str, float]]) -> str:
     cells = "".join(f"{accuracy[name]:>11.1%}" for name in names)
     lines.append(f"{title:{first}}{cells}")
   return "\n".join(["k-NN accuracy", *lines])
+
+
+def describe_comparison(results: dict[str, dict[str, float]]) -> str:
+  """The table of `Evaluation.compare`, and what it shows."""
+  return f"{table(results)}\n\n{verdict(results)}"
 
 
 def verdict(results: dict[str, dict[str, float]]) -> str:

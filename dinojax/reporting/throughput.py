@@ -8,8 +8,9 @@ import time
 
 import jax
 
+from dinojax.reporting import alarm
+
 ENOUGH = 1.1  # input over step: batches are not all equally quick to make
-MUCH_WAITING = 0.2  # share of the time
 
 
 class Timer:
@@ -66,7 +67,7 @@ class Judge:
 
   def update(self, rates: dict[str, float]) -> str | None:
     """Takes the rates of a lap, see `Timer.lap`; returns a verdict when it is due."""
-    starving = rates["data_wait_share"] > MUCH_WAITING
+    starving = rates["data_wait_share"] > alarm.MUCH_WAITING
     if self._starving or self._starving == starving:
       return None
     self._starving = starving

@@ -25,6 +25,7 @@ FREE_FIELDS = (
     "accumulation",
     "workers",
     "log_every",
+    "loggers",
     "checkpoint",
     "hang_minutes",
   ),

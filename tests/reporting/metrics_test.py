@@ -1,7 +1,6 @@
 """What is logged is what happened, once, whatever ended the run before."""
 
 import json
-import math
 import os
 import pathlib
 import struct
@@ -9,12 +8,9 @@ import subprocess
 import sys
 import time
 
-import jax.numpy as jnp
 import numpy as np
-import pytest
 from tensorboardX.proto import event_pb2
 
-from dinojax import errors
 from dinojax.reporting import console, metrics
 
 ROOT = str(pathlib.Path(__file__).parents[2])
@@ -145,83 +141,6 @@ def test_tensorboard_gets_every_scalar_and_drops_what_a_resumed_run_repeats(tmp_
   assert scalars[1] == [(step, "loss", loss[step]) for step in (3, 4)]
   (restart,) = [e for e in second if e.session_log.status == 1]  # START
   assert restart.step == 3
-
-
-@pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
-def test_the_first_scalar_that_is_not_finite_is_named(bad):
-  assert metrics.first_non_finite({"a": 1.0, "b": bad, "c": math.nan}) == "b"
-  assert metrics.first_non_finite({"a": 1e38, "b": -0.0}) is None
-
-
-def warnings_of(losses, window=4, nothing_learnt=10.0):
-  alarm = metrics.Alarm(window=window, nothing_learnt=nothing_learnt)
-  found = [(i, alarm.update(i, loss)) for i, loss in enumerate(losses, 1)]
-  return [(step, line) for step, line in found if line]
-
-
-def test_an_alarm_tells_nothing_learnt_from_collapse_once_a_window():
-  (first, nothing), (second, _) = warnings_of([9.8, 10.2, 9.9, 10.0, 10, 10, 10, 10])
-  assert (first, second) == (4, 8)
-  assert "nothing" in nothing
-  ((step, collapse),) = warnings_of([0.19] * 7)
-  assert step == 4
-  assert "prototype" in collapse
-  assert "\n" not in nothing + collapse
-
-
-@pytest.mark.parametrize("loss", [9.8, 10.2, 5.0, 0.21])
-def test_no_alarm_between_collapse_and_nothing_learnt(loss):
-  assert warnings_of([loss] * 8) == []
-
-
-def test_no_alarm_before_a_window_is_full_and_none_for_single_steps():
-  assert warnings_of([10.0] * 3) == []
-  assert warnings_of([10.0, 5.0, 5.0, 5.0] * 2) == []
-
-
-def open_log(workdir, log_every=2):
-  return metrics.Log(
-    str(workdir),
-    start_step=0,
-    total_steps=8,
-    log_every=log_every,
-    batch_size=4,
-    alarm_window=100,
-    nothing_learnt=1.0,
-    workers=2,
-  )
-
-
-def scalars(step, **changes):
-  values = {"loss_dino": 1.0 * step, "loss_ibot": 2.0, "loss": 3.0} | changes
-  return {name: jnp.float32(value) for name, value in values.items()}
-
-
-def test_every_nth_step_is_logged_with_its_own_values_and_the_rates(tmp_path):
-  log = open_log(tmp_path)
-  for step in range(1, 6):
-    with log.waiting():
-      pass
-    log.step(step, scalars(step), input_rate=100.0)
-  log.write(5, {"knn_top1_k10": 0.5})
-  log.close()
-  first, second, rating = lines(tmp_path)
-  assert (first["step"], first["loss_dino"]) == (2, 2.0)
-  assert (second["step"], second["loss_dino"]) == (4, 4.0)
-  assert first["images_per_second"] > 0
-  assert 0 <= first["data_wait_share"] < 1
-  assert first["input_images_per_second"] == 100.0
-  assert rating == {"step": 5, "knn_top1_k10": 0.5}
-
-
-def test_a_value_that_is_not_finite_ends_the_run_with_its_name_and_step(tmp_path):
-  log = open_log(tmp_path, log_every=4)
-  log.step(1, scalars(1), input_rate=100.0)
-  log.step(2, scalars(2, loss_ibot=math.nan), input_rate=100.0)
-  with pytest.raises(errors.UserError, match=r"^step 2: loss_ibot is nan"):
-    log.flush()
-  log.close()
-  assert not lines(tmp_path)
 
 
 def test_other_processes_than_the_first_write_nothing(tmp_path, monkeypatch):

@@ -1,0 +1,80 @@
+"""Introduction of a run: what is about to run, printed and as an event's fields."""
+
+import math
+from typing import Any
+
+import jax
+from jax.sharding import Mesh
+
+from dinojax import preflight, schedules
+from dinojax.data import mixture
+from dinojax.reporting import console
+from dinojax.runtime import gpu_driver
+
+
+def introduce(
+  config,
+  mesh: Mesh,
+  data: mixture.Mixture,
+  student: Any,
+  start: int,
+  record: dict | None,
+) -> dict[str, Any]:
+  """Prints what is about to run; returns it for the event of the start.
+
+  Args:
+    config: of the run.
+    mesh: of all processes.
+    data: that is trained on.
+    student: its abstract parameters, by network.
+    start: completed updates.
+    record: of the checkpoint that is restored, or None.
+  """
+  parameters = {
+    name: sum(math.prod(x.shape) for x in jax.tree.leaves(tree))
+    for name, tree in student.items()
+  }
+  count, kind = jax.process_count(), jax.devices()[0].device_kind
+  console.say(
+    f"backbone {parameters['backbone'] / 1e6:,.1f} M parameters, student"
+    f" {sum(parameters.values()) / 1e6:,.1f} M; {mesh.size} x {kind} of"
+    f" {'one process' if count == 1 else f'{count} processes'} as {dict(mesh.shape)}\n"
+    f"{data}; batches of {config.data.batch_size}; step {start:,} of"
+    f" {config.total_steps:,}; workdir {config.workdir}"
+  )
+  doubts = preflight.doubts(config) + gpu_driver.doubts()
+  for line in doubts:
+    console.say(f"warning: {line}")
+  about = {
+    "parameters": parameters,
+    "device": kind,
+    "mesh": dict(mesh.shape),
+    "processes": count,
+    "data": str(data),
+    "resumed": record is not None,
+  }
+  if doubts:
+    about["doubts"] = doubts
+  if start == config.total_steps:
+    console.say(f"complete at step {start}; nothing to train")
+  else:
+    if config.init.backbone and not start:
+      console.say(f"student and teacher start from {config.init.backbone}")
+    if jax.default_backend() == "cpu" and config.backbone.dtype == "bfloat16":
+      console.say("CPUs emulate bfloat16: --config.backbone.dtype=float32 is faster")
+    console.say("the first step waits for the compiler")
+  if record and (line := describe_extension(record["config"], config, start)):
+    console.say(line)
+    about["extended"] = line
+  return about
+
+
+def describe_extension(before: dict, config, start: int) -> str | None:
+  """One line if the run is longer, or shorter, than at its checkpoint."""
+  old, new = before["total_steps"], config.total_steps
+  change = schedules.describe_change(
+    schedules.make_schedules(**before["schedules"], total_steps=old),
+    schedules.make_schedules(**config.schedules, total_steps=new),
+    step=start,
+  )
+  return None if old == new else f"extended from {old} to {new} steps; {change}"

@@ -1,0 +1,348 @@
+// Curves of a page: reads the JSON of #curves, draws each chart into #charts by uPlot.
+// All text goes in by textContent or onto a canvas, never as HTML.
+
+const {runs, charts} = JSON.parse(document.getElementById("curves").textContent);
+const place = document.getElementById("charts");
+const axisChoice = document.getElementById("axis");
+const slider = document.getElementById("smoothing");
+const HEIGHT = 250;
+const FONT = "12px system-ui, sans-serif";
+const AXES = {
+  steps: "training steps",
+  images: "images seen",
+  hours: "hours at work, without pauses",
+};
+const FEW = 12; // points of a curve that are drawn as dots, too
+let whole = [0, 1]; // range of the x axis over all curves
+let zoom = null; // the part of it that is shown; null: the whole
+let drawn = []; // {plot, figure, chart, lines} of each chart
+
+const style = (name) =>
+  getComputedStyle(document.documentElement).getPropertyValue(name).trim();
+const colour = (i) => style(`--curve-${i % 8}`);
+
+function element(name, text = "", attributes = {}) {
+  const made = document.createElement(name);
+  made.textContent = text;
+  for (const [key, value] of Object.entries(attributes)) made.setAttribute(key, value);
+  return made;
+}
+
+function swatch(fill) {
+  const space = "http://www.w3.org/2000/svg";
+  const svg = document.createElementNS(space, "svg");
+  const bar = document.createElementNS(space, "rect");
+  for (const [key, value] of Object.entries({y: 3, width: 14, height: 4, fill})) {
+    bar.setAttribute(key, value);
+  }
+  svg.append(bar);
+  svg.setAttribute("viewBox", "0 0 14 10");
+  svg.setAttribute("aria-hidden", "true");
+  return svg;
+}
+
+function format(value) {
+  const size = Math.abs(value);
+  for (const [least, unit, letter] of [[1e9, 1e9, "B"], [1e6, 1e6, "M"], [1e4, 1e3, "k"]]) {
+    if (size >= least) return `${Number((value / unit).toPrecision(4))} ${letter}`;
+  }
+  if (size !== 0 && size < 1e-3) return String(Number(value.toPrecision(3)));
+  return value.toLocaleString("en", {maximumSignificantDigits: 5});
+}
+
+const exact = (value) => value.toLocaleString("en", {maximumFractionDigits: 3});
+
+// Index of the value in a rising list that is nearest to x.
+function nearest(list, x) {
+  let low = 0, high = list.length - 1;
+  while (low < high) {
+    const middle = (low + high) >> 1;
+    if (list[middle] < x) low = middle + 1; else high = middle;
+  }
+  return low > 0 && x - list[low - 1] < list[low] - x ? low - 1 : low;
+}
+
+// y at x of a curve through (xs, ys), level beyond its ends.
+function interpolate(xs, ys, x) {
+  if (x <= xs[0]) return ys[0];
+  const last = xs.length - 1;
+  if (x >= xs[last]) return ys[last];
+  let i = nearest(xs, x);
+  if (xs[i] > x) i -= 1;
+  return ys[i] + (ys[i + 1] - ys[i]) * (x - xs[i]) / (xs[i + 1] - xs[i]);
+}
+
+function onAxis(steps, run) {
+  const {batch_size: batch, hours} = runs[run];
+  if (axisChoice.value === "images") return steps.map((step) => step * batch);
+  if (axisChoice.value === "hours") {
+    return steps.map((step) => interpolate(hours.steps, hours.hours, step));
+  }
+  return steps;
+}
+
+// Exponential moving average that starts without a bias towards 0.
+function smooth(values, share) {
+  if (!share) return values;
+  let sum = 0, weight = 0;
+  return values.map((value) => {
+    sum = share * sum + (1 - share) * value;
+    weight = share * weight + 1 - share;
+    return sum / weight;
+  });
+}
+
+function chooseAxes() {
+  const lacks = {
+    images: runs.some((run) => !run.batch_size),
+    hours: runs.some((run) => !run.hours),
+  };
+  for (const option of axisChoice.options) {
+    if (!lacks[option.value]) continue;
+    option.disabled = true;
+    option.textContent += " (not logged)";
+  }
+}
+
+// Curves of a chart on the chosen axis: {name, colour, x, mean, low, high, shown, dots}.
+function makeLines(chart) {
+  const share = Number(slider.value);
+  return chart.lines.map((line, i) => {
+    const few = line.mean.length < 10;
+    return {
+      name: line.name,
+      colour: colour(runs.length > 1 ? line.run : i),
+      x: onAxis(line.steps, line.run),
+      raw: line.mean,
+      mean: few ? line.mean : smooth(line.mean, share),
+      low: line.low,
+      high: line.high,
+      smoothed: !few && share > 0,
+      dots: line.mean.length <= FEW,
+    };
+  });
+}
+
+// What uPlot takes: columns that share their x, and how each is drawn.
+function columns(chart, lines) {
+  const positive = (list) =>
+    chart.scale === "log" ? list.map((y) => (y > 0 ? y : null)) : list;
+  const tables = [], series = [{}], bands = [];
+  for (const [i, line] of lines.entries()) {
+    const own = [line.x];
+    const add = (values, options) => {
+      own.push(positive(values));
+      series.push({spanGaps: true, points: {show: false}, line: i, ...options});
+    };
+    if (line.high) {
+      add(line.high, {stroke: "transparent"});
+      add(line.low, {stroke: "transparent"});
+      const [high, low] = [series.length - 2, series.length - 1];
+      bands.push({series: [high, low], fill: `${line.colour}33`});
+    } else if (line.smoothed) {
+      add(line.raw, {stroke: `${line.colour}55`, width: 1});
+    }
+    const points = {show: line.dots, size: 5, fill: line.colour};
+    add(line.mean, {stroke: line.colour, width: 1.6, points, main: true});
+    tables.push(own);
+  }
+  const data = tables.length > 1 ? uPlot.join(tables) : tables[0];
+  return {data, series, bands};
+}
+
+function yRange(chart) {
+  return (plot, low, high) => {
+    if (low === null || high === null) [low, high] = [0, 1];
+    for (const {value} of zoom ? [] : chart.levels) {
+      low = Math.min(low, value);
+      high = Math.max(high, value);
+    }
+    if (chart.scale === "log") return uPlot.rangeLog(low, high, 10, false);
+    const room = (high - low || Math.abs(high) || 1) * 0.06;
+    return [low >= 0 && low - room < 0 ? 0 : low - room, high + room];
+  };
+}
+
+function axisOptions(label, size) {
+  const grid = {stroke: style("--grid"), width: 1};
+  const values = (plot, splits) => splits.map((x) => (x === null ? "" : format(x)));
+  return {
+    label, values, grid, size, ticks: grid, stroke: style("--faint"),
+    font: FONT, labelFont: FONT, labelSize: 20,
+  };
+}
+
+function widest(plot, values) {
+  const longest = Math.max(0, ...(values || []).map((text) => text.length));
+  return 22 + 7 * longest;
+}
+
+// Levels with their names, checkpoints and restarts, over the curves.
+function drawMarks(plot, chart) {
+  const {ctx: pen, bbox: box} = plot, ratio = devicePixelRatio;
+  const x = (value) => Math.round(plot.valToPos(value, "x", true));
+  pen.save();
+  pen.beginPath();
+  pen.rect(box.left - 6 * ratio, box.top, box.width + 12 * ratio, box.height);
+  pen.clip();
+  pen.font = `${11 * ratio}px system-ui, sans-serif`;
+  pen.textBaseline = "alphabetic";
+  pen.textAlign = "center";
+  const taken = [];
+  for (const {name, value} of chart.levels) {
+    const y = plot.valToPos(value, "y", true);
+    if (!(y >= box.top && y <= box.top + box.height)) continue;
+    pen.strokeStyle = pen.fillStyle = style("--faint");
+    pen.lineWidth = ratio;
+    pen.setLineDash([6 * ratio, 4 * ratio]);
+    pen.beginPath();
+    pen.moveTo(box.left, y);
+    pen.lineTo(box.left + box.width, y);
+    pen.stroke();
+    let text = y - 4 * ratio;
+    if (text < box.top + 12 * ratio) text = y + 12 * ratio;
+    while (taken.some((other) => Math.abs(other - text) < 12 * ratio)) text += 13 * ratio;
+    taken.push(text);
+    const words = `${name}: ${format(value)}`, middle = box.left + box.width / 2;
+    pen.setLineDash([]);
+    pen.strokeStyle = style("--paper");
+    pen.lineWidth = 4 * ratio;
+    pen.strokeText(words, middle, text);
+    pen.fillText(words, middle, text);
+  }
+  pen.lineWidth = ratio;
+  for (const [i, run] of runs.entries()) {
+    pen.strokeStyle = pen.fillStyle = runs.length > 1 ? colour(i) : style("--faint");
+    pen.setLineDash([2 * ratio, 3 * ratio]);
+    for (const at of onAxis(run.restarts, i).map(x)) {
+      pen.beginPath();
+      pen.moveTo(at, box.top);
+      pen.lineTo(at, box.top + box.height);
+      pen.stroke();
+    }
+    const bottom = box.top + box.height, size = 5 * ratio;
+    for (const at of onAxis(run.checkpoints, i).map(x)) {
+      pen.beginPath();
+      pen.moveTo(at - size, bottom);
+      pen.lineTo(at + size, bottom);
+      pen.lineTo(at, bottom - 1.6 * size);
+      pen.fill();
+    }
+  }
+  pen.restore();
+}
+
+function showValues(entry, x) {
+  const {lines, values, at} = entry;
+  for (const [i, line] of lines.entries()) {
+    if (x === null) { values[i].textContent = ""; continue; }
+    const k = nearest(line.x, x);
+    const spread = line.high ? ` (${format(line.low[k])} to ${format(line.high[k])})` : "";
+    values[i].textContent = format(line.mean[k]) + spread;
+  }
+  const k = x === null ? 0 : nearest(lines[0].x, x);
+  at.textContent = x === null ? "" : `${AXES[axisChoice.value]}: ${exact(lines[0].x[k])}`;
+}
+
+function makeChart(chart) {
+  const lines = makeLines(chart);
+  const {data, series, bands} = columns(chart, lines);
+  const figure = element("figure");
+  const legend = element("div", "", {class: "legend"});
+  const at = element("div", "", {class: "at"});
+  const frame = element("div", "", {role: "img", "aria-label": chart.title});
+  figure.append(element("h3", chart.title), legend, frame, at);
+  place.append(figure);
+  const entry = {figure, chart, lines, at, values: []};
+  for (const [i, line] of lines.entries()) {
+    const button = element("button", "", {type: "button", "aria-pressed": "true"});
+    const value = element("span", "", {class: "value"});
+    button.append(swatch(line.colour), element("span", line.name), value);
+    button.addEventListener("click", () => {
+      const show = button.getAttribute("aria-pressed") === "false";
+      button.setAttribute("aria-pressed", String(show));
+      series.forEach((one, k) => one.line === i && entry.plot.setSeries(k, {show}));
+    });
+    legend.append(button);
+    entry.values.push(value);
+  }
+  entry.plot = new uPlot({
+    width: Math.max(frame.clientWidth, 200), height: HEIGHT, series, bands,
+    scales: {
+      x: {time: false, range: () => zoom || whole},
+      y: {distr: chart.scale === "log" ? 3 : 1, range: yRange(chart)},
+    },
+    axes: [axisOptions(AXES[axisChoice.value], 34), axisOptions(chart.label, widest)],
+    legend: {show: false},
+    cursor: {
+      // Charts share where the pointer is; zooming is for setZoom alone.
+      sync: {
+        key: "page", setSeries: false, scales: ["x", null],
+        filters: {pub: (type) => type === "mousemove" || type === "mouseleave"},
+      },
+      drag: {x: true, y: false, setScale: false},
+      points: {show: (plot, i) => (series[i].main ? undefined : false)},
+    },
+    hooks: {
+      draw: [(plot) => drawMarks(plot, chart)],
+      setCursor: [(plot) => {
+        const {left} = plot.cursor;
+        showValues(entry, left >= 0 ? plot.posToVal(left, "x") : null);
+      }],
+      setSelect: [(plot) => {
+        const {left, width} = plot.select;
+        if (width < 4) return;
+        setZoom([plot.posToVal(left, "x"), plot.posToVal(left + width, "x")]);
+      }],
+    },
+  }, data, frame);
+  entry.plot.over.addEventListener("dblclick", () => setZoom(null));
+  return entry;
+}
+
+function setZoom(range) {
+  zoom = range;
+  for (const {plot} of drawn) {
+    plot.setSelect({left: 0, width: 0, top: 0, height: 0}, false);
+    plot.setData(plot.data, true);
+  }
+  noteState();
+}
+
+// The state, for whoever reads the page by a program.
+function noteState() {
+  place.dataset.axis = axisChoice.value;
+  place.dataset.smoothing = slider.value;
+  place.dataset.range = JSON.stringify(zoom || whole);
+}
+
+function drawAll() {
+  for (const {plot} of drawn) plot.destroy();
+  place.replaceChildren();
+  const ends = charts.flatMap((chart) =>
+    makeLines(chart).flatMap(({x}) => [x[0], x[x.length - 1]]));
+  whole = [Math.min(0, ...ends), Math.max(...ends)];
+  if (whole[0] === whole[1]) whole = [whole[0], whole[0] + 1];
+  drawn = charts.map(makeChart);
+  document.getElementById("smoothed").textContent = slider.value;
+  noteState();
+}
+
+let waiting = 0;
+function drawSoon() {
+  cancelAnimationFrame(waiting);
+  waiting = requestAnimationFrame(drawAll);
+}
+
+axisChoice.addEventListener("change", () => { zoom = null; drawAll(); });
+slider.addEventListener("input", drawSoon);
+document.getElementById("whole").addEventListener("click", () => setZoom(null));
+matchMedia("(prefers-color-scheme: dark)").addEventListener("change", drawSoon);
+new ResizeObserver(() => {
+  for (const {plot, figure} of drawn) {
+    const width = Math.max(figure.clientWidth, 200);
+    if (width !== plot.width) plot.setSize({width, height: HEIGHT});
+  }
+}).observe(place);
+chooseAxes();
+drawAll();

@@ -1,0 +1,167 @@
+"""Curves of runs as a page draws them: which numbers share a chart, levels, units.
+
+Free of JAX.
+"""
+
+import math
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+
+from dinojax.reporting import alarm, hours, run_files, thinning
+
+SUM = "loss_dino + loss_ibot"
+# Title, label of the y axis with its unit, its scale, names of numbers: whole, or as
+# they begin. A label that ends in (%) is of shares, drawn as 100 times their value.
+CHARTS = (
+  ("DINO + iBOT loss", "loss (nats)", "linear", (SUM,)),
+  ("k-NN top-1 of the teacher", "accuracy (%)", "linear", ("knn_top1*", "linear")),
+  ("Teacher entropy", "entropy (nats)", "linear", ("teacher_entropy",)),
+  ("Loss parts", "loss (nats)", "linear", ("loss_dino", "loss_ibot")),
+  ("KoLeo loss", "loss (nats)", "linear", ("loss_koleo",)),
+  ("Total loss", "loss (nats)", "linear", ("loss",)),
+  ("Gradient norms before clipping", "L2 norm (no unit)", "log", ("grad_norm*",)),
+  (
+    *("Throughput", "images per second", "linear"),
+    ("images_per_second", "step_images_per_second", "input_images_per_second"),
+  ),
+  ("Waiting for data", "share of time (%)", "linear", ("data_wait_share",)),
+  ("Learning rate", "learning rate (no unit)", "linear", ("learning_rate",)),
+  ("Weight decay", "weight decay (no unit)", "linear", ("weight_decay",)),
+  ("Teacher temperature", "temperature (no unit)", "linear", ("teacher_temp",)),
+  ("Teacher momentum", "EMA momentum (no unit)", "linear", ("teacher_momentum",)),
+  ("k-NN top-5 of the teacher", "accuracy (%)", "linear", ("knn_top5*",)),
+)
+MAX_OTHER = 30  # charts of numbers that are not in CHARTS
+MAX_EVENTS = 400  # marks of one kind on the axis
+
+
+def describe(run: run_files.Run) -> dict[str, Any]:
+  """What a page's script knows of a run, as JSON: name, axes and marks."""
+  known = hours.hours_at_work(run)
+  axis = None
+  if known:
+    curve = thinning.thin(*known)
+    axis = {"steps": _rounded(curve.steps), "hours": _rounded(curve.mean)}
+  return {
+    "name": run.label,
+    "batch_size": run.batch_size,
+    "hours": axis,
+    "checkpoints": list(run.checkpoints)[-MAX_EVENTS:],
+    "restarts": hours.restarts(run)[-MAX_EVENTS:],
+  }
+
+
+def charts(runs: Sequence[run_files.Run]) -> list[dict[str, Any]]:
+  """Charts as JSON: of one run with numbers together, of several each number alone."""
+  names = list(dict.fromkeys(name for run in runs for name in _all_series(run)))
+  found, used = [], set()
+  for title, label, scale, patterns in CHARTS:
+    members = [name for name in names if _matches(name, patterns) and name not in used]
+    used |= set(members)
+    groups = [members] if len(runs) == 1 else [[name] for name in members]
+    for group in groups:
+      full = title if len(runs) == 1 or len(members) == 1 else f"{title}: {group[0]}"
+      found += _chart(runs, full, label, scale, group)
+  others = [name for name in names if name not in used]
+  for name in others[:MAX_OTHER]:
+    found += _chart(runs, name, f"{name} (unit not known)", "linear", [name])
+  return found
+
+
+def _matches(name, patterns) -> bool:
+  return any(
+    name == pattern or (pattern.endswith("*") and name.startswith(pattern[:-1]))
+    for pattern in patterns
+  )
+
+
+def _all_series(run) -> dict[str, run_files.Series]:
+  """Its series, and the sum that the alarm judges."""
+  parts = [run.series.get(name) for name in ("loss_dino", "loss_ibot")]
+  if None in parts or len(parts[0].steps) != len(parts[1].steps):
+    return run.series
+  dino, ibot = parts
+  return {SUM: run_files.Series(dino.steps, dino.values + ibot.values, dino.times)} | (
+    run.series
+  )
+
+
+def _chart(runs, title, label, scale, names) -> Iterator[dict[str, Any]]:
+  lines = []
+  for i, run in enumerate(runs):
+    series = _all_series(run)
+    for name in names:
+      if name in series:
+        shown = name if len(runs) == 1 else run.label
+        factor = 100 if label.endswith("(%)") else 1
+        lines.append({"name": shown, "run": i, **_line(series[name], factor)})
+  if lines:
+    yield {
+      "title": title,
+      "label": label,
+      "scale": scale,
+      "lines": lines,
+      "levels": _levels(runs, names),
+    }
+
+
+def _line(series, factor) -> dict[str, Any]:
+  curve = thinning.thin(series.steps, series.values * factor)
+  line = {"steps": _rounded(curve.steps), "mean": _rounded(curve.mean)}
+  if curve.per_point > 1:
+    line |= {"low": _rounded(curve.low), "high": _rounded(curve.high)}
+  return line | {"per_point": curve.per_point}
+
+
+def _rounded(values: np.ndarray) -> list[float]:
+  """Seven digits, more than a screen shows; whole numbers without a point."""
+  return [int(x) if x.is_integer() else x for x in map(_seven, values.tolist())]
+
+
+def _seven(value: float) -> float:
+  return float(f"{value:.7g}")
+
+
+def _levels(runs, names) -> list[dict[str, Any]]:
+  """Lines across a chart, {"name", "value"}; with the run's name where runs differ."""
+  found: dict[str, dict[str, float]] = {}
+  for run in runs:
+    for name, value in _levels_of_one(run, names):
+      found.setdefault(name, {})[run.label] = value
+  levels = []
+  for name, values in found.items():
+    if len(set(values.values())) == 1:
+      levels.append({"name": name, "value": next(iter(values.values()))})
+    else:
+      levels += [
+        {"name": f"{name} ({label})", "value": value} for label, value in values.items()
+      ]
+  return levels
+
+
+def _levels_of_one(run, names) -> Iterator[tuple[str, float]]:
+  if SUM in names and run.nothing_learnt:
+    yield "nothing learnt", run.nothing_learnt
+    yield "collapse", alarm.COLLAPSED * run.nothing_learnt
+  count = run.field("heads.dino.prototypes")
+  if "teacher_entropy" in names and isinstance(count, int) and count > 1:
+    yield "all prototypes alike", math.log(count)
+  if "data_wait_share" in names:
+    yield "starved of data", 100 * alarm.MUCH_WAITING
+  yield from _baselines(run, names)
+
+
+def _baselines(run, names) -> Iterator[tuple[str, float]]:
+  """k-NN of raw pixels and of the untrained network, where they were measured."""
+  event = run.last_event("comparison") or {}
+  results = event.get("results")
+  if not isinstance(results, dict):
+    return
+  for title, accuracy in results.items():
+    if title == "trained teacher" or not isinstance(accuracy, dict):
+      continue
+    for name, value in accuracy.items():
+      if name in names and isinstance(value, float) and math.isfinite(value):
+        yield f"{title}, {name.removeprefix('knn_')}", 100 * value

@@ -1,0 +1,204 @@
+"""Log of a run: metrics, alarms, events, the progress bar, the page.
+
+Process 0 alone writes and prints.
+"""
+
+import contextlib
+import math
+import pathlib
+import signal
+import time
+import types
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jax
+
+from dinojax import errors
+from dinojax.reporting import alarm, console, events, live_page, metrics, throughput
+
+
+def first_non_finite(scalars: dict[str, float]) -> str | None:
+  """Name of the first scalar that is infinite or not a number."""
+  return next((name for name, x in scalars.items() if not math.isfinite(x)), None)
+
+
+class Log:
+  """Log of a run: checks each step's scalars, writes them, warns, moves the bar.
+
+  A context: how it is left is the run's last event, and then its page is written.
+  """
+
+  def __init__(
+    self,
+    workdir: str,
+    *,
+    start_step: int,
+    total_steps: int,
+    log_every: int,
+    batch_size: int,
+    alarm_window: int,
+    nothing_learnt: float,
+    workers: int,
+    loggers: Sequence[str] = ("tensorboard",),
+    config: Mapping[str, Any] | None = None,
+    about: Mapping[str, Any] = types.MappingProxyType({}),
+  ):
+    """Opens the files and the bar.
+
+    Args:
+      workdir: of the run.
+      start_step: completed updates.
+      total_steps: as log_every, batch_size, alarm_window, workers: of the config.
+      log_every: steps between two lines.
+      batch_size: images of a step.
+      alarm_window: steps whose mean loss an alarm judges.
+      nothing_learnt: of `losses.nothing_learnt`.
+      workers: input processes.
+      loggers: config.loggers.
+      config: of the run, for loggers that show it.
+      about: what the event of this start says besides.
+    """
+    self._writer = metrics.Writer(
+      workdir, start_step=start_step, names=loggers, config=config
+    )
+    self._workdir, self._step = pathlib.Path(workdir), start_step
+    first = jax.process_index() == 0
+    self._page = live_page.LivePage(self._workdir) if first else None
+    with metrics.failing_in_one_line(self._workdir):
+      self._events = events.Events(self._workdir) if first else None
+    self._event(
+      "start",
+      step=start_step,
+      total_steps=total_steps,
+      batch_size=batch_size,
+      alarm_window=alarm_window,
+      nothing_learnt=nothing_learnt,
+      **about,
+    )
+    self._progress = console.Progress(total=total_steps, start=start_step)
+    self._alarm = alarm.Alarm(window=alarm_window, nothing_learnt=nothing_learnt)
+    self._timer = throughput.Timer()
+    self._judge = throughput.Judge(workers=workers)
+    self._every, self._batch_size = log_every, batch_size
+    self._pending, self._lap_steps = [], 0
+    self._warm = False  # the first step, and with it the compiler, is done
+
+  def waiting(self):
+    """Context in which time counts as waiting for data."""
+    return self._timer.waiting()
+
+  def step(self, step: int, scalars: dict[str, jax.Array], input_rate: float) -> None:
+    """Takes the scalars of a completed step; they stay on the device until `flush`.
+
+    input_rate: images a second that the input can make, see `prefetch.Batches.rate`.
+    """
+    self._step = step
+    self._pending.append((step, scalars))
+    self._timer.dispatched(scalars)
+    self._input_rate = input_rate
+    if not self._warm:  # compilation says nothing about the next steps
+      jax.block_until_ready(scalars)
+      self._timer.restart()
+      self._warm, self._lap_steps = True, -1
+    # At most one step ahead of the device: each one holds a batch in its memory.
+    jax.block_until_ready([scalars for _, scalars in self._pending[-2:-1]])
+    self._progress.update(1)
+    if step % self._every == 0:
+      self.flush()
+
+  def flush(self) -> None:
+    """Fetches, checks and writes what is pending; waits for the device.
+
+    Raises:
+      UserError: a scalar is not finite; names the first one and its step.
+    """
+    pending, self._pending = jax.device_get(self._pending), []
+    for step, scalars in pending:
+      scalars = {name: float(value) for name, value in scalars.items()}
+      self._lap_steps += 1
+      if name := first_non_finite(scalars):
+        raise errors.UserError(
+          f"step {step}: {name} is {scalars[name]}; stopped before the next save; try a"
+          " lower learning rate, or float32, in a new config.workdir"
+        )
+      if warning := self._alarm.update(
+        step, scalars["loss_dino"] + scalars["loss_ibot"]
+      ):
+        console.say(warning)
+        self._event("alarm", step=step, text=warning)
+      if step % self._every == 0:
+        rates = self._timer.lap(self._lap_steps * self._batch_size)
+        rates["input_images_per_second"] = self._input_rate
+        if self._lap_steps and (verdict := self._judge.update(rates)):
+          console.say(verdict)
+          self._event("input", step=step, text=verdict)
+        self._lap_steps = 0
+        finite = {name: x for name, x in rates.items() if math.isfinite(x)}
+        self._writer.write(step, {**scalars, **finite}, about=_now())
+        self._progress.show({**scalars, **rates})
+
+  def sync(self) -> None:
+    """As `flush`, and returns when all is on disk: before a checkpoint."""
+    self.flush()
+    self._writer.sync()
+
+  def write(self, step: int, scalars: dict[str, float]) -> None:
+    """Writes results of an evaluation, and leaves its time out of the next rates."""
+    self._writer.write(step, scalars, about=_now())
+    self._timer.restart()
+    self._lap_steps = 0
+
+  def saved(self, step: int) -> None:
+    """Notes a checkpoint, and refreshes the run's page."""
+    self._event("checkpoint", step=step)
+    if self._page:
+      self._page.refresh()
+
+  def compared(self, results: Mapping[str, Mapping[str, float]]) -> None:
+    """Notes the evaluation of several networks, by name: see `Evaluation.compare`."""
+    self._event("comparison", step=self._step, results=results)
+
+  def close(self) -> None:
+    """Closes files and bar."""
+    self._progress.close()
+    self._writer.close()
+    if self._events:
+      self._events.close()
+      self._events = None
+
+  def __enter__(self) -> "Log":
+    """Returns itself."""
+    return self
+
+  def __exit__(self, kind, error, trace) -> None:
+    """Notes how the run has ended; closes all, and writes the page."""
+    try:
+      # A disk that is full has ended the run by then.
+      with contextlib.suppress(errors.UserError) if error else contextlib.nullcontext():
+        self._event(**_ending(error), step=self._step)
+    finally:
+      self.close()
+      if self._page:
+        self._page.finish()
+
+  def _event(self, kind: str, **what) -> None:
+    if self._events:
+      with metrics.failing_in_one_line(self._workdir):
+        self._events.write(kind, **what)
+
+
+def _now() -> dict[str, float]:
+  return {"time": round(time.time(), 3)}
+
+
+def _ending(error: BaseException | None) -> dict[str, str]:
+  """The event of a run's end, by the exception that it ends with."""
+  if error is None:
+    return {"kind": "done"}
+  if isinstance(error, KeyboardInterrupt):
+    return {"kind": "interrupted", "signal": "SIGINT"}
+  if isinstance(error, SystemExit) and isinstance(error.code, int) and error.code > 128:
+    return {"kind": "interrupted", "signal": signal.Signals(error.code - 128).name}
+  name = "" if isinstance(error, errors.UserError) else f"{type(error).__name__}: "
+  return {"kind": "failed", "text": f"{name}{error}"}

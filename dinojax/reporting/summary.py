@@ -1,0 +1,183 @@
+"""Summary of a run for its page: verdict, what ran and how fast, events, evaluations.
+
+Free of JAX. A fact that the files do not have is "not known".
+"""
+
+import json
+from collections.abc import Iterator
+
+import numpy as np
+
+from dinojax.reporting import hours, markup, run_files, verdict, wording
+
+MAX_EVENTS = 300  # rows
+RECENT = 50  # logged steps whose rates are averaged
+# What an event says besides step and text.
+TOLD = {
+  "start": "training starts",
+  "checkpoint": "saved",
+  "comparison": "k-NN beside the untrained network and raw pixels",
+  "done": "complete",
+}
+
+
+def describe_verdict(run: run_files.Run, *, now: float) -> markup.Html:
+  """The state of the run in a sentence, and what to do."""
+  judged = verdict.judge(run, now=now)
+  advice = [markup.tag("li", line) for line in judged.advice]
+  return markup.tag(
+    "div",
+    markup.tag("p", judged.sentence),
+    *([markup.tag("ul", *advice)] if advice else []),
+    class_=f"verdict {judged.kind}",
+    id="verdict",
+  )
+
+
+def describe_facts(run: run_files.Run) -> markup.Html:
+  """The facts, in one column or two."""
+  pairs = [
+    markup.tag("div", markup.tag("dt", what), markup.tag("dd", value))
+    for what, value in facts(run)
+  ]
+  return markup.tag("dl", *pairs, class_="facts")
+
+
+def facts(run: run_files.Run) -> Iterator[tuple[str, str]]:
+  """(what, value) of a run, in words."""
+  start = run.last_event("start") or {}
+  step, batch, total = run.step, run.batch_size, run.total_steps
+  of = f" of {total:,.0f}" if total else ""
+  yield "steps", f"{step:,}{of}"
+  images = step * batch if isinstance(batch, int) else None
+  each = f", {batch:,} a step" if images else ""
+  yield "images seen", f"{wording.number(images)}{each}"
+  known = hours.hours_at_work(run)
+  work = float(known[1][-1]) * 3600 if known else None
+  pauses = ", without pauses" if known and hours.restarts(run) else ""
+  yield "time at work", f"{wording.duration(work)}{pauses}"
+  rate = recent(run, "images_per_second")
+  yield "throughput, of late", f"{wording.number(rate, 3)}{' images/s' if rate else ''}"
+  yield "devices waited for data", wording.share(recent(run, "data_wait_share"))
+  best = run.best_knn()
+  if best:
+    name, at, share = best
+    yield "best k-NN top-1", f"{wording.share(share)} at step {at:,} ({name})"
+  else:
+    yield "best k-NN top-1", "not measured"
+  parameters = start.get("parameters")
+  if isinstance(parameters, dict) and parameters:
+    parts = [f"{name} {wording.large(size)}" for name, size in parameters.items()]
+    yield "parameters", wording.listed(parts)
+  else:
+    yield "parameters", wording.NOT_KNOWN
+  yield "devices", _devices(start)
+  yield "data", str(start.get("data", _sources(run)))
+  yield "started", wording.moment((run.last_event("start") or {}).get("time"))
+  yield "restarts", _restarts(run)
+  saved = [f"{step:,}" for step in run.checkpoints]
+  yield "checkpoints there", wording.listed(saved) if saved else "none"
+  if run.damaged:
+    yield "damaged checkpoints", wording.listed(run.damaged)
+  skipped = [event for event in run.events if event["event"] == "skipped"]
+  if skipped:
+    yield "skipped records", f"{len(skipped):,} noted, see events"
+  if run.not_finite:
+    yield (
+      "not drawn",
+      f"values that are not finite, of {wording.listed(run.not_finite)}",
+    )
+
+
+def recent(run: run_files.Run, name: str) -> float | None:
+  """Median of the last logged values of a series; None if there are none."""
+  series = run.series.get(name)
+  return float(np.median(series.values[-RECENT:])) if series else None
+
+
+def _devices(start) -> str:
+  mesh, kind = start.get("mesh"), start.get("device")
+  if not isinstance(mesh, dict) or kind is None:
+    return wording.NOT_KNOWN
+  shape = " x ".join(f"{name} {size}" for name, size in mesh.items())
+  count = start.get("processes", 1)
+  return f"{kind}, mesh {shape}, {count} process{'es' if count != 1 else ''}"
+
+
+def _sources(run) -> str:
+  sources = run.field("data.sources")
+  return (
+    ", ".join(map(str, sources)) if isinstance(sources, list) else wording.NOT_KNOWN
+  )
+
+
+def _restarts(run) -> str:
+  if not run.last_event("start"):
+    return wording.NOT_KNOWN
+  steps = [f"{step:,}" for step in hours.restarts(run)]
+  return f"{len(steps)}, at step {wording.listed(steps[-10:])}" if steps else "none"
+
+
+def describe_events(run: run_files.Run) -> markup.Html:
+  """The events, the newest first."""
+  if not run.events:
+    return markup.tag(
+      "p",
+      "This run has no events.jsonl: restarts, alarms and skipped records are not"
+      " known.",
+      class_="faint",
+    )
+  shown = run.events[: -MAX_EVENTS - 1 : -1]
+  rows = [
+    (
+      wording.moment(event["time"]),
+      f"{event['step']:,}" if isinstance(event.get("step"), int) else "",
+      event["event"],
+      _told(event),
+    )
+    for event in shown
+  ]
+  left = len(run.events) - len(shown)
+  note = (
+    [markup.tag("p", f"{left:,} older events are in events.jsonl.")] if left else []
+  )
+  table = markup.table(rows, head=("time", "step", "event", "what"))
+  return markup.join([table, *note])
+
+
+def _told(event) -> str:
+  text = event.get("text") or event.get("signal") or TOLD.get(event["event"], "")
+  notes = [event.get("extended"), *_strings(event.get("doubts"))]
+  return "; ".join([str(text)[:1000], *(str(note) for note in notes if note)])
+
+
+def _strings(value) -> list[str]:
+  return [str(x) for x in value] if isinstance(value, list) else []
+
+
+def describe_evaluations(run: run_files.Run) -> markup.Html | None:
+  """What evaluate.py has added to the run; None if that is nothing."""
+  if not run.evaluations:
+    return None
+  rows = []
+  for found in run.evaluations[-100:]:
+    fields = {
+      name.removeprefix(run_files.EVALUATION): value
+      for name, value in found.items()
+      if name.startswith(run_files.EVALUATION)
+    }
+    shown = [f"{name} {_value(value)}" for name, value in fields.items()]
+    rows.append((f"{found['step']:,}", "; ".join(shown)[:2000]))
+  return markup.table(rows, head=("step", "results and settings"))
+
+
+def _value(value) -> str:
+  return wording.number(value) if isinstance(value, float) else str(value)
+
+
+def describe_config(run: run_files.Run) -> markup.Html:
+  """The config, closed at first."""
+  if run.config is None:
+    return markup.tag("p", "config.json cannot be read.", class_="faint")
+  text = json.dumps(run.config, indent=2)
+  return markup.tag("details", markup.tag("summary", "Config"), markup.tag("pre", text))

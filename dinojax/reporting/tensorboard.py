@@ -1,0 +1,46 @@
+"""Scalars as TensorBoard events.
+
+A file of its own, to be imported where events are written: tensorboardX imports PyTorch
+where that is installed, which takes longer than all else that a command starts with.
+"""
+
+import pathlib
+import time
+
+from tensorboardX import event_file_writer, summary
+from tensorboardX.proto import event_pb2, summary_pb2
+
+
+class Logger:
+  """Events in a folder, written directly.
+
+  tensorboardX's SummaryWriter has a thread for it, and when that dies on a full disk
+  the run hangs.
+  """
+
+  def __init__(self, folder: pathlib.Path, *, start_step: int | None):
+    """Opens a file; TensorBoard drops what others say of steps after `start_step`."""
+    folder.mkdir(exist_ok=True)
+    self._file = event_file_writer.EventsWriter(
+      str(folder / "events"), f".{start_step}"
+    )
+    if start_step is not None:
+      restart = event_pb2.SessionLog(status=event_pb2.SessionLog.START)
+      self._write(start_step + 1, session_log=restart)
+
+  def write(self, step: int, scalars: dict[str, float]) -> None:
+    """Takes the scalars of a step, to be written by `sync` at the latest."""
+    values = [summary.scalar(name, x).value[0] for name, x in scalars.items()]
+    self._write(step, summary=summary_pb2.Summary(value=values))
+
+  def sync(self) -> None:
+    """Returns when all is on disk, or in the bucket behind a mounted folder."""
+    self._file.flush()
+
+  def close(self) -> None:
+    """Flushes and closes."""
+    self._file.close()
+
+  def _write(self, step: int, **what) -> None:
+    event = event_pb2.Event(step=step, wall_time=time.time(), **what)
+    self._file.write_event(event)

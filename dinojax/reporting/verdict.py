@@ -1,0 +1,177 @@
+"""Verdict on a run: its state in a sentence, and what to do.
+
+Free of JAX. Nothing is judged from numbers that are not there.
+"""
+
+import dataclasses
+
+import numpy as np
+
+from dinojax.reporting import alarm, run_files, wording
+
+DECLINE = 0.8  # of the best k-NN: below, features get worse
+MIN_POINTS = 3  # of a mean loss
+HANG_MINUTES = 30.0  # where the config is not known
+
+
+@dataclasses.dataclass(frozen=True)
+class Verdict:
+  """A state, the sentence that says it, and what to do.
+
+  kind: "good", "watch" or "bad".
+  """
+
+  state: str
+  kind: str
+  sentence: str
+  advice: tuple[str, ...]
+
+
+def judge(run: run_files.Run, *, now: float) -> Verdict:
+  """Judges a run. now: seconds since 1970."""
+  life, life_advice = _life(run, now)
+  health = _health(run)
+  ended = run.last_event("start", "failed", "interrupted", "done")
+  if ended and ended["event"] == "failed":
+    advice = (str(ended.get("text", wording.NOT_KNOWN)), *life_advice)
+    return Verdict("failed", "bad", f"Failed: {life}. {health.sentence}", advice)
+  stopped = life.startswith("stopped")
+  kind = "watch" if stopped and health.kind == "good" else health.kind
+  state = "stopped" if stopped and health.kind == "good" else health.state
+  title = state.capitalize()
+  sentence = f"{title}: {life}. {health.sentence}"
+  return Verdict(state, kind, sentence, (*health.advice, *life_advice))
+
+
+def _life(run, now) -> tuple[str, tuple[str, ...]]:
+  """Whether the run works, or how it has ended; and what to do about that."""
+  total = run.total_steps
+  progress = f"step {run.step:,}" + (f" of {total:,}" if total else "")
+  resume = "the same command resumes from the newest checkpoint"
+  ended = run.last_event("start", "failed", "interrupted", "done")
+  kind = ended["event"] if ended else None
+  if kind == "failed":
+    return f"ended by an error at {progress}", (f"Mend what it names; {resume}.",)
+  if kind == "interrupted":
+    name = ended.get("signal", "a signal")
+    return f"stopped by {name} at {progress}, saved", (f"To go on: {resume}.",)
+  if kind == "done" or (total and run.step >= total):
+    return f"complete, {progress}", ()
+  minutes = run.field("hang_minutes") or HANG_MINUTES
+  silent = now - run.last_sign
+  if silent < 120 * minutes:  # twice as long: the first step may take half an hour more
+    return f"training, {progress}", ()
+  return (
+    f"stopped at {progress}, without a word: last sign of life"
+    f" {wording.duration(silent)} before this page",
+    (f"It was killed, or its machine was lost; {resume}.",),
+  )
+
+
+def _health(run) -> Verdict:
+  """Whether it learns."""
+  judged = _recent_loss(run)
+  level = run.nothing_learnt
+  if judged is None:
+    window = run.alarm_window
+    after = f"; a first judgement takes {window:,} steps" if window else ""
+    return Verdict("too early to say", "watch", f"Too few steps are logged{after}.", ())
+  if level is None:
+    return Verdict(
+      "not judged",
+      "watch",
+      "The level of a student that has learnt nothing is not known, since neither"
+      " events nor config say the number of prototypes.",
+      (),
+    )
+  mean, steps = judged
+  seen = f"The mean DINO + iBOT loss of the last {steps:,} steps is {mean:.3f}"
+  low = alarm.COLLAPSED * level
+  if alarm.is_collapse(mean, level):
+    return Verdict(
+      "collapsing",
+      "bad",
+      f"{seen}, below {low:.3f}: all images may share one prototype.",
+      (
+        "Look at teacher_entropy and loss_koleo below, and stop the run if they do not"
+        " recover.",
+        "Start again with a lower learning rate, a higher teacher_temp, or"
+        " config.losses.targets='sinkhorn'.",
+      ),
+    )
+  if alarm.is_nothing_learnt(mean, level):
+    warmup = run.field("schedules.learning_rate.warmup_steps")
+    warming = isinstance(warmup, int) and run.step < 2 * warmup
+    return Verdict(
+      "nothing learnt yet",
+      "watch" if warming else "bad",
+      f"{seen}, that of a student whose predictions are uniform ({level:.3f}).",
+      (
+        f"Wait: the learning rate rises until step {warmup:,}."
+        if warming
+        else "Try a higher learning rate, or a lower teacher_temp; teacher_entropy at"
+        " ln K means targets that say nothing.",
+      ),
+    )
+  if (declined := _decline(run)) is not None:
+    return declined
+  wait = _recent(run, "data_wait_share", steps)
+  if wait is not None and float(np.median(wait)) > alarm.MUCH_WAITING:
+    found = run.last_event("input")
+    text = str(found["text"]) if found and "text" in found else None
+    return Verdict(
+      "starved of data",
+      "watch",
+      f"It learns, but devices wait for images {np.median(wait):.0%} of the time."
+      f" {seen}.",
+      (
+        text
+        or "More config.workers, smaller stored images, or fewer crops let the input"
+        " keep up.",
+      ),
+    )
+  return Verdict(
+    "healthy",
+    "good",
+    f"{seen}, between collapse (below {low:.3f}) and nothing learnt ({level:.3f}).",
+    (),
+  )
+
+
+def _recent_loss(run) -> tuple[float, int] | None:
+  """(mean DINO + iBOT loss, over how many steps) of the alarm's window, or None."""
+  parts = [run.series.get(name) for name in ("loss_dino", "loss_ibot")]
+  if None in parts or not run.alarm_window:
+    return None
+  steps = int(parts[0].steps[-1])
+  window = min(run.alarm_window, steps)
+  dino, ibot = (_recent(run, name, window) for name in ("loss_dino", "loss_ibot"))
+  if window < run.alarm_window or len(dino) < MIN_POINTS or len(ibot) < MIN_POINTS:
+    return None
+  return float(dino.mean() + ibot.mean()), window
+
+
+def _recent(run, name, steps) -> np.ndarray | None:
+  series = run.series.get(name)
+  if series is None:
+    return None
+  return series.values[series.steps > series.steps[-1] - steps]
+
+
+def _decline(run) -> Verdict | None:
+  best = run.best_knn()
+  if best is None:
+    return None
+  name, step, share = best
+  last = run.value(name)
+  if last >= DECLINE * share:
+    return None
+  return Verdict(
+    "getting worse",
+    "bad",
+    f"k-NN top-1 fell from {share:.1%} at step {step:,} to {last:.1%}.",
+    (
+      f"Use the checkpoint of step {step:,}, if config.checkpoint.keep_best kept it;"
+      " for the next run, try a lower learning rate, or fewer steps.",
+    ),
+  )
