@@ -57,7 +57,7 @@ setuptools.setup(
     ],
     "tensorboard": ["tensorboard>=2.17"],
     "wandb": ["wandb>=0.19"],
-    "mlflow": ["mlflow-skinny>=3.0", "sqlalchemy>=2"],
+    "mlflow": ["mlflow-skinny>=3.0", "sqlalchemy>=2", "alembic>=1.13"],
     "onnx": ["jax2onnx>=0.13,<0.14"],  # later ones ask for an older Orbax
     "torch": ["torch>=2.6"],  # reads and writes .pth
     "ingest": [
@@ -71,12 +71,14 @@ setuptools.setup(
     "parquet": ["pyarrow>=17"],  # images in Parquet
     "umap": ["umap-learn>=0.5.7"],  # another map of images
     "test": [
+      "alembic>=1.13",  # of mlflow
       "apache-beam>=2.70",
       "faiss-cpu>=1.9",
       "jax2onnx>=0.13,<0.14",
       "jax[tpu]>=0.10,<0.12",  # plan_test.py compiles for TPUs that are not there
       "kubernetes>=31",
       "kubernetes-validate>=1.31",  # schemas of Kubernetes' objects
+      "mlflow-skinny>=3.0",
       "onnxruntime>=1.20",
       "pandas>=2.2",  # pandas and polars read what embed_test.py writes
       "polars>=1.20",
@@ -88,7 +90,9 @@ setuptools.setup(
       "ruff>=0.12",
       "selenium>=4.25",  # drives Chromium
       "torch==2.13.0",
+      "sqlalchemy>=2",  # of mlflow
       "transformers>=5.0,<6",
+      "wandb>=0.19",
       "xmanager>=0.8.5,<0.9",
       "zarr>=3.1",
     ],

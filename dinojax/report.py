@@ -13,7 +13,7 @@ import pathlib
 
 from absl import flags
 
-from dinojax import durable, errors, losses
+from dinojax import durable, errors
 from dinojax.commands import cli
 from dinojax.reporting import run_files, run_page
 
@@ -33,6 +33,8 @@ def read_run(workdir: str) -> run_files.Run:
   counts = [count for count in (dino, ibot) if isinstance(count, int) and count > 1]
   if run.nothing_learnt is not None or len(counts) != 2:
     return run
+  from dinojax import losses  # here, since it imports JAX, which takes a second
+
   level = losses.nothing_learnt(dino_prototypes=dino, ibot_prototypes=ibot)
   return dataclasses.replace(run, nothing_learnt=level)
 

@@ -15,6 +15,7 @@ const AXES = {
 const FEW = 12; // points of a curve that are drawn as dots, too
 let whole = [0, 1]; // range of the x axis over all curves
 let zoom = null; // the part of it that is shown; null: the whole
+const hidden = new Set(); // names of curves, with their charts
 let drawn = []; // {plot, figure, chart, lines} of each chart
 
 const style = (name) =>
@@ -255,11 +256,14 @@ function makeChart(chart) {
   place.append(figure);
   const entry = {figure, chart, lines, at, values: []};
   for (const [i, line] of lines.entries()) {
-    const button = element("button", "", {type: "button", "aria-pressed": "true"});
+    const key = JSON.stringify([chart.title, line.name]);
+    const pressed = String(!hidden.has(key));
+    const button = element("button", "", {type: "button", "aria-pressed": pressed});
     const value = element("span", "", {class: "value"});
     button.append(swatch(line.colour), element("span", line.name), value);
+    for (const one of series) if (one.line === i) one.show = !hidden.has(key);
     button.addEventListener("click", () => {
-      const show = button.getAttribute("aria-pressed") === "false";
+      const show = hidden.delete(key) || !hidden.add(key);
       button.setAttribute("aria-pressed", String(show));
       series.forEach((one, k) => one.line === i && entry.plot.setSeries(k, {show}));
     });

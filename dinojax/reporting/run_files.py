@@ -200,7 +200,7 @@ def _read_metrics(path):
   evaluations, not_finite, logged = [], {}, 0
   for line in _lines(path):
     step, time = line.pop("step", None), line.pop("time", math.nan)
-    if not isinstance(step, int) or not 0 <= step < MAX_STEP:
+    if type(step) is not int or not 0 <= step < MAX_STEP:  # bool is none
       continue
     if any(name.startswith(EVALUATION) for name in line):
       evaluations.append({"step": step, **line})

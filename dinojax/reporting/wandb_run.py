@@ -4,7 +4,9 @@ WANDB_PROJECT, WANDB_MODE=offline and its other variables hold as everywhere. Fi
 to WORKDIR/wandb; a run that resumes is the same run there, by WORKDIR/wandb_id.
 """
 
+import os
 import pathlib
+import uuid
 
 import wandb
 
@@ -19,14 +21,15 @@ class Logger:
     path = workdir / "wandb_id"
     if not path.exists():
       with durable.atomic_write(path, out=path) as file:
-        file.write(wandb.util.generate_id().encode())
+        file.write(uuid.uuid4().hex.encode())
     self._run = wandb.init(
-      project=wandb.env.get_project() or "dinojax",
+      project=os.environ.get("WANDB_PROJECT") or "dinojax",
       name=workdir.resolve().name,
       id=path.read_text(),
       resume="allow",
       dir=workdir,
       config=config,
+      settings=wandb.Settings(console="off"),  # the progress bar stays its own
     )
     # Steps of its own only rise, and a run that resumes repeats some.
     self._run.define_metric("step")

@@ -1,0 +1,167 @@
+"""The page of a run holds what its files say, escaped, and stays small."""
+
+import json
+import math
+import re
+import time
+
+import pytest
+import recorded
+
+from dinojax.reporting import charts, comparison, curves, run_files, run_page, wording
+
+HOSTILE = "<img src=x onerror=alert(1)>"
+
+
+def read(folder, lines=None, **what):
+  lines = (
+    [recorded.numbers(step) for step in range(10, 501, 10)]
+    if lines is None
+    else (lines)
+  )
+  what = {"settings": {}, "events": [recorded.started()], **what}
+  return run_files.read(recorded.write(folder, lines, **what))
+
+
+def render(*runs):
+  return run_page.render(runs, now=recorded.START + 600)
+
+
+def rows(page):
+  """What the summary of a run says."""
+  found = re.findall(r"<dt>(.*?)</dt><dd>(.*?)</dd>", page)
+  return dict(found)
+
+
+def test_the_summary_says_what_ran_on_what_and_how_fast(tmp_path):
+  run = read(tmp_path, checkpoints=(250, 500))
+  said = rows(render(run))
+  assert said["steps"] == "500 of 1,000"
+  assert said["images seen"] == "32,000, 64 a step"
+  assert said["time at work"] == "8 min"
+  assert said["throughput, of late"] == "64 images/s"
+  assert said["devices waited for data"] == "1.0%"
+  assert said["parameters"] == "backbone 1.23 M and dino_head 10,000"
+  assert said["devices"] == "TPU v5e, mesh data 2 x fsdp 4, 2 processes"
+  assert said["checkpoints there"] == "250 and 500"
+  assert said["restarts"] == "none"
+
+
+def test_what_an_old_run_did_not_log_is_not_known(tmp_path):
+  lines = [{"step": 10, "loss_dino": 1.0, "loss_ibot": 1.0, "loss": 2.0}]
+  page = render(read(tmp_path, lines, events=[], settings=None))
+  said = rows(page)
+  for name in ("images seen", "time at work", "throughput, of late", "devices"):
+    assert said[name] == wording.NOT_KNOWN
+  assert said["restarts"] == said["parameters"] == wording.NOT_KNOWN
+  assert said["best k-NN top-1"] == "not measured"
+  assert "nan" not in re.sub("<script.*?</script>", "", page, flags=re.DOTALL).lower()
+
+
+@pytest.mark.parametrize("lines", [[], [{"step": 1, "knn_top1_k10": 0.5}]])
+def test_a_run_that_has_hardly_begun_has_a_page(tmp_path, lines):
+  assert "Too early to say" in render(read(tmp_path, lines))
+
+
+def test_every_logged_number_has_its_curve_and_levels_are_drawn(tmp_path):
+  lines = [recorded.numbers(step, new_number=0.5) for step in (10, 20)]
+  lines.append({"step": 20, "knn_top1_k10": 0.25})
+  results = {
+    "trained teacher": {"knn_top1_k10": 0.25},
+    "raw pixels": {"knn_top1_k10": 0.125},
+  }
+  events = [recorded.started(), recorded.event("comparison", 20, results=results)]
+  found = curves.charts([read(tmp_path, lines, events=events)])
+  names = [line["name"] for chart in found for line in chart["lines"]]
+  logged = set().union(*lines) - {"step", "time"}
+  assert sorted(names) == sorted({*logged, curves.SUM})
+  by_title = {chart["title"]: chart for chart in found}
+  level = recorded.NOTHING_LEARNT
+  assert by_title["DINO + iBOT loss"]["levels"] == [
+    {"name": "nothing learnt", "value": level},
+    {"name": "collapse", "value": 0.02 * level},
+  ]
+  knn = by_title["k-NN top-1 of the teacher"]
+  assert knn["lines"][0]["mean"] == [25]
+  assert knn["levels"] == [{"name": "raw pixels, top1_k10", "value": 12.5}]
+  (entropy,) = by_title["Teacher entropy"]["levels"]
+  assert entropy["value"] == math.log(recorded.K)
+  for chart in found:
+    assert re.search(r"\(.+\)$|images per second", chart["label"])  # its unit
+
+
+def test_runs_over_each_other_have_a_chart_for_each_number(tmp_path):
+  runs = [read(tmp_path / name / "run") for name in "ab"]
+  labels = comparison.names(runs)
+  assert labels == ["a/run", "b/run"]
+  page = render(*runs)
+  content = re.search(r'id="curves">(.*?)</script>', page)
+  if charts.library():
+    found = json.loads(content[1])
+    assert [run["name"] for run in found["runs"]] == labels
+    for chart in found["charts"]:
+      assert [line["name"] for line in chart["lines"]] == labels
+      assert [line["run"] for line in chart["lines"]] == [0, 1]
+
+
+def test_a_comparison_names_each_field_that_differs_and_no_other(tmp_path):
+  one = recorded.config()
+  two = recorded.config(total_steps=2_000, extra={"new": True})
+  assert comparison.differences([one, two, one]) == [
+    ("total_steps", ["1000", "2000", "1000"]),
+    ("extra.new", [comparison.MISSING, "true", comparison.MISSING]),
+  ]
+  assert comparison.differences([one, one]) == []
+  assert len(comparison.differences([one, None])) == 9  # all of them
+
+
+def test_levels_of_runs_that_differ_have_their_names(tmp_path):
+  runs = [
+    read(tmp_path / "a"),
+    read(tmp_path / "b", events=[recorded.started(nothing_learnt=5.0)]),
+  ]
+  levels = curves.charts(runs)[0]["levels"]
+  assert {"name": "nothing learnt (b)", "value": 5.0} in levels
+  assert {"name": "collapse (a)", "value": 0.02 * recorded.NOTHING_LEARNT} in levels
+
+
+def test_text_of_files_and_configs_stays_text(tmp_path):
+  lines = [recorded.numbers(step, **{HOSTILE: 1.0}) for step in range(10, 501, 10)]
+  lines.append({"step": 500, "eval_top1": 0.5, f"eval_{HOSTILE}": HOSTILE})
+  events = [
+    recorded.started(device=HOSTILE, data=HOSTILE, parameters={HOSTILE: 1}),
+    recorded.event("skipped", 20, text=HOSTILE),
+    recorded.event("input", 20, text=HOSTILE),
+    recorded.event(HOSTILE, 30),
+    recorded.event("failed", 500, text=HOSTILE),
+  ]
+  folders = [tmp_path / f"{i}" / HOSTILE.replace("/", "") for i in range(2)]
+  settings = {HOSTILE: HOSTILE, "data": {"sources": [HOSTILE], HOSTILE: {HOSTILE: 1}}}
+  first = read(folders[0], lines, events=events, settings=settings)
+  second = read(folders[1], lines, events=events)
+  for page in (render(first), render(first, second)):
+    assert HOSTILE in page.replace("&lt;", "<").replace("&gt;", ">")
+    assert "<img" not in page
+
+
+def test_a_hundred_thousand_logged_steps_make_a_small_page_in_seconds(tmp_path):
+  run = run_files.read(recorded.write_long(tmp_path, 100_000))
+  assert run.logged == 100_000
+  start = time.perf_counter()
+  one, two = render(run), render(run, run)
+  assert time.perf_counter() - start < 20  # a second each, where nothing else runs
+  assert max(len(one), len(two)) < 5_000_000
+  if charts.library():
+    assert "the mean of up to 67 logged steps" in one
+
+
+def test_wording_of_numbers():
+  assert wording.number(1_234_567) == "1,234,567"
+  assert wording.number(0.0123456) == "0.01235"
+  assert wording.number(None) == wording.number(math.nan) == wording.NOT_KNOWN
+  assert wording.large(1_234_567_890) == "1.23 B"
+  assert wording.duration(90) == "90 s"
+  assert wording.duration(7_500) == "2 h 5 min"
+  assert wording.duration(273_600) == "3 d 4 h"
+  assert wording.moment(0.0) == wording.NOT_KNOWN
+  assert wording.listed(["a", "b", "c"]) == "a, b and c"
