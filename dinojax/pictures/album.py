@@ -20,6 +20,7 @@ from dinojax.reporting import components, sections, similarity
 
 QUERIES, NEIGHBOURS = 8, 7  # rows of the gallery, and images beside each query
 PROTOTYPES, TAKEN = 8, 8  # prototypes shown, and what each takes
+MOST_CLASSES = 1_000  # that have numbers alone; larger ones identify something else
 CELL = 112  # pixels of a side of the gallery's images, unless theirs are smaller
 
 
@@ -66,6 +67,14 @@ class Many:
   thumbs: np.ndarray
   labels: np.ndarray
   names: list[str]
+
+  @property
+  def classes(self) -> tuple[str, ...]:
+    """Names of the classes by label; numbers of few, () of none or of many."""
+    if self.source.class_names:
+      return self.source.class_names
+    highest = int(self.labels.max(initial=-1))
+    return tuple(map(str, range(highest + 1))) if highest < MOST_CLASSES else ()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -170,13 +179,17 @@ def _patches(teacher: Teacher, chosen: samples.Chosen, reading: dict) -> Patches
       samples.short_name(chosen, i) for i in batch["index"][valid].tolist()
     ]
   if not found["names"]:
-    raise errors.UserError(
-      f"{chosen.where}: none of {len(chosen)} images is readable; the warnings before"
-      " say why"
-    )
+    raise _unreadable(chosen)
   joined = {k: np.concatenate(x) for k, x in found.items() if k != "names"}
   components.check_finite(joined["tokens"], f"{chosen.where}: patch tokens of images")
   return Patches(grid=grid, names=found["names"], **joined)
+
+
+def _unreadable(chosen: samples.Chosen) -> errors.UserError:
+  return errors.UserError(
+    f"{chosen.where}: none of {len(chosen)} images is readable; the warnings before say"
+    " why"
+  )
 
 
 def _many(
@@ -199,6 +212,8 @@ def _many(
       for image in batch["image"][valid]
     ]
     progress()
+  if not found["thumbs"]:
+    raise _unreadable(chosen)
   thumbs = np.stack(found.pop("thumbs"))
   joined = {name: np.concatenate(parts) for name, parts in found.items()}
   components.check_finite(joined["features"], f"{chosen.where}: image features")

@@ -50,9 +50,7 @@ def all_sections(shown: album.Album, views: dict[str, np.ndarray]) -> list[dict]
   if views:
     many = shown.many
     found.append(
-      sections.map_section(
-        views, many.thumbs, many.labels, many.names, many.source.class_names
-      )
+      sections.map_section(views, many.thumbs, many.labels, many.names, many.classes)
     )
   return found
 
@@ -136,7 +134,7 @@ def gallery_table(shown: album.Album) -> Table:
   """Query images and their nearest neighbours among the others, right and wrong."""
   many = shown.many
   found, cosines = shown.neighbours
-  classes = many.source.class_names
+  classes = many.classes
 
   def label(number):
     value = int(many.labels[number])

@@ -18,9 +18,7 @@ def sheets(shown: album.Album, views: dict[str, np.ndarray]) -> dict[str, np.nda
   found = {x.name: tables.sheet(x) for x in exhibits.all_tables(shown)}
   many = shown.many
   for name, points in views.items():
-    found[f"map_{name.lower()}"] = planes.drawn(
-      points, many.labels, many.source.class_names
-    )
+    found[f"map_{name.lower()}"] = planes.drawn(points, many.labels, many.classes)
   return found
 
 
