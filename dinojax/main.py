@@ -24,6 +24,7 @@ from dinojax import (
 from dinojax.commands import cli
 from dinojax.data import feed, mixture
 from dinojax.evals import knn
+from dinojax.pictures import training
 from dinojax.reporting import console, loggers, run_log
 from dinojax.runtime import (
   compiled,
@@ -72,6 +73,9 @@ def train(config) -> None:
     )
     folder.write_config()
     log = stack.enter_context(open_log(config, start, about))
+    pictures = training.Recorder(
+      config, data, nets=run.nets, mesh=mesh, progress=watch.progress
+    )
 
     accuracy = None
     if start < end:
@@ -87,6 +91,7 @@ def train(config) -> None:
         state, scalars = train_step(state, batch, step_key)
         log.step(step, scalars, batches.images_per_second())
         watch.step_done()
+        pictures.write(step, state.teacher, log)
 
       last, ending, accuracy = step == end, stop.ends(step), None
       failure = None

@@ -13,11 +13,12 @@ _CROP = "size area aspect geometry flip_prob jitter grey_prob blur solarize_prob
 _HEAD = "hidden bottleneck prototypes"
 FIELDS = {
   "config": "workdir mesh remat unroll attention compiler_options compilation_cache"
-  " accumulation workers log_every loggers hang_minutes checkpoint extend seed"
+  " accumulation workers log_every loggers pictures hang_minutes checkpoint extend seed"
   " group_size init backbone heads losses masking total_steps schedules optimizer data"
   " augment knn alarm_window",
   "config.compiler_options": "cpu gpu tpu",
   "config.mesh": "data fsdp",
+  "config.pictures": "every",
   "config.checkpoint": "every keep_last keep_best",
   "config.init": "backbone",
   "config.backbone": "patch_size pos_grid width depth heads ffn registers pool"
@@ -62,6 +63,7 @@ AT_LEAST = {
   "config.accumulation": 1,
   "config.workers": 0,
   "config.log_every": 1,
+  "config.pictures.every": 0,
   "config.hang_minutes": 0.0,
   "config.checkpoint.every": 1,
   "config.checkpoint.keep_last": 1,
@@ -223,6 +225,11 @@ def _check_ranges(config):
       f"config.optimizer.freeze_prototypes_steps={frozen} must be below"
       f" config.total_steps={config.total_steps}, or prototypes never learn; try"
       f" {config.total_steps // 100}"
+    )
+  if config.pictures.every and "tensorboard" not in config.loggers:
+    raise errors.UserError(
+      f"config.pictures.every={config.pictures.every} needs the logger tensorboard, and"
+      f" config.loggers={tuple(config.loggers)}; add it, or set config.pictures.every=0"
     )
   every = config.checkpoint.every
   if config.knn.every % every:

@@ -48,6 +48,9 @@ def get_config():
   config.log_every = 50
   # Beside metrics.jsonl: "tensorboard", and "wandb" and "mlflow", extras of setup.py.
   config.loggers = ("tensorboard",)
+  # Pictures of the teacher in TensorBoard every so many steps; 0: none. They take some
+  # MB each time, and about as long as features of 1,000 images.
+  config.pictures = dict(every=0)
   # Without progress for so long, a run shows where it hangs and ends with status 75, to
   # be restarted. The first step may take half an hour more. 0: it waits for ever.
   config.hang_minutes = 30.0

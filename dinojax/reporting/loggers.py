@@ -1,7 +1,8 @@
 """Loggers of a run beside metrics.jsonl, by config.loggers.
 
 "tensorboard" writes events; "wandb" (Weights & Biases) and "mlflow" are of services.
-A logger has write(step, scalars), sync() and close(). A service that fails does not
+A logger has write(step, scalars), write_images(step, images), which services leave out,
+sync() and close(). A service that fails does not
 end a run: it is left out with a warning, and metrics.jsonl has all.
 """
 
@@ -9,6 +10,8 @@ import importlib.util
 import pathlib
 from collections.abc import Sequence
 from typing import Any
+
+import numpy as np
 
 from dinojax import errors
 from dinojax.reporting import console
@@ -68,6 +71,9 @@ class _Service:
     """Sends the scalars of a step."""
     if self._logger:
       self._call(lambda: self._logger.write(step, scalars))
+
+  def write_images(self, step: int, images: dict[str, np.ndarray]) -> None:
+    """Does nothing: pictures are TensorBoard's."""
 
   def sync(self) -> None:
     """Does nothing: services send when they can."""

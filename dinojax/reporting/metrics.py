@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
+import numpy as np
 
 from dinojax import errors
 from dinojax.reporting import loggers
@@ -80,6 +81,14 @@ class Writer:
         logger.write(step, scalars)
     if time.monotonic() - self._synced > SECONDS_BETWEEN_SYNCS:
       self.sync()
+
+  def write_images(self, step: int, images: dict[str, np.ndarray]) -> None:
+    """Writes images, uint8 [H, W, 3] by name, to loggers; otherwise as `write`."""
+    if self._file is None:
+      return
+    with self._failing_in_one_line():
+      for logger in self._loggers:
+        logger.write_images(step, images)
 
   def sync(self) -> None:
     """Returns when all is on disk, or in the bucket; UserError if it fails."""

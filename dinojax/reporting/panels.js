@@ -115,6 +115,7 @@ const openMap = async (root, data) => {
   const hover = root.querySelector(".pictures-hover");
   const thumb = hover.querySelector("canvas").getContext("2d");
   const output = hover.querySelector("output");
+  const mark = root.querySelector(".pictures-mark");
   const sprite = await load(data.sprite);
   const count = data.labels.length;
   const margin = 12;
@@ -163,11 +164,6 @@ const openMap = async (root, data) => {
       if (wanted !== colour) pen.fillStyle = colour = wanted;
       pen.fillRect(xs[i] - dot / 2, ys[i] - dot / 2, dot, dot);
     }
-    if (current >= 0) {
-      pen.lineWidth = 2;
-      pen.strokeStyle = style.getPropertyValue("--pictures-ink");
-      pen.strokeRect(xs[current] - dot, ys[current] - dot, 2 * dot, 2 * dot);
-    }
   };
 
   const redraw = () => {
@@ -179,8 +175,10 @@ const openMap = async (root, data) => {
   const show = (i) => {
     if (i === current) return;
     current = i;
-    hover.hidden = i < 0;
+    hover.hidden = mark.hidden = i < 0;
     if (i >= 0) {
+      mark.style.left = `${xs[i] - 7}px`;
+      mark.style.top = `${ys[i] - 7}px`;
       const side = data.side;
       thumb.imageSmoothingEnabled = side >= 64;
       thumb.drawImage(
@@ -202,7 +200,6 @@ const openMap = async (root, data) => {
       hover.style.top = `${Math.max(Math.min(ys[i] - 70, size - 190), 0)}px`;
       root.dataset.current = String(i);
     }
-    redraw();
   };
 
   const nearest = (x, y) => {

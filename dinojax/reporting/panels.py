@@ -154,6 +154,7 @@ def _map(section: dict) -> str:
     '<div class="pictures-plane"><canvas tabindex="0" role="application"'
     ' aria-label="Map of the images. Arrow keys move from image to image, plus and'
     ' minus zoom, 0 shows all."></canvas>'
+    '<div class="pictures-mark" hidden></div>'
     '<div class="pictures-hover" hidden><canvas width="128" height="128"></canvas>'
     '<output aria-live="polite"></output></div></div>'
     f'<div class="pictures-legend"></div>{_data(data)}</div>'

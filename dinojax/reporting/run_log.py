@@ -13,6 +13,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
+import numpy as np
 
 from dinojax import errors
 from dinojax.reporting import alarm, console, events, live_page, metrics, throughput
@@ -146,6 +147,12 @@ class Log:
   def write(self, step: int, scalars: dict[str, float]) -> None:
     """Writes results of an evaluation, and leaves its time out of the next rates."""
     self._writer.write(step, scalars, about=_now())
+    self._timer.restart()
+    self._lap_steps = 0
+
+  def write_images(self, step: int, images: Mapping[str, np.ndarray]) -> None:
+    """Writes images by name, and leaves their time out of the next rates."""
+    self._writer.write_images(step, images)
     self._timer.restart()
     self._lap_steps = 0
 

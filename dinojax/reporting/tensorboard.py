@@ -1,4 +1,4 @@
-"""Scalars as TensorBoard events.
+"""Scalars and images as TensorBoard events.
 
 A file of its own, to be imported where events are written: tensorboardX imports PyTorch
 where that is installed, which takes longer than all else that a command starts with.
@@ -7,8 +7,11 @@ where that is installed, which takes longer than all else that a command starts 
 import pathlib
 import time
 
+import numpy as np
 from tensorboardX import event_file_writer, summary
 from tensorboardX.proto import event_pb2, summary_pb2
+
+from dinojax.reporting import drawing
 
 
 class Logger:
@@ -31,6 +34,22 @@ class Logger:
   def write(self, step: int, scalars: dict[str, float]) -> None:
     """Takes the scalars of a step, to be written by `sync` at the latest."""
     values = [summary.scalar(name, x).value[0] for name, x in scalars.items()]
+    self._write(step, summary=summary_pb2.Summary(value=values))
+
+  def write_images(self, step: int, images: dict[str, np.ndarray]) -> None:
+    """Takes images of a step, uint8 [H, W, 3] by name."""
+    values = [
+      summary_pb2.Summary.Value(
+        tag=name,
+        image=summary_pb2.Summary.Image(
+          height=image.shape[0],
+          width=image.shape[1],
+          colorspace=3,  # RGB
+          encoded_image_string=drawing.encode(image, "png"),
+        ),
+      )
+      for name, image in images.items()
+    ]
     self._write(step, summary=summary_pb2.Summary(value=values))
 
   def sync(self) -> None:

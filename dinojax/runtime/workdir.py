@@ -26,6 +26,7 @@ FREE_FIELDS = (
     "workers",
     "log_every",
     "loggers",
+    "pictures",
     "checkpoint",
     "hang_minutes",
   ),
