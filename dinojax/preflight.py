@@ -226,11 +226,6 @@ def _check_ranges(config):
       f" config.total_steps={config.total_steps}, or prototypes never learn; try"
       f" {config.total_steps // 100}"
     )
-  if config.pictures.every and "tensorboard" not in config.loggers:
-    raise errors.UserError(
-      f"config.pictures.every={config.pictures.every} needs the logger tensorboard, and"
-      f" config.loggers={tuple(config.loggers)}; add it, or set config.pictures.every=0"
-    )
   every = config.checkpoint.every
   if config.knn.every % every:
     raise errors.UserError(

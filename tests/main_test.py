@@ -216,6 +216,16 @@ def test_a_run_goes_on_on_other_processes_after_sigterm_and_sigkill_of_one(tmp_p
     assert b["loss"] == pytest.approx(a["loss"], rel=1e-6 if a["step"] < 3 else 1e-4)
 
 
+def test_two_processes_draw_pictures_together(tmp_path):
+  pair = start_pair(tmp_path, "total_steps=3", "pictures.every=3")
+  outputs = [finish(process) for process in pair]
+  assert "no pictures" not in outputs[0]
+  (path,) = (tmp_path / "tensorboard").iterdir()
+  written = path.read_bytes()
+  for name in ("crops", "components", "neighbours", "map_pca", "prototypes_patches"):
+    assert f"pictures/{name}".encode() in written
+
+
 def test_a_mistake_on_one_process_ends_all_in_one_line(tmp_path):
   pair = start_pair(tmp_path, own=((), ("data.batch_size=15",)))
   for process, told in zip(pair, ("process 1 of 2 ended: ", ""), strict=True):

@@ -13,7 +13,7 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from dinojax import dino
+from dinojax import dino, errors
 from dinojax.data import bad_records, mixture, sources
 from dinojax.pictures import album, crops, exhibits, files, prototypes
 from dinojax.reporting import console, run_log
@@ -42,7 +42,16 @@ class Recorder:
       nets: its modules.
       mesh: its mesh, which is in context when it writes.
       progress: called now and then.
+
+    Raises:
+      UserError: pictures are wanted and TensorBoard is not.
     """
+    if config.pictures.every and "tensorboard" not in config.loggers:
+      raise errors.UserError(
+        f"config.pictures.every={config.pictures.every} needs tensorboard among"
+        f" config.loggers={tuple(config.loggers)}; add it, or set"
+        " config.pictures.every=0"
+      )
     self._config, self._data, self._nets, self._mesh = config, data, nets, mesh
     self._progress = progress
 

@@ -164,3 +164,10 @@ def test_check_same_run_names_every_difference_and_forgives_the_free_fields():
   ):
     assert part in message
   assert "\n" not in message
+
+
+def test_a_run_resumes_whose_config_had_no_fields_of_loggers_and_pictures():
+  config = vitg14.get_config().to_dict()
+  before = {k: v for k, v in config.items() if k not in ("loggers", "pictures")}
+  record = {"step": 10, "data_fingerprint": ["f"], "config": before}
+  check(json.loads(json.dumps(record)), config, ["f"], workdir.FREE_FIELDS)
