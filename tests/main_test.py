@@ -187,13 +187,17 @@ def wait_for_step(step, workdir, process):
 def test_a_run_goes_on_on_other_processes_after_sigterm_and_sigkill_of_one(tmp_path):
   settings = ("total_steps=20", "checkpoint.keep_last=9")
   straight, moved = tmp_path / "straight", tmp_path / "moved"
-  pair = start_pair(moved, *settings, "checkpoint.every=100")
+  pair = start_pair(moved, *settings, "checkpoint.every=100", "pictures.every=2")
   wait_for_step(2, moved, pair[0])
   pair[1].send_signal(signal.SIGTERM)
   outputs = [finish(process, code=128 + signal.SIGTERM) for process in pair]
   saved = int(re.search(r"interrupted; step (\d+) is saved in", outputs[0])[1])
   assert os.listdir(moved / "checkpoints") == [str(saved)]
   assert "dinojax: process 1 of 2, by --coordinator" in outputs[1]
+  assert "no pictures" not in outputs[0]
+  (path,) = (moved / "tensorboard").iterdir()
+  for name in ("crops", "components", "neighbours", "map_pca", "prototypes_patches"):
+    assert f"pictures/{name}".encode() in path.read_bytes()
 
   pair = start_pair(moved, *settings)
   wait_for_step(saved + 3, moved, pair[0])
@@ -214,16 +218,6 @@ def test_a_run_goes_on_on_other_processes_after_sigterm_and_sigkill_of_one(tmp_p
   for a, b in zip(one, many, strict=True):
     # Sums across processes are added up in another order than within one.
     assert b["loss"] == pytest.approx(a["loss"], rel=1e-6 if a["step"] < 3 else 1e-4)
-
-
-def test_two_processes_draw_pictures_together(tmp_path):
-  pair = start_pair(tmp_path, "total_steps=3", "pictures.every=3")
-  outputs = [finish(process) for process in pair]
-  assert "no pictures" not in outputs[0]
-  (path,) = (tmp_path / "tensorboard").iterdir()
-  written = path.read_bytes()
-  for name in ("crops", "components", "neighbours", "map_pca", "prototypes_patches"):
-    assert f"pictures/{name}".encode() in written
 
 
 def test_a_mistake_on_one_process_ends_all_in_one_line(tmp_path):
