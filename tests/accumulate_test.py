@@ -19,7 +19,7 @@ KINDS = [
   dict(targets="centering", shared=True, pool="cls"),
 ]
 # Kind, mesh and microbatches; each is a program of its own to compile.
-CASES = [(0, (1, 1), 2), (0, (1, 1), 4), (0, (2, 4), 4), (1, (2, 4), 2)]
+CASES = [(0, (1, 1), 4), (0, (2, 4), 2), (1, (2, 4), 2)]
 RESHARDING = re.compile(r" (all-to-all|collective-permute)(?:-start)?\(")
 
 
@@ -94,19 +94,18 @@ def test_a_step_of_microbatches_is_the_undivided_step(kind, mesh_shape, microbat
 
 def test_a_microbatch_moves_between_devices_what_a_batch_of_its_size_does_and_no_crop():
   # At sizes as small as these the compiler moves activations, not weights.
-  divided = step(0, (2, 4), 4)[0].as_text()
-  alone = step(0, (2, 4), 1, images=16)[0].as_text()
+  divided = step(0, (2, 4), 2)[0].as_text()
+  alone = step(0, (2, 4), 1, images=32)[0].as_text()
   moves = [sorted(RESHARDING.findall(text)) for text in (divided, alone)]
-  assert moves[0] == sorted(4 * moves[1]) != []  # each microbatch is unrolled on CPU
+  assert moves[0] == sorted(2 * moves[1]) != []  # each microbatch is unrolled on CPU
   assert not re.search(r"= [^=]*u8\[[^=]* (all-|collective-)", divided)
 
 
 def test_four_microbatches_need_less_memory():
-  temporaries = [
-    step(0, (1, 1), n)[0].memory_analysis().temp_size_in_bytes for n in (1, 2, 4)
-  ]
-  assert temporaries[1] < 0.65 * temporaries[0]
-  assert temporaries[2] < 0.4 * temporaries[0]
+  whole, divided = (
+    step(0, (1, 1), n)[0].memory_analysis().temp_size_in_bytes for n in (1, 4)
+  )
+  assert divided < 0.4 * whole
 
 
 def test_collected_rows_stay_in_order_and_on_their_devices():

@@ -120,7 +120,7 @@ from experiments import vitg14
 
 config = vitg14.get_config()
 with config.unlocked():
-  config.backbone.update(width=128, depth=2, heads=2, pos_grid=4)
+  config.backbone.update(width=128, depth=1, heads=2, pos_grid=4)
   for head in config.heads.values():
     head.update(hidden=64, bottleneck=32, prototypes=4096)
   config.augment.update(num_local=2)

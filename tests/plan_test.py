@@ -104,7 +104,7 @@ def test_the_losses_hold_two_arrays_of_rows_and_prototypes_and_no_third():
 
 
 def test_out_of_memory_says_how_much_is_missing_and_what_to_change():
-  config = small_config(**{"data.batch_size": 2**16})
+  config = small_config(**{"data.batch_size": 2**16, "backbone.depth": 1})
   found = plan.make_plan(config, topology.devices("v5e:2x2"))
   shown = text.table(found)
   assert float(re.search(r"missing +([\d.]+) GiB", shown)[1]) > 5  # of crops alone
@@ -140,6 +140,7 @@ def test_a_search_plans_for_the_devices_of_this_machine_without_times(
   with config.unlocked():
     config.backbone.update(depth=2, width=16)
     config.augment.num_local = 1
+    config.knn.every = 0
     config.mesh.update(data=2, fsdp=1)
   ranked = plan.search(config, jax.devices()[:2])
   assert {p["unroll"] for p in ranked} == {1, 2}
