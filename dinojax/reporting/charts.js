@@ -16,6 +16,7 @@ const FEW = 12; // points of a curve that are drawn as dots, too
 let whole = [0, 1]; // range of the x axis over all curves
 let zoom = null; // the part of it that is shown; null: the whole
 const hidden = new Set(); // names of curves, with their charts
+let later = 0; // timer of the charts that are not drawn yet
 let drawn = []; // {plot, figure, chart, lines} of each chart
 
 const style = (name) =>
@@ -279,6 +280,7 @@ function makeChart(chart) {
     axes: [axisOptions(AXES[axisChoice.value], 34), axisOptions(chart.label, widest)],
     legend: {show: false},
     cursor: {
+      y: false,
       // Charts share where the pointer is; zooming is for setZoom alone.
       sync: {
         key: "page", setSeries: false, scales: ["x", null],
@@ -317,6 +319,7 @@ function setZoom(range) {
 function noteState() {
   place.dataset.axis = axisChoice.value;
   place.dataset.smoothing = slider.value;
+  place.dataset.missing = charts.length - drawn.length;
   place.dataset.range = JSON.stringify(zoom || whole);
 }
 
@@ -327,8 +330,18 @@ function drawAll() {
     makeLines(chart).flatMap(({x}) => [x[0], x[x.length - 1]]));
   whole = [Math.min(0, ...ends), Math.max(...ends)];
   if (whole[0] === whole[1]) whole = [whole[0], whole[0] + 1];
-  drawn = charts.map(makeChart);
+  drawn = [];
   document.getElementById("smoothed").textContent = slider.value;
+  drawNext();
+}
+
+// Draws a few charts at a time, so that those on the screen answer at once.
+function drawNext() {
+  clearTimeout(later);
+  for (const chart of charts.slice(drawn.length, drawn.length + 4)) {
+    drawn.push(makeChart(chart));
+  }
+  if (drawn.length < charts.length) later = setTimeout(drawNext);
   noteState();
 }
 

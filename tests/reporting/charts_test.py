@@ -51,7 +51,13 @@ def page(tmp_path_factory):
 
 
 def first(page):
-  """The first chart: the loss that the alarm judges."""
+  """The first chart, when all are drawn: the loss that the alarm judges."""
+  page.execute_async_script(
+    "const done = arguments[0];"
+    "(function look() {"
+    "  document.all.charts.dataset.missing === '0' ? done() : setTimeout(look, 10);"
+    "})();"
+  )
   return page.find_element("css selector", "#charts figure")
 
 
@@ -208,6 +214,7 @@ def test_a_page_of_thinned_curves_opens_at_once(tmp_path):
   # As many points as a run of any length has at most.
   out = write_page(tmp_path, recorded.write_long(tmp_path / "run", 15_000))
   with browser.opened(out) as driver:
+    first(driver)
     content = driver.execute_script("return document.all.curves.textContent")
     wanted = json.loads(content)["charts"]
     assert {len(line["mean"]) for line in wanted[0]["lines"]} == {1_500}
