@@ -76,11 +76,18 @@ def logged(workdir, *, after=0):
   ]
 
 
+def events(workdir):
+  """What has happened to a run."""
+  lines = pathlib.Path(workdir, "events.jsonl").read_text().splitlines()
+  return [json.loads(line) for line in lines]
+
+
 @pytest.fixture(scope="module")
 def whole_run(tmp_path_factory):
   """Workdir of an uninterrupted run."""
   workdir = tmp_path_factory.mktemp("whole")
-  finish(start(workdir, SELDOM))
+  output = finish(start(workdir, SELDOM))
+  assert output.splitlines()[-1].endswith(f"open {workdir}/report.html in a browser")
   return workdir
 
 
@@ -93,6 +100,11 @@ def test_a_run_logs_every_loss_schedule_and_norm_and_leaves_its_config(whole_run
   config = json.loads((whole_run / "config.json").read_text())
   assert config["backbone"]["width"] == 16
   assert list((whole_run / "tensorboard").iterdir())
+  kinds = [event["event"] for event in events(whole_run)]
+  kinds = [kind for kind in kinds if kind not in ("input", "alarm")]
+  assert kinds == ["start", "checkpoint", "done"]
+  page = (whole_run / "report.html").read_text()
+  assert "complete, step 40 of 40" in page
 
 
 def test_after_kill_9_the_same_command_repeats_the_run_bit_by_bit(whole_run, tmp_path):
@@ -157,6 +169,8 @@ def test_sigterm_saves_and_the_same_command_goes_on(tmp_path):
   assert (tmp_path / "checkpoints" / str(saved)).is_dir()
   steps = [entry["step"] for entry in logged(tmp_path)]
   assert steps == list(range(1, len(steps) + 1))
+  ends = [x for x in events(tmp_path) if x["event"] in ("start", "interrupted")]
+  assert [x.get("signal") for x in ends] == [None, "SIGTERM", None, "SIGINT"]
 
 
 def start_pair(workdir, *overrides, own=((), ())):

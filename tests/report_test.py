@@ -1,0 +1,59 @@
+"""The command that writes pages, as a user runs it."""
+
+import pathlib
+import subprocess
+import sys
+
+import children
+import pytest
+import recorded
+
+pytestmark = pytest.mark.process
+ROOT = pathlib.Path(__file__).parent.parent
+
+
+def report(*arguments, code=0):
+  """Runs the command; returns what it printed."""
+  done = subprocess.run(
+    [sys.executable, "-m", "dinojax.report", *map(str, arguments)],
+    cwd=ROOT,
+    env=children.environment(1),
+    stdout=subprocess.PIPE,
+    stderr=subprocess.STDOUT,
+    text=True,
+    timeout=100,
+  )
+  assert done.returncode == code, done.stdout
+  return done.stdout
+
+
+def write(folder, **changes):
+  lines = [recorded.numbers(step) for step in range(10, 301, 10)]
+  return recorded.write(folder, lines, settings=changes)
+
+
+def test_a_page_is_written_into_the_workdir_and_named(tmp_path):
+  workdir = write(tmp_path / "run")
+  assert report(f"--workdir={workdir}").strip() == f"{workdir}/report.html"
+  page = (workdir / "report.html").read_text()
+  assert "nothing learnt (8.318)" in page  # by the config: there are no events
+
+
+def test_runs_are_compared_in_a_file_that_has_to_be_named(tmp_path):
+  both = [
+    f"--workdir={write(tmp_path / x, total_steps=n)}" for x, n in (("a", 1), ("b", 2))
+  ]
+  assert "--out=FILE is missing" in report(*both, code=1)
+  report(*both, f"--out={tmp_path}/both.html")
+  page = (tmp_path / "both.html").read_text()
+  assert "<th>total_steps</th><td>1</td><td>2</td>" in page
+
+
+def test_a_user_error_is_one_line_with_the_way_out(tmp_path):
+  for arguments, message in (
+    ((), "--workdir=RUN is missing"),
+    ((f"--workdir={write(tmp_path / 'run')}", "--out=/no/such/page.html"), "make it"),
+  ):
+    output = report(*arguments, code=1)
+    assert message in output
+    assert "Traceback" not in output
