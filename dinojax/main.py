@@ -125,6 +125,7 @@ def train(config) -> None:
           f"interrupted; step {step} is saved in {checkpoints.directory}; the same"
           " command resumes there"
         )
+        log.interrupted(stop.exit_code())
         exits.exit(stop.exit_code())
 
     checkpoints.wait()

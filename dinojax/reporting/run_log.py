@@ -64,6 +64,7 @@ class Log:
       workdir, start_step=start_step, names=loggers, config=config
     )
     self._workdir, self._step = pathlib.Path(workdir), start_step
+    self._ended = False
     first = jax.process_index() == 0
     self._page = live_page.LivePage(self._workdir) if first else None
     with metrics.failing_in_one_line(self._workdir):
@@ -179,15 +180,28 @@ class Log:
     return self
 
   def __exit__(self, kind, error, trace) -> None:
-    """Notes how the run has ended; closes all, and writes the page."""
+    """Notes how the run has ended, writes the page, and closes all."""
     try:
       # A disk that is full has ended the run by then.
       with contextlib.suppress(errors.UserError) if error else contextlib.nullcontext():
-        self._event(**_ending(error), step=self._step)
+        self._end(**_ending(error))
     finally:
       self.close()
-      if self._page:
-        self._page.finish()
+
+  def interrupted(self, status: int) -> None:
+    """Notes that a signal ends the run, as long as nothing else that closes can hang.
+
+    status: 128 + the signal's number.
+    """
+    self._end(**_ending(SystemExit(status)))
+
+  def _end(self, kind: str, **what) -> None:
+    if self._ended:
+      return
+    self._ended = True
+    self._event(kind, step=self._step, **what)
+    if self._page:
+      self._page.finish()
 
   def _event(self, kind: str, **what) -> None:
     if self._events:
