@@ -22,7 +22,7 @@ from dinojax import durable, errors, preflight
 from dinojax.commands import cli
 from dinojax.data import bad_records, sources
 from dinojax.pictures import crops, samples
-from dinojax.reporting import panels, tables
+from dinojax.reporting import markup, page, panels, tables
 
 flags.declare_key_flag("config")  # so that --help shows it
 IMAGES = flags.DEFINE_string(
@@ -71,8 +71,10 @@ def main(_) -> None:
   table = crops.table(cropped, names)
   try:
     if out.suffix.lower() == ".html":
-      text = panels.page(f"Crops of {IMAGES.value}", [tables.section(table)])
-      out.write_text(text, encoding="utf-8")
+      title = f"Crops of {IMAGES.value}"
+      parts = [panels.fragment([tables.section(table)])]
+      head = page.Fragment(markup.tag("h1", title))
+      out.write_bytes(page.encode(page.render(title, [head, *parts])))
     else:
       Image.fromarray(tables.sheet(table, side=CELL)).save(out)
   except OSError as error:

@@ -16,6 +16,7 @@ Cell, Table = tables.Cell, tables.Table
 HEADS = 4  # attention heads that are shown one by one
 SIMILARITIES = 4  # images whose similarities a page holds: a MB each at 32 x 32 patches
 AROUND = 1  # patches shown on each side of a patch that a prototype takes
+SCORED = 1_000  # queries, evenly spaced, whose nearest neighbour is counted
 LEAST_MAP = 3  # images, below which a map shows nothing
 
 
@@ -156,18 +157,27 @@ def gallery_table(shown: album.Album) -> Table:
       text = f"{similar:.2f} {label(number)}".strip()
       row.append(Cell(shown.cells[number], text, right))
     rows.append(row)
-  labelled = marks[marks != 0]
-  score = ""
-  if labelled.size:
-    score = f" {(labelled > 0).mean():.0%} of these neighbours have the query's label."
   return Table(
     "neighbours",
     "Nearest neighbours",
     f"Images and their nearest neighbours among {len(many.labels):,}, by the cosine"
-    f" similarity of the image feature.{score}",
+    f" similarity of the image feature.{_score(many)}",
     ("query", *(f"nearest {i + 1}" for i in range(found.shape[1]))),
     rows,
   )
+
+
+def _score(many: album.Many) -> str:
+  """A sentence: how often the nearest other image has the label, of SCORED at most."""
+  count = len(many.labels)
+  queries = np.unique(np.linspace(0, count - 1, SCORED).round().astype(int))
+  found, _ = similarity.nearest(many.features, queries, 1)
+  marks = similarity.marks(many.labels, queries, found)
+  if not marks.any():
+    return ""
+  known = marks[marks != 0]
+  share = (known > 0).mean()
+  return f" For {share:.0%} of {len(known):,} images the nearest has their label."
 
 
 def prototypes_table(shown: album.Album, what: str) -> Table:

@@ -2,15 +2,12 @@
 
 import json
 import pathlib
-from collections.abc import Sequence
 
 import numpy as np
 
 from dinojax import durable
 from dinojax.pictures import album, exhibits
-from dinojax.reporting import drawing, planes, tables
-
-NAME = "pictures.json"
+from dinojax.reporting import drawing, panels, planes, tables
 
 
 def sheets(shown: album.Album, views: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
@@ -22,12 +19,21 @@ def sheets(shown: album.Album, views: dict[str, np.ndarray]) -> dict[str, np.nda
   return found
 
 
-def write(shown: album.Album, out: pathlib.Path, *, umap: bool = False) -> list[dict]:
+def make_folder(out: pathlib.Path) -> None:
+  """Makes a folder, if it is not there; UserError if it cannot be made."""
+  with durable.os_errors_as_user_errors(out):
+    out.mkdir(parents=True, exist_ok=True)
+
+
+def write(
+  shown: album.Album, out: pathlib.Path, *, about: str, umap: bool = False
+) -> list[dict]:
   """Writes OUT/NAME.png of each exhibit, and OUT/pictures.json; returns its sections.
 
   Args:
     shown: of `album.collect`.
     out: a folder, which is made.
+    about: one line of text: whose pictures these are.
     umap: whether the map also shows UMAP's plane.
 
   Raises:
@@ -35,15 +41,11 @@ def write(shown: album.Album, out: pathlib.Path, *, umap: bool = False) -> list[
   """
   views = exhibits.map_views(shown.many, umap=umap)
   sections = exhibits.all_sections(shown, views)
-  with durable.os_errors_as_user_errors(out):
-    out.mkdir(parents=True, exist_ok=True)
-    for name, image in sheets(shown, views).items():
-      (out / f"{name}.png").write_bytes(drawing.encode(image, "png"))
-    (out / NAME).write_text(json.dumps({"sections": sections}))
+  make_folder(out)
+  for name, image in sheets(shown, views).items():
+    with durable.atomic_write(out / f"{name}.png", out=out) as file:
+      file.write(drawing.encode(image, "png"))
+  with durable.atomic_write(out / panels.FILE, out=out) as file:
+    text = json.dumps({"about": about, "sections": sections})
+    file.write(text.encode())
   return sections
-
-
-def read(folder: pathlib.Path) -> Sequence[dict]:
-  """The sections that `write` has left in a folder; () where there are none."""
-  path = folder / NAME
-  return json.loads(path.read_text())["sections"] if path.exists() else ()

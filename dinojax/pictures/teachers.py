@@ -3,7 +3,7 @@
 import logging
 import pathlib
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import ml_collections
 
@@ -15,6 +15,18 @@ from dinojax.weights import formats, runs
 PARTS = ("backbone", "dino_head", "ibot_head")
 
 
+class Origin(NamedTuple):
+  """Step and config of the run that made weights; None of other weights."""
+
+  step: int | None = None
+  config: dict[str, Any] | None = None
+
+  @property
+  def step_text(self) -> str:
+    """Words that follow the name of the weights: ", step 3,000", or nothing."""
+    return "" if self.step is None else f", step {self.step:,}"
+
+
 def load(
   path: str,
   *,
@@ -24,8 +36,8 @@ def load(
   dtype: str = "float32",
   resize: int | None = None,
   crop: int | None = None,
-) -> tuple[album.Teacher, dict[str, Any] | None]:
-  """A teacher from weights of any format, and the config of the run that made them.
+) -> tuple[album.Teacher, Origin]:
+  """A teacher from weights of any format, on one device, and where they come from.
 
   Args:
     path: as step, heads, pool and dtype of `backbone.load`.
@@ -35,9 +47,6 @@ def load(
     dtype: of matrix products.
     resize: as crop of `Backbone.image_sizes`.
     crop: pixels of a side of the images; None: as the weights say.
-
-  Returns:
-    The teacher, on one device, and the config; None of other weights than a run's.
 
   Raises:
     UserError: they cannot be read, or do not fit.
@@ -54,7 +63,9 @@ def load(
     sizes=loaded.image_sizes(resize=resize, crop=crop),
     devices=1,
   )
-  return teacher, runs.read_record(runs.find(where, step))["config"] if run else None
+  if not run:
+    return teacher, Origin()
+  return teacher, Origin(step, runs.read_record(runs.find(where, step))["config"])
 
 
 def run_crops(

@@ -1,5 +1,4 @@
-(() => {
-"use strict";
+// Panels of pictures; runs in a function of its own, see page.py.
 
 const parse = (root) =>
   JSON.parse(root.querySelector('script[type="application/json"]').textContent);
@@ -153,7 +152,7 @@ const openMap = async (root, data) => {
     pen.clearRect(0, 0, size, size);
     const dot = (count > 2000 ? 3 : 6) * Math.min(Math.sqrt(zoom.scale), 3);
     const style = getComputedStyle(root);
-    const none = style.getPropertyValue("--pictures-soft");
+    const none = style.getPropertyValue("--faint");
     let colour = null;
     for (const i of order) {
       if (!visible(i)) continue;
@@ -372,4 +371,3 @@ document.querySelectorAll(".pictures-similarity").forEach((root) => {
     .forEach((figure) => openSimilarity(figure, data));
 });
 document.querySelectorAll(".pictures-map").forEach((root) => openMap(root, parse(root)));
-})();

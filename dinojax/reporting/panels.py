@@ -1,81 +1,57 @@
 """Panels of a page: sections of pictures as HTML, with the style and script they need.
 
-Whatever comes from outside, such as names of files and of classes, is escaped, and the
-page needs neither inline handlers, nor style attributes, nor eval: it works under
-`policy`, which permits nothing but what stands in the file.
+Sections are what `tables.section` and `sections` make, and pictures.json holds. What
+comes from outside, such as names of files and of classes, is escaped.
 """
 
-import base64
-import hashlib
-import html
 import json
 import pathlib
 import re
 from collections.abc import Sequence
-from typing import NamedTuple
 
 from dinojax import errors
+from dinojax.reporting import markup, page
 
 HERE = pathlib.Path(__file__).parent
+FILE = "pictures.json"
+FOLDER = "pictures"  # of a run's workdir
 URI = re.compile(r"data:image/(png|webp);base64,[A-Za-z0-9+/]*={0,2}")
 MARKS = {"right": "\N{CHECK MARK} ", "wrong": "\N{BALLOT X} ", "": ""}
 NAME = re.compile(r"[a-z][a-z0-9_]*")
 
 
-class Fragment(NamedTuple):
-  """What a page includes: html where it stands, css and js once, text each."""
+def of_folder(folder: pathlib.Path) -> list[page.Fragment]:
+  """The panels of a folder's pictures.json; [] where there is none.
 
-  html: str
-  css: str
-  js: str
+  Raises:
+    UserError: it is not one of ours.
+  """
+  path = folder / FILE
+  if not path.exists():
+    return []
+  try:
+    content = json.loads(path.read_text(encoding="utf-8"))
+    return [fragment(content["sections"], about=content["about"])]
+  except (ValueError, TypeError, KeyError, AttributeError) as error:
+    raise errors.UserError(
+      f"{path} holds no pictures that can be shown ({type(error).__name__}: {error});"
+      " remove it, or write it again by python -m dinojax.report"
+    ) from error
 
 
-def fragment(sections: Sequence[dict]) -> Fragment:
-  """The panels of sections, as `tables.section` and `sections` make them.
+def fragment(sections: Sequence[dict], *, about: str = "") -> page.Fragment:
+  """The panels of sections, below one line of text, if any.
 
   Raises:
     UserError: a section is not one of ours.
   """
-  parts = [_panel(section) for section in sections]
-  css, js = ((HERE / f"panels.{kind}").read_text() for kind in ("css", "js"))
-  return Fragment("\n".join(parts), css, js)
+  parts = [markup.tag("p", about, class_="faint")] if about else []
+  parts += [_panel(section) for section in sections]
+  script, style = ((HERE / f"panels.{kind}").read_text() for kind in ("js", "css"))
+  return page.Fragment(markup.join(parts), script=script, style=style)
 
 
-def page(title: str, sections: Sequence[dict]) -> str:
-  """A whole page of sections alone, that opens from disk."""
-  body, css, js = fragment(sections)
-  name = html.escape(title)
-  return f"""<!doctype html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
-<meta http-equiv="Content-Security-Policy" content="{policy(css, js)}">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<title>{name}</title>
-<style>{css}</style>
-</head>
-<body class="pictures-page">
-<h1>{name}</h1>
-{body}
-<script>{js}</script>
-</body>
-</html>
-"""
-
-
-def policy(css: str, js: str) -> str:
-  """The Content-Security-Policy of a page with one style and one script."""
-  style, script = (
-    base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()
-    for text in (css, js)
-  )
-  return (
-    f"default-src 'none'; img-src data:; style-src 'sha256-{style}';"
-    f" script-src 'sha256-{script}'"
-  )
-
-
-def _panel(section: dict) -> str:
+def _panel(section: dict) -> markup.Html:
   kinds = {"table": _table, "similarity": _similarity, "map": _map}
   kind, name = section.get("kind"), str(section.get("name"))
   if kind not in kinds or not NAME.fullmatch(name):
@@ -83,81 +59,115 @@ def _panel(section: dict) -> str:
       f"pictures.json has a section of kind={kind!r}, name={name!r}; write it again by"
       " python -m dinojax.report"
     )
-  title, text = html.escape(section["title"]), html.escape(section["text"])
-  return (
-    f'<section class="pictures" id="pictures-{name}">\n<h2>{title}</h2>\n'
-    f"<p>{text}</p>\n{kinds[kind](section)}\n</section>"
+  return markup.tag(
+    "section",
+    markup.tag("h2", section["title"]),
+    markup.tag("p", section["text"]),
+    kinds[kind](section),
+    class_="pictures",
+    id=f"pictures-{name}",
   )
 
 
-def _table(section: dict) -> str:
-  heads = [html.escape(head) for head in section["heads"]]
+def _table(section: dict) -> markup.Html:
   wide = max(map(len, section["rows"]), default=0)
-  heads += [""] * (wide - len(heads))
-  top = "".join(f'<th scope="col">{head}</th>' for head in heads)
-  rows = [
-    "<tr>"
-    + "".join(_cell(cell, head) for cell, head in zip(row, heads, strict=False))
-    + "</tr>"
+  heads = [*section["heads"], *[""] * (wide - len(section["heads"]))]
+  top = markup.tag("tr", *(markup.tag("th", head, scope="col") for head in heads))
+  rows = (
+    markup.tag("tr", *(_cell(x, head) for x, head in zip(row, heads, strict=False)))
     for row in section["rows"]
-  ]
-  title = html.escape(section["title"])
-  return (
-    f'<div class="pictures-scroll" role="region" aria-label="{title}" tabindex="0">'
-    f"<table><thead><tr>{top}</tr></thead><tbody>\n" + "\n".join(rows) + "</tbody>"
-    "</table></div>"
+  )
+  return markup.tag(
+    "div",
+    markup.tag("table", markup.tag("thead", top), markup.tag("tbody", *rows)),
+    **{"class_": "scroll", "role": "region", "tabindex": 0},
+    aria_label=section["title"],
   )
 
 
-def _cell(cell: dict, head: str) -> str:
-  """A cell of a table; head: escaped."""
-  caption, mark = html.escape(cell["caption"]), cell["mark"]
+def _cell(cell: dict, head: str) -> markup.Html:
+  caption, mark = cell["caption"], cell["mark"]
   # PNG are maps with a pixel for each patch, WebP photographs.
-  squares = cell["image"].startswith("data:image/png")
-  alt = f"{head}: {caption}" if head and caption else head or caption
-  classes = " ".join(filter(None, (mark, "squares" if squares else "")))
-  return (
-    f'<td><figure><img class="{classes}" src="{_uri(cell["image"])}" alt="{alt}"'
-    f' loading="lazy"><figcaption>{MARKS[mark]}{caption}</figcaption></figure></td>'
+  squares = "squares" if cell["image"].startswith("data:image/png") else ""
+  image = markup.tag(
+    "img",
+    src=_uri(cell["image"]),
+    alt=": ".join(filter(None, (head, caption))),
+    class_=" ".join(filter(None, (mark, squares))) or None,
+    loading="lazy",
   )
+  text = markup.tag("figcaption", MARKS[mark], caption)
+  return markup.tag("td", markup.tag("figure", image, text))
 
 
-def _similarity(section: dict) -> str:
+def _similarity(section: dict) -> markup.Html:
   height, width = (int(side) for side in section["grid"])
-  figures = []
-  for i, image in enumerate(section["images"]):
-    caption = html.escape(image["caption"])
-    figures.append(
-      f'<figure data-image="{i}"><div class="pictures-pair">'
-      f'<canvas class="pictures-choose" width="224" height="224" tabindex="0"'
-      f' role="img" aria-label="{caption}, {width} by {height} patches. Choose one by'
-      f' click or arrow keys."></canvas>'
-      f'<canvas class="pictures-heat" width="{width}" height="{height}" role="img"'
-      f' aria-label="similarity to the chosen patch"></canvas></div>'
-      f'<figcaption>{caption}<br><output aria-live="polite"></output></figcaption>'
-      "</figure>"
-    )
   data = {key: section[key] for key in ("grid", "stops")}
   data["images"] = [
     {key: _uri(image[key]) for key in ("image", "matrix")}
     for image in section["images"]
   ]
-  return f'<div class="pictures-similarity">{"".join(figures)}{_data(data)}</div>'
+  figures = []
+  for i, image in enumerate(section["images"]):
+    choose = markup.tag(
+      "canvas",
+      **{"class_": "pictures-choose", "width": 224, "height": 224, "tabindex": 0},
+      role="application",
+      aria_label=f"{image['caption']}, {width} by {height} patches. Choose one by a"
+      " click or the arrow keys.",
+    )
+    heat = markup.tag(
+      "canvas",
+      **{"class_": "pictures-heat", "width": width, "height": height, "role": "img"},
+      aria_label="Similarity to the chosen patch",
+    )
+    chosen = markup.tag("output", aria_live="polite")
+    figures.append(
+      markup.tag(
+        "figure",
+        markup.tag("div", choose, heat, class_="pictures-pair"),
+        markup.tag("figcaption", image["caption"], markup.tag("br"), chosen),
+        data_image=i,
+      )
+    )
+  return markup.tag(
+    "div",
+    *figures,
+    markup.data("pictures-data-similarity", data),
+    class_="pictures-similarity",
+  )
 
 
-def _map(section: dict) -> str:
+def _map(section: dict) -> markup.Html:
   data = {key: section[key] for key in ("views", "extent", "labels", "names")}
   data |= {key: section[key] for key in ("classes", "colours", "columns", "side")}
   data["sprite"] = _uri(section["sprite"])
-  return (
-    '<div class="pictures-map"><div class="pictures-tools"></div>'
-    '<div class="pictures-plane"><canvas tabindex="0" role="application"'
-    ' aria-label="Map of the images. Arrow keys move from image to image, plus and'
-    ' minus zoom, 0 shows all."></canvas>'
-    '<div class="pictures-mark" hidden></div>'
-    '<div class="pictures-hover" hidden><canvas width="128" height="128"></canvas>'
-    '<output aria-live="polite"></output></div></div>'
-    f'<div class="pictures-legend"></div>{_data(data)}</div>'
+  plane = markup.tag(
+    "canvas",
+    **{"tabindex": 0, "role": "application"},
+    aria_label="Map of the images. Arrow keys move from image to image, plus and minus"
+    " zoom, 0 shows all.",
+  )
+  hover = markup.tag(
+    "div",
+    markup.tag("canvas", width=128, height=128),
+    markup.tag("output", aria_live="polite"),
+    class_="pictures-hover",
+    hidden=True,
+  )
+  return markup.tag(
+    "div",
+    markup.tag("div", class_="pictures-tools"),
+    markup.tag(
+      "div",
+      plane,
+      markup.tag("div", class_="pictures-mark", hidden=True),
+      hover,
+      class_="pictures-plane",
+    ),
+    markup.tag("div", class_="pictures-legend"),
+    markup.data("pictures-data-map", data),
+    class_="pictures-map",
   )
 
 
@@ -169,11 +179,3 @@ def _uri(text: str) -> str:
       " python -m dinojax.report"
     )
   return text
-
-
-def _data(data: dict) -> str:
-  """JSON for the script, in an element that is not run."""
-  text = json.dumps(data, separators=(",", ":"))
-  for character in "<>&":  # no end of the element, and no comment, within it
-    text = text.replace(character, f"\\u{ord(character):04x}")
-  return f'<script type="application/json">{text}</script>'

@@ -1,6 +1,7 @@
 """Planes: image features in two dimensions, for a map of a set of images."""
 
 import colorsys
+import importlib.util
 
 import numpy as np
 from PIL import Image, ImageColor, ImageDraw
@@ -32,6 +33,14 @@ def pca(features: np.ndarray) -> np.ndarray:
   return components.fit(x, 2).project(x)
 
 
+def check_umap() -> None:
+  """Raises UserError if the package of `umap` is missing; loads nothing."""
+  if importlib.util.find_spec("umap") is None:
+    raise errors.UserError(
+      "--umap needs a package: pip install -e '.[umap]'; without it the map is PCA's"
+    )
+
+
 def umap(features: np.ndarray) -> np.ndarray:
   """[M, 2] by UMAP (arXiv:1802.03426), of cosine distances; seconds to minutes.
 
@@ -44,12 +53,9 @@ def umap(features: np.ndarray) -> np.ndarray:
     raise errors.UserError(
       f"UMAP of {len(features)} images; it needs at least {LEAST_UMAP}"
     )
-  try:
-    import umap as umap_learn  # here, since it takes seconds to compile
-  except ImportError as error:
-    raise errors.UserError(
-      "UMAP needs a package: pip install -e '.[umap]'; without --umap the map is PCA's"
-    ) from error
+  check_umap()
+  import umap as umap_learn  # here, since it takes seconds to compile
+
   neighbours = min(15, len(features) - 1)
   reducer = umap_learn.UMAP(
     metric="cosine", n_neighbors=neighbours, random_state=0, n_jobs=1

@@ -14,6 +14,7 @@ from dinojax.reporting import (
   comparison,
   markup,
   page,
+  panels,
   run_files,
   summary,
   wording,
@@ -22,41 +23,33 @@ from dinojax.reporting import (
 NAME = "report.html"
 
 
-def write(
-  runs: Sequence[run_files.Run],
-  out: pathlib.Path,
-  *,
-  more: Sequence[page.Fragment] = (),
-) -> None:
-  """Writes the page of some runs, all or nothing.
+def write(runs: Sequence[run_files.Run], out: pathlib.Path) -> None:
+  """Writes the page of some runs, all or nothing; that of one with its pictures.
 
   Args:
     runs: at least one.
     out: the file.
-    more: parts that follow the curves, such as pictures.
 
   Raises:
     UserError: it cannot be written.
   """
   with durable.atomic_write(out, out=out) as file:
-    file.write(page.encode(render(runs, now=time.time(), more=more)))
+    file.write(page.encode(render(runs, now=time.time())))
 
 
-def render(
-  runs: Sequence[run_files.Run], *, now: float, more: Sequence[page.Fragment] = ()
-) -> str:
+def render(runs: Sequence[run_files.Run], *, now: float) -> str:
   """The page as `write` writes it. now: seconds since 1970."""
   if len(runs) == 1:
-    return page.render(f"{runs[0].label} - dinojax", _of_one(runs[0], now, more))
+    return page.render(f"{runs[0].label} - dinojax", _of_one(runs[0], now))
   labels = comparison.names(runs)
   runs = [
     dataclasses.replace(run, label=label)
     for run, label in zip(runs, labels, strict=True)
   ]
-  return page.render(f"{len(runs)} runs - dinojax", _of_several(runs, now, more))
+  return page.render(f"{len(runs)} runs - dinojax", _of_several(runs, now))
 
 
-def _of_one(run, now, more) -> list[page.Fragment]:
+def _of_one(run, now) -> list[page.Fragment]:
   top = markup.join(
     [
       markup.tag("h1", run.label),
@@ -76,12 +69,12 @@ def _of_one(run, now, more) -> list[page.Fragment]:
   return [
     page.Fragment(top),
     charts.fragment([run]),
-    *more,
+    *panels.of_folder(run.path / panels.FOLDER),
     page.Fragment(markup.join(bottom)),
   ]
 
 
-def _of_several(runs, now, more) -> list[page.Fragment]:
+def _of_several(runs, now) -> list[page.Fragment]:
   labels = [run.label for run in runs]
   top = markup.join(
     [
@@ -93,7 +86,7 @@ def _of_several(runs, now, more) -> list[page.Fragment]:
       comparison.describe_differences(runs, labels),
     ]
   )
-  return [page.Fragment(top), charts.fragment(runs), *more]
+  return [page.Fragment(top), charts.fragment(runs)]
 
 
 def _written(now) -> markup.Html:

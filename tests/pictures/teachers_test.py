@@ -31,15 +31,16 @@ def test_a_runs_teacher_comes_with_its_heads_sizes_and_config(tmp_path):
   params = {"backbone": noise(model.shapes(ARCHITECTURE)), "dino_head": head}
   weights = model.Weights(ARCHITECTURE, params, SIZES)
   runs.write(tmp_path / "checkpoints" / "0", weights)
-  teacher, config = teachers.load(str(tmp_path))
-  assert config["backbone"] == ARCHITECTURE
+  teacher, origin = teachers.load(str(tmp_path))
+  assert origin.step_text == ", step 0"
+  assert origin.config["backbone"] == ARCHITECTURE
   assert teacher.heads["dino"].module.prototypes == 12
   assert teacher.sizes == SIZES
   runs.write(
     tmp_path / "alone", model.Weights(ARCHITECTURE, {"backbone": params["backbone"]})
   )
-  teacher, config = teachers.load(str(tmp_path / "alone"), pool="cls", crop=32)
-  assert config is None and teacher.heads == {}
+  teacher, origin = teachers.load(str(tmp_path / "alone"), pool="cls", crop=32)
+  assert origin == teachers.Origin() and teacher.heads == {}
   assert teacher.module.pool == "cls" and teacher.sizes == {"resize": 37, "crop": 32}
 
 

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from dinojax import errors
-from dinojax.reporting import panels, sections, tables
+from dinojax.reporting import page, panels, sections, tables
 
 HOSTILE = "<img src=x onerror=\"document.title='hit'\">.jpg"
 GRID = (4, 6)
@@ -44,6 +44,10 @@ def all_sections(images=2, dots=30, name=HOSTILE):
   ]
 
 
+def render(title, some):
+  return page.render(title, [panels.fragment(some, about=title)])
+
+
 class Elements(html.parser.HTMLParser):
   """Elements of a page: (name, attributes)."""
 
@@ -57,15 +61,17 @@ class Elements(html.parser.HTMLParser):
 
 
 def test_text_from_outside_makes_no_element_attribute_or_end_of_the_data():
-  page = panels.page(HOSTILE, all_sections())
-  plain = panels.page("plain", all_sections(name="plain"))
-  elements, expected = Elements(page).found, Elements(plain).found
+  text = render(HOSTILE, all_sections())
+  plain = render("plain", all_sections(name="plain"))
+  elements, expected = Elements(text).found, Elements(plain).found
   assert [(tag, list(x)) for tag, x in elements] == [
     (tag, list(x)) for tag, x in expected
   ]
   for _, attributes in elements:
     assert not [x for x in attributes if x.startswith("on") or x == "style"]
-  data = re.findall(r'<script type="application/json">(.*?)</script>', page, re.DOTALL)
+  data = re.findall(
+    r'<script type="application/json"[^>]*>(.*?)</script>', text, re.DOTALL
+  )
   assert json.loads(data[-1])["names"][0] == HOSTILE
 
 
@@ -80,9 +86,16 @@ def test_only_pictures_of_ours_and_sections_of_ours_are_shown():
     panels.fragment([{**table, "name": "<b>"}])
 
 
+@pytest.mark.parametrize("text", ["{", "[]", '{"sections": 1, "about": ""}', "null"])
+def test_a_damaged_file_of_pictures_is_refused_by_its_path(tmp_path, text):
+  (tmp_path / panels.FILE).write_text(text)
+  with pytest.raises(errors.UserError, match=rf"{panels.FILE} holds no pictures"):
+    panels.of_folder(tmp_path)
+
+
 def test_marks_are_words_for_eyes_that_see_no_colours():
-  page = panels.page("x", all_sections()[:1])
-  assert page.count("\N{BALLOT X} ") == 2 and 'class="wrong"' in page
+  text = render("x", all_sections()[:1])
+  assert text.count("\N{BALLOT X} ") == 2 and 'class="wrong"' in text
 
 
 CHOSEN = """
@@ -102,11 +115,11 @@ def wait(driver, script):
 
 @pytest.mark.browser
 def test_a_click_on_a_patch_changes_the_map_of_similarity_as_do_arrow_keys(tmp_path):
-  page = tmp_path / "page.html"
-  page.write_text(panels.page(HOSTILE, all_sections()), encoding="utf-8")
+  path = tmp_path / "page.html"
+  path.write_text(render(HOSTILE, all_sections()), encoding="utf-8")
   ready = "return !!document.querySelector('figure[data-chosen]')"
   x = tokens(1)[0] / np.linalg.norm(tokens(1)[0], axis=1, keepdims=True)
-  with browser.opened(page) as driver:
+  with browser.opened(path) as driver:
     from selenium.webdriver import ActionChains, Keys
 
     wait(driver, ready)
@@ -141,9 +154,9 @@ def test_a_click_on_a_patch_changes_the_map_of_similarity_as_do_arrow_keys(tmp_p
 
 @pytest.mark.browser
 def test_the_map_shows_the_image_of_a_dot_and_hides_other_classes(tmp_path):
-  page = tmp_path / "page.html"
-  page.write_text(panels.page("map", all_sections()[2:]), encoding="utf-8")
-  with browser.opened(page) as driver:
+  path = tmp_path / "page.html"
+  path.write_text(render("map", all_sections()[2:]), encoding="utf-8")
+  with browser.opened(path) as driver:
     from selenium.webdriver import ActionChains, Keys
 
     wait(driver, "return !!document.querySelector('[data-ready]')")
