@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dinojax.reporting import curves, markup, page, run_files
 
 HERE = pathlib.Path(__file__).parent
-SCRIPT = (HERE / "charts.js").read_text()
+SCRIPT = "\n".join((HERE / f"{name}.js").read_text() for name in ("charts", "curves"))
 STYLE = (HERE / "charts.css").read_text()
 
 
@@ -54,7 +54,7 @@ def fragment(runs: Sequence[run_files.Run]) -> page.Fragment:
 
 
 def _controls() -> markup.Html:
-  axes = (("steps", "steps"), ("images", "images"), ("hours", "hours"))
+  axes = (("steps", "steps"), ("images", "images"), ("hours", "time at work"))
   options = [markup.tag("option", text, value=value) for value, text in axes]
   return markup.tag(
     "div",

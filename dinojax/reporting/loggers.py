@@ -24,7 +24,8 @@ def check(names: Sequence[str]) -> None:
   for name in names:
     if name not in PACKAGES:
       raise errors.UserError(
-        f"config.loggers={tuple(names)}: {name!r} must be one of {', '.join(PACKAGES)}"
+        f"config.loggers={tuple(names)}: {name!r} must be one of {', '.join(PACKAGES)};"
+        " give --config.loggers once for each, and '()' for none"
       )
     if importlib.util.find_spec(PACKAGES[name]) is None:
       raise errors.UserError(

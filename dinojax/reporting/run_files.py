@@ -106,7 +106,8 @@ class Run:
   @property
   def total_steps(self) -> int | None:
     """Of the newest start, or of the config."""
-    return _number(self.last_event("start"), "total_steps") or self.field("total_steps")
+    total = _number(self.last_event("start"), "total_steps")
+    return int(total) if total else self.field("total_steps")
 
   @property
   def alarm_window(self) -> int | None:

@@ -47,7 +47,7 @@ def facts(run: run_files.Run) -> Iterator[tuple[str, str]]:
   """(what, value) of a run, in words."""
   start = run.last_event("start") or {}
   step, batch, total = run.step, run.batch_size, run.total_steps
-  of = f" of {total:,.0f}" if total else ""
+  of = f" of {total:,}" if total else ""
   yield "steps", f"{step:,}{of}"
   images = step * batch if isinstance(batch, int) else None
   each = f", {batch:,} a step" if images else ""
@@ -73,8 +73,9 @@ def facts(run: run_files.Run) -> Iterator[tuple[str, str]]:
     yield "parameters", wording.NOT_KNOWN
   yield "devices", _devices(start)
   yield "data", str(start.get("data", _sources(run)))
-  yield "started", wording.moment((run.last_event("start") or {}).get("time"))
-  yield "restarts", _restarts(run)
+  starts = [event["time"] for event in run.events if event["event"] == "start"]
+  yield "started", wording.moment(starts[0] if starts else None)
+  yield "restarts", _restarts(run, starts)
   saved = [f"{step:,}" for step in run.checkpoints]
   yield "checkpoints there", wording.listed(saved) if saved else "none"
   if run.damaged:
@@ -111,11 +112,16 @@ def _sources(run) -> str:
   )
 
 
-def _restarts(run) -> str:
-  if not run.last_event("start"):
+def _restarts(run, starts) -> str:
+  if not starts:
     return wording.NOT_KNOWN
   steps = [f"{step:,}" for step in hours.restarts(run)]
-  return f"{len(steps)}, at step {wording.listed(steps[-10:])}" if steps else "none"
+  if not steps:
+    return "none"
+  return (
+    f"{len(steps)}, at step {wording.listed(steps[-10:])}; the last on"
+    f" {wording.moment(starts[-1])}"
+  )
 
 
 def describe_events(run: run_files.Run) -> markup.Html:
@@ -180,4 +186,6 @@ def describe_config(run: run_files.Run) -> markup.Html:
   if run.config is None:
     return markup.tag("p", "config.json cannot be read.", class_="faint")
   text = json.dumps(run.config, indent=2)
-  return markup.tag("details", markup.tag("summary", "Config"), markup.tag("pre", text))
+  return markup.tag(
+    "details", markup.tag("summary", "all fields"), markup.tag("pre", text)
+  )

@@ -143,10 +143,10 @@ def test_the_x_axis_can_be_steps_images_or_hours(page, chart):
   point(page, chart, 0.5)
   assert chart.find_element("class name", "at").text == "images seen: 16,000"
   choose(page, "axis", "hours")
-  assert state(page)[2][1] == pytest.approx(499.5 / 3_600, rel=1e-3)
+  assert state(page)[2][1] == pytest.approx(499.5 / 60, rel=1e-3)
   chart = first(page)
   point(page, chart, 0.5)
-  assert chart.find_element("class name", "at").text.startswith("hours at work")
+  assert chart.find_element("class name", "at").text.startswith("minutes at work")
 
 
 def test_smoothing_is_an_average_over_what_came_before(page, chart):

@@ -29,14 +29,14 @@ def at(loss):
 def test_a_run_that_learns_is_healthy(tmp_path):
   found = judge(tmp_path, healthy())
   assert (found.state, found.kind, found.advice) == ("healthy", "good", ())
-  assert found.sentence.startswith("Healthy: training, step 500 of 1,000.")
+  assert found.sentence.startswith("Healthy: training, step 500 of 1,000. The")
   assert f"nothing learnt ({LEVEL:.3f})" in found.sentence
 
 
 def test_a_run_that_is_done_says_so(tmp_path):
   events = [recorded.started(), recorded.event("done", 1_000)]
   found = judge(tmp_path, healthy(1_000), events, later=1_000 * HOUR)
-  assert found.sentence.startswith("Healthy: complete, step 1,000 of 1,000.")
+  assert found.sentence.startswith("Healthy: complete, step 1,000 of 1,000. The")
 
 
 def test_nothing_learnt_is_waited_for_in_the_warm_up_and_bad_after_it(tmp_path):
