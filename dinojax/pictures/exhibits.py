@@ -14,6 +14,7 @@ from dinojax.reporting import (
 
 Cell, Table = tables.Cell, tables.Table
 HEADS = 4  # attention heads that are shown one by one
+BRIGHTEST = 98  # percentile of attention that is drawn as its largest
 SIMILARITIES = 4  # images whose similarities a page holds: a MB each at 32 x 32 patches
 AROUND = 1  # patches shown on each side of a patch that a prototype takes
 SCORED = 1_000  # queries, evenly spaced, whose nearest neighbour is counted
@@ -112,8 +113,11 @@ def attention_table(some: album.Patches, pool: str) -> Table:
     maps = [weights.mean(0), *weights[:HEADS]]
     row = [Cell(image, name)]
     for values in maps:
-      heat = drawing.heat(drawing.stretched(values.reshape(side, side)))
-      row.append(Cell(heat, f"{values.sum():.0%} on patches", squares=True))
+      most = np.percentile(values, BRIGHTEST)  # few patches take much of it
+      light = drawing.stretched(np.minimum(values, most).reshape(side, side))
+      row.append(
+        Cell(drawing.heat(light), f"{values.sum():.0%} on patches", squares=True)
+      )
     rows.append(row)
   query = "of the CLS token to each patch"
   if pool == "gap":
@@ -124,8 +128,8 @@ def attention_table(some: album.Patches, pool: str) -> Table:
   return Table(
     "attention",
     "Attention of the last block",
-    f"Attention {query}. Each map is stretched from its least value, dark, to its"
-    " largest; what is missing to 100% goes to the CLS token and registers.",
+    f"Attention {query}. Each map goes from its least value, dark, to its {BRIGHTEST}th"
+    " percentile; what is missing to 100% goes to the CLS token and registers.",
     ("image", f"mean of {count}", *each),
     rows,
   )
