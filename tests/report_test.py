@@ -5,8 +5,14 @@ import subprocess
 import sys
 
 import children
+import jax
+import numpy as np
+import pictures
 import pytest
 import recorded
+from PIL import Image
+
+from dinojax.weights import model, runs
 
 pytestmark = pytest.mark.process
 ROOT = pathlib.Path(__file__).parent.parent
@@ -53,7 +59,35 @@ def test_a_user_error_is_one_line_with_the_way_out(tmp_path):
   for arguments, message in (
     ((), "--workdir=RUN is missing"),
     ((f"--workdir={write(tmp_path / 'run')}", "--out=/no/such/page.html"), "make it"),
+    (("--checkpoint=x",), "--checkpoint=WEIGHTS needs --images=SOURCE and --out"),
   ):
     output = report(*arguments, code=1)
     assert message in output
     assert "Traceback" not in output
+
+
+def test_pictures_of_a_runs_weights_are_files_and_on_the_page(tmp_path):
+  photos = tmp_path / "photos"
+  photos.mkdir()
+  for i, pixels in enumerate(pictures.make(4)):
+    name = "<img src=x onerror=alert(1)>.png" if i == 1 else f"{i}.png"
+    Image.fromarray(pixels).save(photos / name)
+  architecture = dict(
+    **dict(patch_size=4, pos_grid=4, width=16, depth=1, heads=2, ffn="mlp"),
+    **dict(registers=0, pool="gap"),
+  )
+  rng = np.random.default_rng(0)
+  params = jax.tree.map(
+    lambda x: rng.normal(size=x.shape).astype(np.float32), model.shapes(architecture)
+  )
+  weights = model.Weights(architecture, {"backbone": params})
+  runs.write(tmp_path / "weights", weights)
+  images, out = f"--images=folder:{photos}", tmp_path / "new" / "out"
+  both = (f"--checkpoint={tmp_path}/weights", images)
+  output = report(*both, f"--out={out}", "--workers=0", "--count=2")
+  assert output.splitlines()[-1] == f"{out}/report.html"
+  page = (out / "report.html").read_text()
+  for name in ("components", "similarity", "attention", "neighbours", "map"):
+    assert f'id="pictures-{name}"' in page
+    assert (out / ("map_pca" if name == "map" else name)).with_suffix(".png").exists()
+  assert "&lt;img src=x onerror=alert(1)&gt;.png" in page and "<img src=x" not in page
