@@ -95,7 +95,7 @@ function widest(plot, values) {
   return 22 + 7 * longest;
 }
 
-// Levels with their names, checkpoints and restarts, over the curves.
+// Levels with their names, checkpoints and restarts.
 function drawMarks(plot, chart) {
   const {ctx: pen, bbox: box} = plot, ratio = devicePixelRatio;
   const x = (value) => Math.round(plot.valToPos(value, "x", true));
@@ -121,7 +121,7 @@ function drawMarks(plot, chart) {
     if (text < box.top + 12 * ratio) text = y + 12 * ratio;
     while (taken.some((other) => Math.abs(other - text) < 12 * ratio)) text += 13 * ratio;
     taken.push(text);
-    const words = `${name}: ${format(value)}`, middle = box.left + box.width / 2;
+    const words = `${name}: ${format(Number(value.toPrecision(3)))}`, middle = box.left + box.width / 2;
     pen.setLineDash([]);
     pen.strokeStyle = style("--paper");
     pen.lineWidth = 4 * ratio;
@@ -206,7 +206,7 @@ function makeChart(chart) {
       points: {show: (plot, i) => (series[i].main ? undefined : false)},
     },
     hooks: {
-      draw: [(plot) => drawMarks(plot, chart)],
+      drawAxes: [(plot) => drawMarks(plot, chart)],  // below the curves
       setCursor: [(plot) => {
         const {left} = plot.cursor;
         showValues(entry, left >= 0 ? plot.posToVal(left, "x") : null);

@@ -16,7 +16,7 @@ SUM = "loss_dino + loss_ibot"
 # they begin. A label that ends in (%) is of shares, drawn as 100 times their value.
 CHARTS = (
   ("DINO + iBOT loss", "loss (nats)", "linear", (SUM,)),
-  ("k-NN top-1 of the teacher", "accuracy (%)", "linear", ("knn_top1*", "linear")),
+  ("k-NN top-1 of the teacher", "accuracy (%)", "linear", ("knn_top1*",)),
   ("Teacher entropy", "entropy (nats)", "linear", ("teacher_entropy",)),
   ("Loss parts", "loss (nats)", "linear", ("loss_dino", "loss_ibot")),
   ("KoLeo loss", "loss (nats)", "linear", ("loss_koleo",)),
@@ -32,6 +32,7 @@ CHARTS = (
   ("Teacher temperature", "temperature (no unit)", "linear", ("teacher_temp",)),
   ("Teacher momentum", "EMA momentum (no unit)", "linear", ("teacher_momentum",)),
   ("k-NN top-5 of the teacher", "accuracy (%)", "linear", ("knn_top5*",)),
+  ("Linear probe of the teacher", "accuracy (%)", "linear", ("linear",)),
 )
 MAX_OTHER = 30  # charts of numbers that are not in CHARTS
 MAX_EVENTS = 400  # marks of one kind on the axis
@@ -154,14 +155,10 @@ def _levels_of_one(run, names) -> Iterator[tuple[str, float]]:
 
 
 def _baselines(run, names) -> Iterator[tuple[str, float]]:
-  """k-NN of raw pixels and of the untrained network, where they were measured."""
-  event = run.last_event("comparison") or {}
-  results = event.get("results")
-  if not isinstance(results, dict):
-    return
-  for title, accuracy in results.items():
-    if title == "trained teacher" or not isinstance(accuracy, dict):
-      continue
-    for name, value in accuracy.items():
-      if name in names and isinstance(value, float) and math.isfinite(value):
-        yield f"{title}, {name.removeprefix('knn_')}", 100 * value
+  """Raw pixels and the untrained network, by the first number that both sides have."""
+  for name in names:
+    found = run.baselines(name)
+    for title, value in found.items():
+      yield f"{title}, {name.removeprefix('knn_')}", 100 * value
+    if found:
+      return

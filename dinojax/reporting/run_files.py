@@ -17,6 +17,7 @@ import numpy as np
 from dinojax import errors
 from dinojax.reporting import events
 
+TEACHER = "trained teacher"  # in `knn.Evaluation.compare`
 EVALUATION = "eval_"  # in front of what evaluate.py adds to a run's metrics
 MAX_LINE = 1_000_000  # bytes; what is longer is no line of metrics
 MAX_STEP = 2**53  # beyond, JavaScript does not count
@@ -85,6 +86,19 @@ class Run:
     """The newest value of a series; None if there is none."""
     series = self.series.get(name)
     return float(series.values[-1]) if series else None
+
+  def baselines(self, name: str) -> dict[str, float]:
+    """{"raw pixels": share, ...} of a number of k-NN, where others were measured."""
+    results = (self.last_event("comparison") or {}).get("results")
+    if not isinstance(results, dict):
+      return {}
+    return {
+      title: accuracy[name]
+      for title, accuracy in results.items()
+      if title != TEACHER
+      and isinstance(accuracy, dict)
+      and _number(accuracy, name) is not None
+    }
 
   def best_knn(self) -> tuple[str, int, float] | None:
     """(name, step, share) of the best k-NN top-1; None if none was measured."""

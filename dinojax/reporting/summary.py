@@ -65,6 +65,10 @@ def facts(run: run_files.Run) -> Iterator[tuple[str, str]]:
     yield "best k-NN top-1", f"{wording.share(share)} at step {at:,} ({name})"
   else:
     yield "best k-NN top-1", "not measured"
+  linear = run.value("linear")
+  if linear is not None:
+    others = [f"{k} {wording.share(v)}" for k, v in run.baselines("linear").items()]
+    yield "linear probe", "; ".join([wording.share(linear), *others])
   parameters = start.get("parameters")
   if isinstance(parameters, dict) and parameters:
     parts = [f"{name} {wording.large(size)}" for name, size in parameters.items()]

@@ -4,6 +4,7 @@ Free of JAX. Nothing is judged from numbers that are not there.
 """
 
 import dataclasses
+from collections.abc import Iterator
 
 import numpy as np
 
@@ -11,6 +12,7 @@ from dinojax.reporting import alarm, run_files, wording
 
 DECLINE = 0.8  # of the best k-NN: below, features get worse
 MIN_POINTS = 3  # of a mean loss
+PIXELS = "raw pixels"  # in `knn.Evaluation.compare`
 HANG_MINUTES = 30.0  # where the config is not known
 
 
@@ -130,12 +132,26 @@ def _health(run) -> Verdict:
         " keep up.",
       ),
     )
+  advice = tuple(_below_pixels(run))
   return Verdict(
     "healthy",
-    "good",
+    "watch" if advice else "good",
     f"{seen}, between collapse (below {low:.3f}) and nothing learnt ({level:.3f}).",
-    (),
+    advice,
   )
+
+
+def _below_pixels(run) -> Iterator[str]:
+  """What to do where k-NN of the teacher is not above that of raw pixels."""
+  name = next((x for x in run.series if run.baselines(x).get(PIXELS)), None)
+  if name is None:
+    return
+  teacher, pixels = run.value(name), run.baselines(name)[PIXELS]
+  if teacher <= pixels:
+    yield (
+      f"{name} of the teacher is {teacher:.1%}, and of raw pixels {pixels:.1%}: train"
+      " longer, or on more images."
+    )
 
 
 def _recent_loss(run) -> tuple[float, int] | None:

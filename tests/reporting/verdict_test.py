@@ -71,6 +71,19 @@ def test_a_run_that_waits_for_images_is_starved_by_its_own_words(tmp_path):
   assert judge(tmp_path / "b", waits, events).advice == ("set config.workers=9",)
 
 
+def test_a_teacher_below_raw_pixels_has_to_train_longer(tmp_path):
+  for pixels, kind in ((0.7, "watch"), (0.5, "good")):
+    lines = [*healthy(500), {"step": 500, "knn_top1_k10": 0.6}]
+    results = {
+      "trained teacher": {"knn_top1_k10": 0.6},
+      "raw pixels": {"knn_top1_k10": pixels},
+    }
+    events = [recorded.started(), recorded.event("comparison", 500, results=results)]
+    found = judge(tmp_path / kind, lines, events)
+    assert (found.state, found.kind) == ("healthy", kind)
+    assert ("is 60.0%, and of raw pixels 70.0%" in str(found.advice)) == (pixels > 0.6)
+
+
 def test_knn_that_falls_is_getting_worse(tmp_path):
   lines = [*healthy(300), {"step": 300, "knn_top1_k10": 0.6}]
   lines += [recorded.numbers(310), {"step": 310, "knn_top1_k10": 0.4}]
