@@ -165,3 +165,18 @@ def test_wording_of_numbers():
   assert wording.duration(273_600) == "3 d 4 h"
   assert wording.moment(0.0) == wording.NOT_KNOWN
   assert wording.listed(["a", "b", "c"]) == "a, b and c"
+
+
+def test_the_page_of_a_run_shows_the_pictures_in_its_workdir(tmp_path):
+  run = read(tmp_path)
+  before = render(run)
+  assert 'class="pictures"' not in before
+  section = {"kind": "table", "name": "crops", "title": HOSTILE, "text": ""}
+  pictures = {"about": "step 500", "sections": [{**section, "heads": [], "rows": []}]}
+  (tmp_path / "pictures").mkdir()
+  (tmp_path / "pictures" / "pictures.json").write_text(json.dumps(pictures))
+  page = render(run)
+  assert page.count('<section class="pictures" id="pictures-crops">') == 1
+  assert "step 500" in page and "<img" not in page
+  both = render(run, read(tmp_path / "other"))  # compared, they would not line up
+  assert 'class="pictures"' not in both
