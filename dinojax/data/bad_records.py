@@ -19,6 +19,7 @@ from dinojax.data import images, mixture, sources
 
 ATTEMPTS = 16  # records read before giving up, the wanted one included
 MIN_RECORDS = 1_000  # a share of fewer records says nothing
+EVENT = {"event": "skipped"}  # of a run, see reporting/events.py
 NAMED = 20  # corrupt records, of a process: a lost shard would fill the log
 # The entry "bad_records" of a batch. record: index of a corrupt record, or -1.
 REPORT = np.dtype([("record", np.int64), ("reason", "S240")])
@@ -124,10 +125,10 @@ class Log:
     """Logs one record. message: of `messages`."""
     self._count += 1
     level = logging.WARNING if self._count <= NAMED else logging.INFO
-    logging.log(level, "%s: %s", self._what, message)
+    logging.log(level, "%s: %s", self._what, message, extra=EVENT)
     if self._count % NAMED == 0 and (self._count // NAMED).bit_count() == 1:
       line = "%d corrupt records so far; --verbosity=0 names all, not the first %d"
-      logging.warning(line, self._count, NAMED)
+      logging.warning(line, self._count, NAMED, extra=EVENT)
 
 
 class Monitor:

@@ -94,6 +94,7 @@ def test_a_lost_shard_is_told_of_in_a_few_lines_and_named_in_full_on_request(cap
   assert names == [
     f"corrupt record substituted: numbers#{i}: no image" for i in range(1000)
   ]
+  assert {x.event for x in caplog.records} == {"skipped"}  # events of the run
   warnings = [x.getMessage() for x in caplog.records if x.levelno >= logging.WARNING]
   assert warnings[:20] == names[:20]
   assert [int(line.split()[0]) for line in warnings[20:]] == [20, 40, 80, 160, 320, 640]
