@@ -22,7 +22,7 @@ from absl import flags
 
 from dinojax import durable, errors
 from dinojax.commands import backbone_flags, cli
-from dinojax.reporting import markup, page, panels, run_files, run_page
+from dinojax.reporting import markup, page, panels, run_files, run_page, run_record
 
 WORKDIR = flags.DEFINE_multi_string(
   "workdir", [], "Workdir of a run; given several times, the runs are compared."
@@ -53,13 +53,12 @@ for name in (
   flags.declare_key_flag(name)
 
 
-def read_run(workdir: str) -> run_files.Run:
+def read_run(workdir: str) -> run_record.Run:
   """Reads a run; levels that an older one did not log come from its config."""
   run = run_files.read(pathlib.Path(workdir).expanduser())
-  dino = run.field("heads.dino.prototypes")
-  ibot = run.field("heads.ibot.prototypes", dino)
-  counts = [count for count in (dino, ibot) if isinstance(count, int) and count > 1]
-  if run.nothing_learnt is not None or len(counts) != 2:
+  dino = run.count("heads.dino.prototypes")
+  ibot = run.count("heads.ibot.prototypes") or dino
+  if run.nothing_learnt is not None or dino is None:
     return run
   from dinojax import losses  # here, since it imports JAX, which takes a second
 

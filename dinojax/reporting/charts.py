@@ -8,7 +8,7 @@ import importlib.util
 import pathlib
 from collections.abc import Sequence
 
-from dinojax.reporting import curves, markup, page, run_files
+from dinojax.reporting import curves, markup, page, run_record
 
 HERE = pathlib.Path(__file__).parent
 SCRIPT = "\n".join((HERE / f"{name}.js").read_text() for name in ("charts", "curves"))
@@ -27,7 +27,7 @@ def library() -> tuple[str, str] | None:
   return None
 
 
-def fragment(runs: Sequence[run_files.Run]) -> page.Fragment:
+def fragment(runs: Sequence[run_record.Run]) -> page.Fragment:
   """The curves of one run, or of several over each other."""
   title = markup.tag("h2", "Curves")
   drawn = curves.charts(runs)

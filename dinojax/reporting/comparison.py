@@ -4,13 +4,13 @@ import json
 from collections.abc import Sequence
 from typing import Any
 
-from dinojax.reporting import hours, markup, run_files, summary, verdict, wording
+from dinojax.reporting import hours, markup, run_record, summary, verdict, wording
 
 MISSING = "not there"
 MAX_ROWS = 400
 
 
-def names(runs: Sequence[run_files.Run]) -> list[str]:
+def names(runs: Sequence[run_record.Run]) -> list[str]:
   """A name for each run, by which the page tells them apart: folders, or more of paths.
 
   Runs of the same folder's name get what comes before it.
@@ -43,7 +43,7 @@ def _leaves(tree, path):
 
 
 def describe_differences(
-  runs: Sequence[run_files.Run], labels: Sequence[str]
+  runs: Sequence[run_record.Run], labels: Sequence[str]
 ) -> markup.Html:
   """The table of fields that differ."""
   unread = [label for run, label in zip(runs, labels, strict=True) if not run.config]
@@ -65,7 +65,7 @@ def describe_differences(
 
 
 def describe_numbers(
-  runs: Sequence[run_files.Run], labels: Sequence[str], *, now: float
+  runs: Sequence[run_record.Run], labels: Sequence[str], *, now: float
 ) -> markup.Html:
   """The table of states and best numbers, a column for each run."""
   columns = [_numbers(run, now) for run in runs]
@@ -76,7 +76,7 @@ def describe_numbers(
 def _numbers(run, now) -> dict[str, str]:
   best, known = run.best_knn(), hours.hours_at_work(run)
   batch, rate = run.batch_size, summary.recent(run, "images_per_second")
-  images = run.step * batch if isinstance(batch, int) else None
+  images = run.step * batch if batch else None
   knn = f"{wording.share(best[2])} at step {best[1]:,}" if best else "not measured"
   linear = run.value("linear")
   return {

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from dinojax.reporting import alarm, hours, run_files, thinning
+from dinojax.reporting import alarm, hours, run_record, thinning
 
 SUM = "loss_dino + loss_ibot"
 # Title, label of the y axis with its unit, its scale, names of numbers: whole, or as
@@ -38,7 +38,7 @@ MAX_OTHER = 30  # charts of numbers that are not in CHARTS
 MAX_EVENTS = 400  # marks of one kind on the axis
 
 
-def describe(run: run_files.Run) -> dict[str, Any]:
+def describe(run: run_record.Run) -> dict[str, Any]:
   """What a page's script knows of a run, as JSON: name, axes and marks."""
   known = hours.hours_at_work(run)
   axis = None
@@ -54,7 +54,7 @@ def describe(run: run_files.Run) -> dict[str, Any]:
   }
 
 
-def charts(runs: Sequence[run_files.Run]) -> list[dict[str, Any]]:
+def charts(runs: Sequence[run_record.Run]) -> list[dict[str, Any]]:
   """Charts as JSON: of one run with numbers together, of several each number alone."""
   names = list(dict.fromkeys(name for run in runs for name in _all_series(run)))
   found, used = [], set()
@@ -78,13 +78,13 @@ def _matches(name, patterns) -> bool:
   )
 
 
-def _all_series(run) -> dict[str, run_files.Series]:
+def _all_series(run) -> dict[str, run_record.Series]:
   """Its series, and the sum that the alarm judges."""
   parts = [run.series.get(name) for name in ("loss_dino", "loss_ibot")]
   if None in parts or len(parts[0].steps) != len(parts[1].steps):
     return run.series
   dino, ibot = parts
-  return {SUM: run_files.Series(dino.steps, dino.values + ibot.values, dino.times)} | (
+  return {SUM: run_record.Series(dino.steps, dino.values + ibot.values, dino.times)} | (
     run.series
   )
 
@@ -146,8 +146,8 @@ def _levels_of_one(run, names) -> Iterator[tuple[str, float]]:
   if SUM in names and run.nothing_learnt:
     yield "nothing learnt", run.nothing_learnt
     yield "collapse", alarm.COLLAPSED * run.nothing_learnt
-  count = run.field("heads.dino.prototypes")
-  if "teacher_entropy" in names and isinstance(count, int) and count > 1:
+  count = run.count("heads.dino.prototypes")
+  if "teacher_entropy" in names and count:
     yield "all prototypes alike", math.log(count)
   if "data_wait_share" in names:
     yield "starved of data", 100 * alarm.MUCH_WAITING

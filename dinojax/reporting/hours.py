@@ -2,10 +2,10 @@
 
 import numpy as np
 
-from dinojax.reporting import run_files
+from dinojax.reporting import run_record
 
 
-def hours_at_work(run: run_files.Run) -> tuple[np.ndarray, np.ndarray] | None:
+def hours_at_work(run: run_record.Run) -> tuple[np.ndarray, np.ndarray] | None:
   """(steps [n], hours [n]), rising; None if the run has not logged times.
 
   The time before a step counts from the step before it, or from the start in between.
@@ -26,7 +26,7 @@ def hours_at_work(run: run_files.Run) -> tuple[np.ndarray, np.ndarray] | None:
   return steps, np.cumsum(np.maximum(times - before, 0)) / 3600
 
 
-def restarts(run: run_files.Run) -> list[int]:
+def restarts(run: run_record.Run) -> list[int]:
   """Steps from which the run was started again, in order of time."""
-  starts = [x.get("step") for x in run.events if x["event"] == "start"]
-  return [step for step in starts[1:] if isinstance(step, int)]
+  starts = [x for x in run.events if x["event"] == "start"]
+  return [x["step"] for x in starts[1:] if "step" in x]

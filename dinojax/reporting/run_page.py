@@ -15,7 +15,7 @@ from dinojax.reporting import (
   markup,
   page,
   panels,
-  run_files,
+  run_record,
   summary,
   wording,
 )
@@ -23,7 +23,7 @@ from dinojax.reporting import (
 NAME = "report.html"
 
 
-def write(runs: Sequence[run_files.Run], out: pathlib.Path) -> None:
+def write(runs: Sequence[run_record.Run], out: pathlib.Path) -> None:
   """Writes the page of some runs, all or nothing; that of one with its pictures.
 
   Args:
@@ -37,7 +37,7 @@ def write(runs: Sequence[run_files.Run], out: pathlib.Path) -> None:
     file.write(page.encode(render(runs, now=time.time())))
 
 
-def render(runs: Sequence[run_files.Run], *, now: float) -> str:
+def render(runs: Sequence[run_record.Run], *, now: float) -> str:
   """The page as `write` writes it. now: seconds since 1970."""
   if len(runs) == 1:
     return page.render(f"{runs[0].label} - dinojax", _of_one(runs[0], now))

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from dinojax.reporting import hours, markup, run_files, verdict, wording
+from dinojax.reporting import hours, markup, run_files, run_record, verdict, wording
 
 MAX_EVENTS = 300  # rows
 RECENT = 50  # logged steps whose rates are averaged
@@ -21,7 +21,7 @@ TOLD = {
 }
 
 
-def describe_verdict(run: run_files.Run, *, now: float) -> markup.Html:
+def describe_verdict(run: run_record.Run, *, now: float) -> markup.Html:
   """The state of the run in a sentence, and what to do."""
   judged = verdict.judge(run, now=now)
   advice = [markup.tag("li", line) for line in judged.advice]
@@ -34,7 +34,7 @@ def describe_verdict(run: run_files.Run, *, now: float) -> markup.Html:
   )
 
 
-def describe_facts(run: run_files.Run) -> markup.Html:
+def describe_facts(run: run_record.Run) -> markup.Html:
   """The facts, in one column or two."""
   pairs = [
     markup.tag("div", markup.tag("dt", what), markup.tag("dd", value))
@@ -43,13 +43,13 @@ def describe_facts(run: run_files.Run) -> markup.Html:
   return markup.tag("dl", *pairs, class_="facts")
 
 
-def facts(run: run_files.Run) -> Iterator[tuple[str, str]]:
+def facts(run: run_record.Run) -> Iterator[tuple[str, str]]:
   """(what, value) of a run, in words."""
   start = run.last_event("start") or {}
   step, batch, total = run.step, run.batch_size, run.total_steps
   of = f" of {total:,}" if total else ""
   yield "steps", f"{step:,}{of}"
-  images = step * batch if isinstance(batch, int) else None
+  images = step * batch if batch else None
   each = f", {batch:,} a step" if images else ""
   yield "images seen", f"{wording.number(images)}{each}"
   known = hours.hours_at_work(run)
@@ -71,12 +71,13 @@ def facts(run: run_files.Run) -> Iterator[tuple[str, str]]:
     yield "linear probe", "; ".join([wording.share(linear), *others])
   parameters = start.get("parameters")
   if isinstance(parameters, dict) and parameters:
-    parts = [f"{name} {wording.large(size)}" for name, size in parameters.items()]
+    sizes = {name: run_record.field(parameters, name) for name in parameters}
+    parts = [f"{name} {wording.large(size)}" for name, size in sizes.items()]
     yield "parameters", wording.listed(parts)
   else:
     yield "parameters", wording.NOT_KNOWN
   yield "devices", _devices(start)
-  yield "data", str(start.get("data", _sources(run)))
+  yield "data", start.get("data", _sources(run))
   starts = [event["time"] for event in run.events if event["event"] == "start"]
   yield "started", wording.moment(starts[0] if starts else None)
   yield "restarts", _restarts(run, starts)
@@ -94,7 +95,7 @@ def facts(run: run_files.Run) -> Iterator[tuple[str, str]]:
     )
 
 
-def recent(run: run_files.Run, name: str) -> float | None:
+def recent(run: run_record.Run, name: str) -> float | None:
   """Median of the last logged values of a series; None if there are none."""
   series = run.series.get(name)
   return float(np.median(series.values[-RECENT:])) if series else None
@@ -104,9 +105,10 @@ def _devices(start) -> str:
   mesh, kind = start.get("mesh"), start.get("device")
   if not isinstance(mesh, dict) or kind is None:
     return wording.NOT_KNOWN
-  shape = " x ".join(f"{name} {size}" for name, size in mesh.items())
-  count = start.get("processes", 1)
-  return f"{kind}, mesh {shape}, {count} process{'es' if count != 1 else ''}"
+  sizes = {name: wording.number(run_record.field(mesh, name)) for name in mesh}
+  shape = " x ".join(f"{name} {size}" for name, size in sizes.items())
+  count = run_record.field(start, "processes") or 1
+  return f"{kind}, mesh {shape}, {count:.0f} process{'es' if count != 1 else ''}"
 
 
 def _sources(run) -> str:
@@ -128,7 +130,7 @@ def _restarts(run, starts) -> str:
   )
 
 
-def describe_events(run: run_files.Run) -> markup.Html:
+def describe_events(run: run_record.Run) -> markup.Html:
   """The events, the newest first."""
   if not run.events:
     return markup.tag(
@@ -141,7 +143,7 @@ def describe_events(run: run_files.Run) -> markup.Html:
   rows = [
     (
       wording.moment(event["time"]),
-      f"{event['step']:,}" if isinstance(event.get("step"), int) else "",
+      f"{event['step']:,}" if "step" in event else "",
       event["event"],
       _told(event),
     )
@@ -158,14 +160,14 @@ def describe_events(run: run_files.Run) -> markup.Html:
 def _told(event) -> str:
   text = event.get("text") or event.get("signal") or TOLD.get(event["event"], "")
   notes = [event.get("extended"), *_strings(event.get("doubts"))]
-  return "; ".join([str(text)[:1000], *(str(note) for note in notes if note)])
+  return "; ".join([text[:1000], *(note for note in notes if note)])
 
 
 def _strings(value) -> list[str]:
-  return [str(x) for x in value] if isinstance(value, list) else []
+  return [x for x in value if isinstance(x, str)] if isinstance(value, list) else []
 
 
-def describe_evaluations(run: run_files.Run) -> markup.Html | None:
+def describe_evaluations(run: run_record.Run) -> markup.Html | None:
   """What evaluate.py has added to the run; None if that is nothing."""
   if not run.evaluations:
     return None
@@ -185,7 +187,7 @@ def _value(value) -> str:
   return wording.number(value) if isinstance(value, float) else str(value)
 
 
-def describe_config(run: run_files.Run) -> markup.Html:
+def describe_config(run: run_record.Run) -> markup.Html:
   """The config, closed at first."""
   if run.config is None:
     return markup.tag("p", "config.json cannot be read.", class_="faint")

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from dinojax.reporting import alarm, run_files, wording
+from dinojax.reporting import alarm, run_record, wording
 
 DECLINE = 0.8  # of the best k-NN: below, features get worse
 MIN_POINTS = 3  # of a mean loss
@@ -29,13 +29,13 @@ class Verdict:
   advice: tuple[str, ...]
 
 
-def judge(run: run_files.Run, *, now: float) -> Verdict:
+def judge(run: run_record.Run, *, now: float) -> Verdict:
   """Judges a run. now: seconds since 1970."""
   life, life_advice = _life(run, now)
   health = _health(run)
   ended = run.last_event("start", "failed", "interrupted", "done")
   if ended and ended["event"] == "failed":
-    advice = (str(ended.get("text", wording.NOT_KNOWN)), *life_advice)
+    advice = (ended.get("text", wording.NOT_KNOWN), *life_advice)
     return Verdict("failed", "bad", f"Failed: {life}. {health.sentence}", advice)
   stopped = life.startswith("stopped")
   kind = "watch" if stopped and health.kind == "good" else health.kind
@@ -59,7 +59,7 @@ def _life(run, now) -> tuple[str, tuple[str, ...]]:
     return f"stopped by {name} at {progress}, saved", (f"To go on: {resume}.",)
   if kind == "done" or (total and run.step >= total):
     return f"complete, {progress}", ()
-  minutes = run.field("hang_minutes") or HANG_MINUTES
+  minutes = run_record.number(run.field("hang_minutes")) or HANG_MINUTES
   silent = now - run.last_sign
   if silent < 120 * minutes:  # twice as long: the first step may take half an hour more
     return f"training, {progress}", ()
@@ -102,8 +102,8 @@ def _health(run) -> Verdict:
       ),
     )
   if alarm.is_nothing_learnt(mean, level):
-    warmup = run.field("schedules.learning_rate.warmup_steps")
-    warming = isinstance(warmup, int) and run.step < 2 * warmup
+    warmup = run.count("schedules.learning_rate.warmup_steps") or 0
+    warming = run.step < 2 * warmup
     return Verdict(
       "nothing learnt yet",
       "watch" if warming else "bad",
@@ -120,7 +120,7 @@ def _health(run) -> Verdict:
   wait = _recent(run, "data_wait_share", steps)
   if wait is not None and float(np.median(wait)) > alarm.MUCH_WAITING:
     found = run.last_event("input")
-    text = str(found["text"]) if found and "text" in found else None
+    text = found["text"] if found and "text" in found else None
     return Verdict(
       "starved of data",
       "watch",

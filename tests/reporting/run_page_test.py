@@ -2,6 +2,7 @@
 
 import json
 import math
+import random
 import re
 import time
 
@@ -142,6 +143,52 @@ def test_text_of_files_and_configs_stays_text(tmp_path):
   for page in (render(first), render(first, second)):
     assert HOSTILE in page.replace("&lt;", "<").replace("&gt;", ">")
     assert "<img" not in page
+
+
+ANYTHING = (None, True, -1, 0, 1.5, 10**400, math.nan, math.inf, 1e308, "", "x", [], {})
+ANYTHING += ([1, "a"], {"a": 1}, {"a": {"b": []}})
+
+
+def spoilt(value, rng, share):
+  """JSON in which a share of all values is another one, or missing."""
+  if rng.random() < share:
+    return rng.choice(ANYTHING)
+  if isinstance(value, dict):
+    kept = {k: x for k, x in value.items() if rng.random() > share / 2}
+    return {k: spoilt(x, rng, share) for k, x in kept.items()}
+  return [spoilt(x, rng, share) for x in value] if isinstance(value, list) else value
+
+
+@pytest.mark.parametrize("share", [0.02, 0.1, 0.3])
+def test_files_that_hold_anything_make_a_page(tmp_path, share):
+  results = {"raw pixels": {"knn_top1_k10": 0.4, "linear": 0.1}, "trained teacher": {}}
+  kinds = ("input", "skipped", "failed", "interrupted", "done", "alarm")
+  for seed in range(20):
+    rng = random.Random(seed)
+    lines = [
+      recorded.numbers(step, knn_top1_k10=0.3, linear=0.2)
+      for step in range(10, 301, 10)
+    ]
+    lines.append({"step": 300, "eval_x": 1.0, "eval_y": "z"})
+    events = [
+      recorded.started(data="d", doubts=["a"], extended="e"),
+      recorded.event("comparison", 300, results=results),
+      recorded.started(100, after=100.5),
+      recorded.event(rng.choice(kinds), 300, text="t", signal="S"),
+    ]
+    folder = recorded.write(
+      tmp_path / str(seed),
+      [spoilt(line, rng, share) for line in lines],
+      events=[spoilt(event, rng, share) for event in events],
+      settings={},
+    )
+    config = json.dumps(spoilt(recorded.config(), rng, share))
+    (folder / "config.json").write_text(config)
+    run = run_files.read(folder)
+    # The config stands on the page as it is.
+    seen = re.sub("<(script|pre).*?</(script|pre)>", "", render(run), flags=re.DOTALL)
+    assert not re.search(r"\b(nan|inf)\b", seen)
+    assert render(run, run).endswith("</html>\n")
 
 
 def test_a_hundred_thousand_logged_steps_make_a_small_page_in_seconds(tmp_path):
