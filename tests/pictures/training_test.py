@@ -9,6 +9,7 @@ import pytest
 from dinojax import assembly, errors, sharding
 from dinojax.data import mixture
 from dinojax.pictures import album, training
+from dinojax.weights import model
 from experiments import quickstart
 
 NAMES = {
@@ -32,7 +33,7 @@ class Log:
 
 
 def make(*, every, **fields):
-  """A recorder of the quickstart's data with a small network, and that network."""
+  """A recorder of the quickstart's data with a small network, its config and mesh."""
   config = quickstart.get_config()
   with config.unlocked():
     config.backbone.update(width=16, depth=1, heads=2)
@@ -42,28 +43,31 @@ def make(*, every, **fields):
     config.update(fields)
   data = mixture.open_mixture(config.data.sources, config.data.weights)
   nets = assembly.make_nets(config)
-  mesh = sharding.make_mesh(data=2, fsdp=4)
+  mesh = sharding.make_mesh(data=1, fsdp=2, devices=jax.devices()[:2])
   recorder = training.Recorder(
     config, data, nets=nets, mesh=mesh, progress=lambda: None
   )
-  return recorder, nets, mesh
+  return recorder, config, mesh
 
 
-def teacher_of(nets):
-  key, side = jax.random.key(0), nets.backbone.patch_size * nets.backbone.pos_grid
-  image = np.zeros((1, side, side, 3), np.float32)
-  feature = np.zeros((1, nets.backbone.width), np.float32)
-  return {
-    "backbone": nets.backbone.init(key, (image,), (None,))["params"],
-    "dino_head": nets.dino_head.init(key, feature)["params"],
+def teacher_of(config):
+  """Weights of noise."""
+  rng = np.random.default_rng(0)
+  architecture = {name: config.backbone[name] for name in model.ARCHITECTURE}
+  shapes = {
+    "backbone": model.shapes(architecture),
+    "dino_head": model.head_shapes(**config.heads.dino, width=config.backbone.width),
   }
+  return jax.tree.map(
+    lambda x: rng.normal(size=x.shape, scale=0.3).astype(np.float32), shapes
+  )
 
 
 def test_pictures_come_every_nth_step_on_any_mesh(monkeypatch):
   monkeypatch.setattr(training, "AT_MOST", 40)
   monkeypatch.setattr(training, "COUNT", 3)
-  recorder, nets, mesh = make(every=2)
-  log, teacher = Log(), teacher_of(nets)
+  recorder, config, mesh = make(every=2)
+  log, teacher = Log(), teacher_of(config)
   with jax.set_mesh(mesh):
     recorder.write(1, None, log)
     assert log == Log()  # the device is not even waited for
