@@ -11,6 +11,7 @@ from typing import Any
 import cv2
 import jax
 import numpy as np
+import tqdm
 
 from dinojax import errors
 from dinojax.data import images, sources
@@ -199,8 +200,13 @@ def _many(
   side = min(sections.thumb_side(len(chosen)), teacher.sizes["crop"])
   found = {name: [] for name in ("features", "thumbs", "labels", "records")}
   size = _padded(min(batch_size, len(chosen)), teacher.devices)
-  for batch in samples.shared_batches(
-    chosen, batch_size=size, **teacher.sizes, **reading
+  batches = samples.shared_batches(chosen, batch_size=size, **teacher.sizes, **reading)
+  for batch in tqdm.tqdm(
+    batches,
+    desc="features for pictures",
+    total=-(-len(chosen) // size),
+    leave=False,
+    disable=None if jax.process_index() == 0 else True,  # None: unless no terminal
   ):
     seen = tokens.image_features(teacher.module, teacher.params, batch["image"])
     valid = batch["valid"]

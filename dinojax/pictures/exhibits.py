@@ -204,7 +204,7 @@ def prototypes_table(shown: album.Album, what: str) -> Table:
     f"Prototypes of {what}",
     f"A row is a prototype of the {head} head, with its number and how many of"
     f" {total:,} {what} are nearest to it, and the {what} that it takes most."
-    f" {taken.used:,} prototypes are the nearest of any.",
+    f" {taken.used:,} of {taken.total:,} prototypes are the nearest of at least one.",
     (),
     rows,
   )

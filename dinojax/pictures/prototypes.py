@@ -26,15 +26,17 @@ class Head(NamedTuple):
 class Taken(NamedTuple):
   """What prototypes take most.
 
-  prototypes: int [C], those that are nearest to most rows, such with most rows first.
-  counts: int [C], rows nearest to each. rows: int [C, k], those that are nearest to
-  each prototype. used: of all K prototypes, how many are the nearest of some row.
+  prototypes: int [C], those that are nearest to most rows, the first to most. counts:
+  int [C], rows nearest to each. rows: int [C, k], those with the largest logits of each
+  prototype, from the largest on. used: prototypes that are the nearest of some row.
+  total: K.
   """
 
   prototypes: np.ndarray
   counts: np.ndarray
   rows: np.ndarray
   used: int
+  total: int
 
 
 def open_heads(teacher: dict, *, dtype: str) -> dict[str, Head]:
@@ -84,7 +86,8 @@ def most_taken(
     functools.partial(_some_logits, head.module, head.params, prototypes), rows, size
   )
   best = np.argsort(-logits, axis=0, kind="stable")[:count].T
-  return Taken(prototypes, totals[prototypes], best, int((totals > 0).sum()))
+  used = int((totals > 0).sum())
+  return Taken(prototypes, totals[prototypes], best, used, len(totals))
 
 
 def _by_rows(function, rows: np.ndarray, size: int) -> np.ndarray:

@@ -32,7 +32,7 @@ def test_each_prototype_takes_the_rows_of_its_largest_logits(head, count):
   logits = np.asarray(jax.jit(dino.module.apply)({"params": dino.params}, rows(count)))
   found = prototypes.most_taken(dino, rows(count), shown=5, count=4, devices=1)
   totals = np.bincount(logits.argmax(-1), minlength=20)
-  assert found.used == (totals > 0).sum()
+  assert (found.used, found.total) == ((totals > 0).sum(), 20)
   assert found.counts.tolist() == [x for x in sorted(totals, reverse=True)[:5] if x]
   np.testing.assert_array_equal(totals[found.prototypes], found.counts)
   for prototype, best in zip(found.prototypes, found.rows, strict=True):
