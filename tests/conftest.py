@@ -25,8 +25,18 @@ if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
   os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.3"
 
 
+def pytest_addoption(parser):
+  """Adds what tests/gpu is given."""
+  parser.addoption("--platform", choices=("cpu", "gpu"), help="runs tests/gpu there")
+  parser.addoption("--cifar10", metavar="FOLDER", help="of JPEG: train and test")
+  parser.addoption("--minutes", type=float, default=5, help="of training on --cifar10")
+
+
 def pytest_configure(config):
-  """Declares the marks that select tests."""
+  """Declares the marks that select tests, and chooses the platform."""
+  if config.option.platform == "gpu":
+    os.environ["JAX_PLATFORMS"] = "cuda,cpu"
+    os.environ["XLA_FLAGS"] = "--xla_force_host_platform_device_count=8"
   config.addinivalue_line(
     "markers", "process: starts processes that import jax, which takes seconds each"
   )

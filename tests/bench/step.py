@@ -37,11 +37,12 @@ import numpy as np
 
 sys.path.insert(0, str(pathlib.Path(__file__).parents[2]))
 
+import costliest
 import torch_peer
 import workload
 
 from dinojax import assembly, errors, preflight, sharding
-from dinojax.planning import costs
+from dinojax.planning import costs, hlo
 from dinojax.runtime import allocator
 
 
@@ -60,12 +61,15 @@ class Ours:
     self.matrix = jax.random.normal(self.key, (side, side), config.backbone.dtype)
     self.product = jax.jit(lambda x: x @ x)
 
+  def step(self):
+    """One update; its scalars."""
+    with jax.set_mesh(self.mesh):
+      self.state, scalars = self.run.train_step(self.state, self.batch, self.key)
+    return scalars
+
   def turn(self) -> dict:
     """As `torch_peer.Peer.turn`."""
-    with jax.set_mesh(self.mesh):
-      seconds, cpu_seconds, (self.state, scalars) = timed(
-        self.run.train_step, self.state, self.batch, self.key
-      )
+    seconds, cpu_seconds, scalars = timed(self.step)
     product_seconds, _, _ = timed(self.product, self.matrix)
     memory = jax.local_devices()[0].memory_stats() or {}
     return {
@@ -75,6 +79,17 @@ class Ours:
       "loss": float(scalars["loss"]),
       "peak": memory.get("peak_bytes_in_use") or torch_peer.host_peak(os.getpid()),
     }
+
+  def profile(self, folder: str, product_flops: float) -> str:
+    """Writes a trace of one step, and returns the table of its costliest operations."""
+    with jax.set_mesh(self.mesh):
+      program = hlo.Program(self.run.lower_step().compile().as_text())
+    jax.block_until_ready(self.step())
+    seconds = costliest.measured(
+      lambda: jax.block_until_ready(self.step()), pathlib.Path(folder)
+    )
+    flops, bandwidth = costliest.limits(product_flops)
+    return costliest.table(seconds, program, flops=flops, bandwidth=bandwidth)
 
   def close(self):
     """Nothing: the process ends with the table."""
@@ -204,6 +219,12 @@ def parse_args():
   parser.add_argument(
     "--apart", action="store_true", help="time the peer first and ourselves after it"
   )
+  parser.add_argument(
+    "--profile",
+    metavar="DIR",
+    help="also writes a trace of one step there, and prints the ten operations that"
+    " took longest, each with the share of it that it would take at best",
+  )
   parser.add_argument("--json", metavar="FILE", help="also writes the numbers there")
   args = parser.parse_args()
   devices = jax.device_count()
@@ -264,6 +285,9 @@ def main():
   for name, value in settings.items():
     print(f"{name:32}{value}")
   print("\n" + table(results))
+  if args.profile:
+    ours = Ours(config, batch, side=side)
+    print("\n" + ours.profile(args.profile, results["dinojax"]["product_flops_per_s"]))
   if args.json:
     pathlib.Path(args.json).write_text(json.dumps({**settings, **results}, indent=2))
 
