@@ -169,7 +169,8 @@ function makeChart(chart) {
   const legend = element("div", "", {class: "legend"});
   const at = element("div", "", {class: "at"});
   const frame = element("div", "", {role: "img", "aria-label": chart.title});
-  figure.append(element("h3", chart.title), legend, frame, at);
+  const hint = element("div", chart.hint, {class: "hint"});
+  figure.append(element("h3", chart.title), hint, legend, frame, at);
   place.append(figure);
   const entry = {figure, chart, lines, at, values: []};
   for (const [i, line] of lines.entries()) {

@@ -30,7 +30,7 @@ def library() -> tuple[str, str] | None:
 def fragment(runs: Sequence[run_record.Run]) -> page.Fragment:
   """The curves of one run, or of several over each other."""
   title = markup.tag("h2", "Curves")
-  drawn = curves.charts(runs)
+  drawn, left_out = curves.charts(runs)
   if not drawn:
     return page.Fragment(
       markup.join([title, markup.tag("p", "Nothing is logged yet.", id="no-curves")])
@@ -43,7 +43,7 @@ def fragment(runs: Sequence[run_record.Run]) -> page.Fragment:
   html = markup.join(
     [
       title,
-      _thinning_note(drawn),
+      _note(drawn, left_out),
       markup.data("curves", content),
       _controls(),
       markup.tag("div", class_="charts", id="charts"),
@@ -78,12 +78,14 @@ def _controls() -> markup.Html:
   )
 
 
-def _thinning_note(drawn) -> markup.Html:
-  most = max(line["per_point"] for chart in drawn for line in chart["lines"])
-  if most == 1:
-    return markup.Html("")
-  text = (
-    f"Long curves are thinned: a point is the mean of up to {most:,} logged steps in a"
-    " row, and the band around it spans their least and greatest value."
-  )
-  return markup.tag("p", text, class_="faint")
+def _note(drawn, left_out) -> markup.Html:
+  """What the charts do not show."""
+  most, lines = max(line["per_point"] for chart in drawn for line in chart["lines"]), []
+  if most > 1:
+    lines.append(
+      f"Long curves are thinned: a point is the mean of up to {most:,} logged steps in"
+      " a row, and the band around it spans their least and greatest value."
+    )
+  if left_out:
+    lines.append(f"{left_out:,} more numbers are in metrics.jsonl, and not drawn.")
+  return markup.join(markup.tag("p", line, class_="faint") for line in lines)

@@ -5,36 +5,76 @@ Free of JAX.
 
 import math
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from dinojax.reporting import alarm, hours, run_record, thinning
 
 SUM = "loss_dino + loss_ibot"
-# Title, label of the y axis with its unit, its scale, names of numbers: whole, or as
-# they begin. A label that ends in (%) is of shares, drawn as 100 times their value.
-CHARTS = (
-  ("DINO + iBOT loss", "loss (nats)", "linear", (SUM,)),
-  ("k-NN top-1 of the teacher", "accuracy (%)", "linear", ("knn_top1*",)),
-  ("Teacher entropy", "entropy (nats)", "linear", ("teacher_entropy",)),
-  ("Loss parts", "loss (nats)", "linear", ("loss_dino", "loss_ibot")),
-  ("KoLeo loss", "loss (nats)", "linear", ("loss_koleo",)),
-  ("Total loss", "loss (nats)", "linear", ("loss",)),
-  ("Gradient norms before clipping", "L2 norm (no unit)", "log", ("grad_norm*",)),
-  (
-    *("Throughput", "images per second", "linear"),
-    ("images_per_second", "step_images_per_second", "input_images_per_second"),
+
+
+class Kind(NamedTuple):
+  """A kind of chart.
+
+  title. label: of the y axis, with its unit; of shares it ends in (%), and they are
+  drawn as 100 times their value. names: of numbers, whole, or as they begin (*). hint:
+  what to look for. scale: "linear" or "log".
+  """
+
+  title: str
+  label: str
+  names: tuple[str, ...]
+  hint: str = ""
+  scale: str = "linear"
+
+
+KINDS = (
+  Kind(
+    "DINO + iBOT loss",
+    "loss (nats)",
+    (SUM,),
+    "Falls from the level of nothing learnt, and stays far above that of collapse.",
   ),
-  ("Waiting for data", "share of time (%)", "linear", ("data_wait_share",)),
-  ("Learning rate", "learning rate (no unit)", "linear", ("learning_rate",)),
-  ("Weight decay", "weight decay (no unit)", "linear", ("weight_decay",)),
-  ("Teacher temperature", "temperature (no unit)", "linear", ("teacher_temp",)),
-  ("Teacher momentum", "EMA momentum (no unit)", "linear", ("teacher_momentum",)),
-  ("k-NN top-5 of the teacher", "accuracy (%)", "linear", ("knn_top5*",)),
-  ("Linear probe of the teacher", "accuracy (%)", "linear", ("linear",)),
+  Kind(
+    "k-NN top-1 of the teacher",
+    "accuracy (%)",
+    ("knn_top1*",),
+    "Labelled images classified by their nearest neighbours: the higher, the better.",
+  ),
+  Kind(
+    "Teacher entropy",
+    "entropy (nats)",
+    ("teacher_entropy",),
+    "Of the targets. Near 0 each image has a single prototype, at the upper level all.",
+  ),
+  Kind("Loss parts", "loss (nats)", ("loss_dino", "loss_ibot"), "Unweighted."),
+  Kind(
+    "KoLeo loss", "loss (nats)", ("loss_koleo",), "Falls while features spread out."
+  ),
+  Kind("Total loss", "loss (nats)", ("loss",), "Weighted sum of the parts."),
+  Kind(
+    "Gradient norms before clipping",
+    "L2 norm (no unit)",
+    ("grad_norm*",),
+    "Single spikes are common; a lasting rise is not.",
+    "log",
+  ),
+  Kind(
+    "Throughput",
+    "images per second",
+    ("images_per_second", "step_images_per_second", "input_images_per_second"),
+    "Of the run; of the step if it never waited; of the input by itself.",
+  ),
+  Kind("Waiting for data", "share of time (%)", ("data_wait_share",)),
+  Kind("Learning rate", "learning rate (no unit)", ("learning_rate",)),
+  Kind("Weight decay", "weight decay (no unit)", ("weight_decay",)),
+  Kind("Teacher temperature", "temperature (no unit)", ("teacher_temp",)),
+  Kind("Teacher momentum", "EMA momentum (no unit)", ("teacher_momentum",)),
+  Kind("k-NN top-5 of the teacher", "accuracy (%)", ("knn_top5*",)),
+  Kind("Linear probe of the teacher", "accuracy (%)", ("linear",)),
 )
-MAX_OTHER = 30  # charts of numbers that are not in CHARTS
+MAX_OTHER = 30  # charts of numbers of no kind
 MAX_EVENTS = 400  # marks of one kind on the axis
 
 
@@ -54,21 +94,25 @@ def describe(run: run_record.Run) -> dict[str, Any]:
   }
 
 
-def charts(runs: Sequence[run_record.Run]) -> list[dict[str, Any]]:
-  """Charts as JSON: of one run with numbers together, of several each number alone."""
+def charts(runs: Sequence[run_record.Run]) -> tuple[list[dict[str, Any]], int]:
+  """Charts as JSON: of one run with numbers together, of several each number alone.
+
+  Returns:
+    The charts, and how many numbers are left out as there are too many.
+  """
   names = list(dict.fromkeys(name for run in runs for name in _all_series(run)))
   found, used = [], set()
-  for title, label, scale, patterns in CHARTS:
-    members = [name for name in names if _matches(name, patterns) and name not in used]
+  for kind in KINDS:
+    members = [x for x in names if _matches(x, kind.names) and x not in used]
     used |= set(members)
-    groups = [members] if len(runs) == 1 else [[name] for name in members]
-    for group in groups:
-      full = title if len(runs) == 1 or len(members) == 1 else f"{title}: {group[0]}"
-      found += _chart(runs, full, label, scale, group)
+    for group in [members] if len(runs) == 1 else [[name] for name in members]:
+      alone = len(runs) == 1 or len(members) == 1
+      title = kind.title if alone else f"{kind.title}: {group[0]}"
+      found += _chart(runs, kind._replace(title=title), group)
   others = [name for name in names if name not in used]
   for name in others[:MAX_OTHER]:
-    found += _chart(runs, name, f"{name} (unit not known)", "linear", [name])
-  return found
+    found += _chart(runs, Kind(name, f"{name} (unit not known)", ()), [name])
+  return found, max(len(others) - MAX_OTHER, 0)
 
 
 def _matches(name, patterns) -> bool:
@@ -89,20 +133,21 @@ def _all_series(run) -> dict[str, run_record.Series]:
   )
 
 
-def _chart(runs, title, label, scale, names) -> Iterator[dict[str, Any]]:
+def _chart(runs, kind, names) -> Iterator[dict[str, Any]]:
   lines = []
   for i, run in enumerate(runs):
     series = _all_series(run)
     for name in names:
       if name in series:
         shown = name if len(runs) == 1 else run.label
-        factor = 100 if label.endswith("(%)") else 1
+        factor = 100 if kind.label.endswith("(%)") else 1
         lines.append({"name": shown, "run": i, **_line(series[name], factor)})
   if lines:
     yield {
-      "title": title,
-      "label": label,
-      "scale": scale,
+      "title": kind.title,
+      "hint": kind.hint,
+      "label": kind.label,
+      "scale": kind.scale,
       "lines": lines,
       "levels": _levels(runs, names),
     }

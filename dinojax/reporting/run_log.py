@@ -132,13 +132,16 @@ class Log:
       if step % self._every == 0:
         rates = self._timer.lap(self._lap_steps * self._batch_size)
         rates["input_images_per_second"] = self._input_rate
-        if self._lap_steps and (verdict := self._judge.update(rates)):
+        if not self._lap_steps:  # the first step, which the compiler had, says nothing
+          rates = {}
+        elif verdict := self._judge.update(rates):
           console.say(verdict)
           self._event("input", step=step, text=verdict)
         self._lap_steps = 0
         finite = {name: x for name, x in rates.items() if math.isfinite(x)}
         self._writer.write(step, {**scalars, **finite}, about=_now())
-        self._progress.show({**scalars, **rates})
+        if rates:
+          self._progress.show({**scalars, **rates})
 
   def sync(self) -> None:
     """As `flush`, and returns when all is on disk: before a checkpoint."""

@@ -21,6 +21,7 @@ from dinojax.reporting import (
 )
 
 NAME = "report.html"
+AGE = (pathlib.Path(__file__).parent / "age.js").read_text()
 
 
 def write(runs: Sequence[run_record.Run], out: pathlib.Path) -> None:
@@ -67,7 +68,7 @@ def _of_one(run, now) -> list[page.Fragment]:
     summary.describe_config(run),
   ]
   return [
-    page.Fragment(top),
+    page.Fragment(top, script=AGE),
     charts.fragment([run]),
     *panels.of_folder(run.path / panels.FOLDER),
     page.Fragment(markup.join(bottom)),
@@ -86,8 +87,14 @@ def _of_several(runs, now) -> list[page.Fragment]:
       comparison.describe_differences(runs, labels),
     ]
   )
-  return [page.Fragment(top), charts.fragment(runs)]
+  return [page.Fragment(top, script=AGE), charts.fragment(runs)]
 
 
 def _written(now) -> markup.Html:
-  return markup.tag("p", f"Written {wording.moment(now)}.", class_="faint")
+  return markup.tag(
+    "p",
+    f"Written {wording.moment(now)}",
+    markup.tag("span", id="age", data_written=f"{now:.0f}"),
+    ".",
+    class_="faint",
+  )

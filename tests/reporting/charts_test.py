@@ -1,6 +1,7 @@
 """The curves of a page answer to the pointer, in a browser, under the page's policy."""
 
 import json
+import time
 
 import browser
 import pytest
@@ -101,6 +102,17 @@ def choose(page, identifier, value):
 
 def texts(chart, selector):
   return [found.text for found in chart.find_elements("css selector", selector)]
+
+
+def test_the_page_says_how_old_it_is(page, chart):
+  script = "return document.all.age.dataset.written"
+  assert abs(float(page.execute_script(script)) - time.time()) < 600
+  page.execute_cdp_cmd(
+    "Page.addScriptToEvaluateOnNewDocument",
+    {"source": "const now = Date.now; Date.now = () => now() + 3 * 3600000;"},
+  )
+  page.refresh()
+  assert page.find_element("id", "age").text == ", 3 hours ago"
 
 
 def test_each_chart_is_drawn_with_its_name_and_curves(page, chart):

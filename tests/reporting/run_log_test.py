@@ -61,6 +61,17 @@ def test_every_nth_step_is_logged_with_its_own_values_and_the_rates(tmp_path):
   assert rating == {"step": 5, "knn_top1_k10": 0.5}
 
 
+def test_the_first_step_has_no_rates_as_the_compiler_had_most_of_its_time(tmp_path):
+  log = open_log(tmp_path, log_every=1)
+  for step in (1, 2):
+    log.step(step, scalars(step), input_rate=100.0)
+  log.close()
+  first, second = lines(tmp_path)
+  rates = {"data_wait_share", "images_per_second"}
+  rates |= {"step_images_per_second", "input_images_per_second"}
+  assert set(second) - set(first) == rates
+
+
 def test_a_value_that_is_not_finite_ends_the_run_with_its_name_and_step(tmp_path):
   log = open_log(tmp_path, log_every=4)
   log.step(1, scalars(1), input_rate=100.0)

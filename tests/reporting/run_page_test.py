@@ -72,7 +72,8 @@ def test_every_logged_number_has_its_curve_and_levels_are_drawn(tmp_path):
     "raw pixels": {"knn_top1_k10": 0.125},
   }
   events = [recorded.started(), recorded.event("comparison", 20, results=results)]
-  found = curves.charts([read(tmp_path, lines, events=events)])
+  found, left_out = curves.charts([read(tmp_path, lines, events=events)])
+  assert left_out == 0
   names = [line["name"] for chart in found for line in chart["lines"]]
   logged = set().union(*lines) - {"step", "time"}
   assert sorted(names) == sorted({*logged, curves.SUM})
@@ -89,6 +90,13 @@ def test_every_logged_number_has_its_curve_and_levels_are_drawn(tmp_path):
   assert entropy["value"] == math.log(recorded.K)
   for chart in found:
     assert re.search(r"\(.+\)$|images per second", chart["label"])  # its unit
+
+
+def test_numbers_beyond_what_a_page_can_draw_are_counted(tmp_path):
+  line = recorded.numbers(10, **{f"new_{i}": 1.0 for i in range(curves.MAX_OTHER + 7)})
+  run = read(tmp_path, [line])
+  assert curves.charts([run])[1] == 7
+  assert not charts.library() or "7 more numbers are in metrics.jsonl" in render(run)
 
 
 def test_runs_over_each_other_have_a_chart_for_each_number(tmp_path):
@@ -121,7 +129,7 @@ def test_levels_of_runs_that_differ_have_their_names(tmp_path):
     read(tmp_path / "a"),
     read(tmp_path / "b", events=[recorded.started(nothing_learnt=5.0)]),
   ]
-  levels = curves.charts(runs)[0]["levels"]
+  levels = curves.charts(runs)[0][0]["levels"]
   assert {"name": "nothing learnt (b)", "value": 5.0} in levels
   assert {"name": "collapse (a)", "value": 0.02 * recorded.NOTHING_LEARNT} in levels
 
