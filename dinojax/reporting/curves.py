@@ -171,19 +171,17 @@ def _seven(value: float) -> float:
 
 
 def _levels(runs, names) -> list[dict[str, Any]]:
-  """Lines across a chart, {"name", "value"}; with the run's name where runs differ."""
-  found: dict[str, dict[str, float]] = {}
+  """Lines across a chart, {"name", "value"}; with the runs' names where they differ."""
+  found: dict[str, dict[float, list[str]]] = {}
   for run in runs:
     for name, value in _levels_of_one(run, names):
-      found.setdefault(name, {})[run.label] = value
+      found.setdefault(name, {}).setdefault(value, []).append(run.label)
   levels = []
   for name, values in found.items():
-    if len(set(values.values())) == 1:
-      levels.append({"name": name, "value": next(iter(values.values()))})
-    else:
-      levels += [
-        {"name": f"{name} ({label})", "value": value} for label, value in values.items()
-      ]
+    for value, labels in values.items():
+      few = ", ".join(labels) if len(labels) <= 2 else f"{len(labels)} runs"
+      shown = name if len(values) == 1 else f"{name} ({few})"
+      levels.append({"name": shown, "value": value})
   return levels
 
 

@@ -213,6 +213,8 @@ def test_nothing_is_wider_than_the_window_and_dark_is_dark(tmp_path):
   with browser.opened(out, dark=True) as driver:
     for path in tmp_path.glob("*/report.html"):
       driver.get(path.as_uri())
+      count = 2 if path.parent.name == "b" else 1
+      assert len(texts(first(driver), ".legend button")) == count
       for width in (1_400, 380):
         size = {"width": width, "height": 900, "deviceScaleFactor": 1, "mobile": False}
         driver.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", size)

@@ -125,13 +125,11 @@ def test_a_comparison_names_each_field_that_differs_and_no_other(tmp_path):
 
 
 def test_levels_of_runs_that_differ_have_their_names(tmp_path):
-  runs = [
-    read(tmp_path / "a"),
-    read(tmp_path / "b", events=[recorded.started(nothing_learnt=5.0)]),
-  ]
+  runs = [read(tmp_path / name) for name in "ac"]
+  runs.append(read(tmp_path / "b", events=[recorded.started(nothing_learnt=5.0)]))
   levels = curves.charts(runs)[0][0]["levels"]
   assert {"name": "nothing learnt (b)", "value": 5.0} in levels
-  assert {"name": "collapse (a)", "value": 0.02 * recorded.NOTHING_LEARNT} in levels
+  assert {"name": "collapse (a, c)", "value": 0.02 * recorded.NOTHING_LEARNT} in levels
 
 
 def test_text_of_files_and_configs_stays_text(tmp_path):
