@@ -6,18 +6,15 @@ from dinojax.reporting import run_record
 
 
 def hours_at_work(run: run_record.Run) -> tuple[np.ndarray, np.ndarray] | None:
-  """(steps [n], hours [n]), rising; None if the run has not logged times.
+  """(steps [n], hours [n]), rising; None if the run has not logged all times.
 
   The time before a step counts from the step before it, or from the start in between.
   Steps that were lost in a crash, and repeated, count once.
   """
   series = run.series.get("loss")
-  if series is None:
-    return None
-  known = np.isfinite(series.times)
-  steps, times = series.steps[known], series.times[known]
-  if not len(times):
-    return None
+  if series is None or not np.isfinite(series.times).all():
+    return None  # an older version has logged some of it, or all
+  steps, times = series.steps, series.times
   starts = np.array([x["time"] for x in run.events if x["event"] == "start"])
   before = np.append(starts[:1] if len(starts) else times[:1], times[:-1])
   if len(starts):

@@ -86,3 +86,5 @@ def test_hours_leave_out_pauses_and_count_from_the_start(tmp_path):
 def test_hours_of_a_run_that_logged_no_times_are_not_known(tmp_path):
   lines = [{"step": 10, "loss": 1.0}]
   assert hours.hours_at_work(run_files.read(recorded.write(tmp_path, lines))) is None
+  lines.append({"step": 20, "loss": 1.0, "time": recorded.START})  # a later version
+  assert hours.hours_at_work(run_files.read(recorded.write(tmp_path, lines))) is None
