@@ -90,6 +90,8 @@ def _health(run) -> Verdict:
   seen = f"The mean DINO + iBOT loss of the last {steps:,} steps is {mean:.3f}"
   low = alarm.COLLAPSED * level
   if alarm.is_collapse(mean, level):
+    centred = run.field("losses.targets") == "centering"
+    other = ", or config.losses.targets='sinkhorn'" if centred else ""
     return Verdict(
       "collapsing",
       "bad",
@@ -97,8 +99,7 @@ def _health(run) -> Verdict:
       (
         "Look at teacher_entropy and loss_koleo below, and stop the run if they do not"
         " recover.",
-        "Start again with a lower learning rate, a higher teacher_temp, or"
-        " config.losses.targets='sinkhorn'.",
+        f"Start again with a lower learning rate, or a higher teacher_temp{other}.",
       ),
     )
   if alarm.is_nothing_learnt(mean, level):

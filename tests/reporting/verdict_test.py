@@ -52,6 +52,10 @@ def test_a_loss_near_0_is_a_collapse(tmp_path):
   found = judge(tmp_path, healthy(500, **at(0.019 * LEVEL)))
   assert (found.state, found.kind) == ("collapsing", "bad")
   assert "one prototype" in found.sentence
+  assert "sinkhorn" not in str(found.advice)
+  settings = {"losses": {"targets": "centering"}}
+  lines = healthy(500, **at(0.019 * LEVEL))
+  assert "sinkhorn" in str(judge(tmp_path, lines, settings=settings).advice)
 
 
 @pytest.mark.parametrize("share", [0.021, 0.98, 1.02])
