@@ -82,8 +82,7 @@ def top_label(file: Any, columns: Columns) -> int:
   for group in range(file.num_row_groups if columns.label else 0):
     try:
       for batch in file.iter_batches(row_groups=[group], columns=[columns.label]):
-        largest = pyarrow.compute.max(batch.column(0)).as_py()
-        top = max(top, class_labels.parse(largest))
+        top = max(top, _label(pyarrow.compute.max(batch.column(0))))
     except (OSError, pyarrow.ArrowException) as error:
       if not is_damage(error):
         raise
@@ -104,12 +103,20 @@ def image_bytes(file: Any, group: int, columns: Columns) -> int:
 
 def cell(table: Any, row: int, columns: Columns) -> tuple[bytes | None, int]:
   """Returns encoded image, if there is one, and label of a row of a table or batch."""
-  image = table.column(columns.image)[row].as_py()
-  if isinstance(image, dict):
-    image = image.get("bytes")
+  image = table.column(columns.image)[row]
+  if columns.leaf != columns.image:  # beside what else is there, such as a path
+    image = image["bytes"] if image.is_valid else None
+  image = (image.as_py() or None) if image else None
   if not columns.label:
-    return image or None, class_labels.NO_LABEL
-  return image or None, class_labels.parse(table.column(columns.label)[row].as_py())
+    return image, class_labels.NO_LABEL
+  return image, _label(table.column(columns.label)[row])
+
+
+def _label(scalar) -> int:
+  try:
+    return class_labels.parse(scalar.as_py())
+  except UnicodeDecodeError:
+    return class_labels.NOT_A_CLASS  # text that is not UTF-8
 
 
 def is_damage(error: Exception) -> bool:

@@ -261,3 +261,17 @@ def test_without_pyarrow_one_line_says_how_to_install_it(shards, monkeypatch):
   monkeypatch.setitem(sys.modules, "pyarrow", None)
   with pytest.raises(errors.UserError, match=r"pip install 'dinojax\[parquet\]'"):
     open_source(shards / "*.parquet")
+
+
+def test_text_that_is_not_utf_8_beside_an_image_costs_neither_image_nor_start(tmp_path):
+  images, odd = [png(1), None, png(3)], [b"a.png", b"b.png", b"\xff.png"]
+  paths = pyarrow.array(odd).view(pyarrow.string())
+  cells = pyarrow.StructArray.from_arrays(
+    [pyarrow.array(images), paths], ["bytes", "path"]
+  )
+  write(tmp_path / "a.parquet", cells, label=paths)
+  source = open_source(tmp_path / "a.parquet")
+  assert numbered.read(source, 2, attempts=1)[0][0, 0, 0] == 3
+  assert source[0]["label"] == class_labels.NO_LABEL
+  rows = in_order(tmp_path / "a.parquet", "", "")
+  assert [bool(image) for _, image, _, _ in rows] == [True, False, True]
