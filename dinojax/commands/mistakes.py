@@ -1,6 +1,7 @@
 """User errors in flags or in a config file, in one line; free of JAX."""
 
 import contextlib
+import difflib
 import re
 from collections.abc import Iterator
 
@@ -14,6 +15,8 @@ def explained() -> Iterator[None]:
   """Turns what parsing flags and loading a config may raise into a UserError."""
   try:
     yield
+  except flags.UnrecognizedFlagError as error:
+    raise errors.UserError(_unknown_flag(error)) from error
   except flags.Error as error:
     raise errors.UserError(" ".join(str(error).split())) from error
   except OSError as error:
@@ -35,3 +38,11 @@ def _unknown_field(text: str) -> str:
   near = re.search(r'Did you mean "([^"]+)"', text)
   advice = f"; did you mean {near[1]}?" if near else ""
   return f"--config has no such field: {name[1]}{advice}"
+
+
+def _unknown_flag(error: flags.UnrecognizedFlagError) -> str:
+  group, dot, field = error.flagname.partition(".")
+  if dot and difflib.get_close_matches(group, ["config"]):
+    return f"--{error.flagname} is no option; did you mean --config.{field}?"
+  text = " ".join(str(error).split())
+  return text if "Did you mean" in text else f"{text}; --help lists the options"

@@ -51,6 +51,11 @@ def test_help_is_a_result_and_ends_with_0(flag):
   [
     ([], "--config=FILE is missing; try experiments/quickstart.py"),
     (["--confog=x"], "Unknown command line flag 'confog'. Did you mean: config ?"),
+    (
+      ["--confg.seed=3"],
+      "--confg.seed is no option; did you mean --config.seed?",
+    ),
+    (["--x=3"], "Unknown command line flag 'x'; --help lists the options"),
     (["--config=no.py"], "--config=no.py: there is no such file"),
     (["--config", "no.py:9"], "--config=no.py:9: there is no such file"),
     (
