@@ -23,7 +23,7 @@ import numpy as np
 sys.path.insert(0, str(pathlib.Path(__file__).parents[2]))
 sys.path.insert(0, str(pathlib.Path(__file__).parent))
 
-from dinojax.data import mixture
+from dinojax.data import mixture, sources
 from experiments import quickstart
 
 K, TEMPERATURE = 10, 0.07
@@ -37,17 +37,19 @@ def cpu_seconds() -> float:
   return sum(x.ru_utime + x.ru_stime for x in spent)
 
 
-def whole(source: str, side: int) -> tuple[np.ndarray, np.ndarray]:
-  """All images of a source, resized, uint8 [n, side, side, 3], and their labels."""
+def whole(source: str, *, resize: int, side: int) -> tuple[np.ndarray, np.ndarray]:
+  """All images of a source, resized and cut, uint8 [n, side, side, 3], and labels."""
   from PIL import Image
 
-  data = mixture.open_mixture((source,), (1.0,)).sources[0]
+  data = sources.open_source(source, field="config.knn")
   records = [data[i] for i in range(len(data))]
   images = [
-    np.asarray(Image.fromarray(x["image"]).resize((side, side), Image.BICUBIC))
+    np.asarray(Image.fromarray(x["image"]).resize((resize, resize), Image.BICUBIC))
     for x in records
   ]
-  return np.stack(images), np.array([x["label"] for x in records])
+  first = (resize - side) // 2
+  cut = np.stack(images)[:, first : first + side, first : first + side]
+  return np.ascontiguousarray(cut), np.array([x["label"] for x in records])
 
 
 def knn(train, labels, test, wanted) -> float:
@@ -109,7 +111,7 @@ class PyTorch:
     torch.set_num_threads(1)
     self.torch, self.workload, self.config = torch, workload, config
     self.rng = np.random.default_rng(config.seed)
-    data = mixture.open_mixture(config.data.sources, config.data.weights).sources[0]
+    data = sources.open_source(config.data.sources[0], field="config.data.sources[0]")
     self.images = [data[i]["image"] for i in range(len(data))]
     self.order = []
     self.train_step = torch_step.TrainStep(config, device="cpu", compiled=False)
@@ -207,7 +209,8 @@ def main():
   with config.unlocked():
     config.seed = args.seed
   (train, labels), (test, wanted) = (
-    whole(source, config.knn.crop) for source in (config.knn.train, config.knn.test)
+    whole(source, resize=config.knn.resize, side=config.knn.crop)
+    for source in (config.knn.train, config.knn.test)
   )
   pixels = [x.reshape(len(x), -1) for x in (train, test)]
   print(f"raw pixels: k-NN {knn(pixels[0], labels, pixels[1], wanted):.1%}")
@@ -215,7 +218,7 @@ def main():
   for kind in (Ours, PyTorch):
     pipe, theirs = spawn.Pipe()
     arguments = theirs, kind, config, (train, test)
-    spawn.Process(target=serve, args=arguments, daemon=True).start()
+    spawn.Process(target=serve, args=arguments).start()
     sides[kind.__name__] = pipe
   print(
     f"{'CPU seconds':>12}"
@@ -230,6 +233,8 @@ def main():
       _, steps, (bank, queries) = pipe.recv()
       row += f"{steps:16,}{knn(bank, labels, queries, wanted):8.1%}"
     print(row, flush=True)
+  for pipe in sides.values():
+    pipe.send(None)
 
 
 if __name__ == "__main__":
