@@ -86,7 +86,7 @@ def _numbers(run, now) -> dict[str, str]:
     "steps": f"{run.step:,}",
     "images seen": wording.number(images),
     "time at work": wording.duration(known[1][-1] * 3600 if known else None),
-    "throughput, of late, images/s": wording.number(rate, 3),
+    "recent throughput, images/s": wording.number(rate, 3),
     "newest DINO loss": wording.number(run.value("loss_dino")),
     "newest iBOT loss": wording.number(run.value("loss_ibot")),
     "newest teacher entropy": wording.number(run.value("teacher_entropy")),

@@ -57,12 +57,14 @@ def facts(run: run_record.Run) -> Iterator[tuple[str, str]]:
   pauses = ", without pauses" if known and hours.restarts(run) else ""
   yield "time at work", f"{wording.duration(work)}{pauses}"
   rate = recent(run, "images_per_second")
-  yield "throughput, of late", f"{wording.number(rate, 3)}{' images/s' if rate else ''}"
+  yield "recent throughput", f"{wording.number(rate, 3)}{' images/s' if rate else ''}"
   yield "devices waited for data", wording.share(recent(run, "data_wait_share"))
   best = run.best_knn()
   if best:
     name, at, share = best
-    yield "best k-NN top-1", f"{wording.share(share)} at step {at:,} ({name})"
+    others = [f"{k} {wording.share(v)}" for k, v in run.baselines(name).items()]
+    found = f"{wording.share(share)} at step {at:,} ({name})"
+    yield "best k-NN top-1", "; ".join([found, *others])
   else:
     yield "best k-NN top-1", "not measured"
   linear = run.value("linear")
@@ -82,7 +84,7 @@ def facts(run: run_record.Run) -> Iterator[tuple[str, str]]:
   yield "started", wording.moment(starts[0] if starts else None)
   yield "restarts", _restarts(run, starts)
   saved = [f"{step:,}" for step in run.checkpoints]
-  yield "checkpoints there", wording.listed(saved) if saved else "none"
+  yield "checkpoints on disk", wording.listed(saved) if saved else "none"
   if run.damaged:
     yield "damaged checkpoints", wording.listed(run.damaged)
   skipped = [event for event in run.events if event["event"] == "skipped"]

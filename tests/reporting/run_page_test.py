@@ -40,19 +40,28 @@ def test_the_summary_says_what_ran_on_what_and_how_fast(tmp_path):
   assert said["steps"] == "500 of 1,000"
   assert said["images seen"] == "32,000, 64 a step"
   assert said["time at work"] == "8 min"
-  assert said["throughput, of late"] == "64 images/s"
+  assert said["recent throughput"] == "64 images/s"
   assert said["devices waited for data"] == "1.0%"
   assert said["parameters"] == "backbone 1.23 M and dino_head 10,000"
   assert said["devices"] == "TPU v5e, mesh data 2 x fsdp 4, 2 processes"
-  assert said["checkpoints there"] == "250 and 500"
+  assert said["checkpoints on disk"] == "250 and 500"
   assert said["restarts"] == "none"
+
+
+def test_the_best_accuracy_stands_beside_that_of_raw_pixels(tmp_path):
+  lines = [recorded.numbers(500), {"step": 500, "knn_top1_k10": 0.5}]
+  results = {"raw pixels": {"knn_top1_k10": 0.4}}
+  events = [recorded.started(), recorded.event("comparison", 500, results=results)]
+  said = rows(render(read(tmp_path, lines, events=events)))
+  wanted = "50.0% at step 500 (knn_top1_k10); raw pixels 40.0%"
+  assert said["best k-NN top-1"] == wanted
 
 
 def test_what_an_old_run_did_not_log_is_not_known(tmp_path):
   lines = [{"step": 10, "loss_dino": 1.0, "loss_ibot": 1.0, "loss": 2.0}]
   page = render(read(tmp_path, lines, events=[], settings=None))
   said = rows(page)
-  for name in ("images seen", "time at work", "throughput, of late", "devices"):
+  for name in ("images seen", "time at work", "recent throughput", "devices"):
     assert said[name] == wording.NOT_KNOWN
   assert said["restarts"] == said["parameters"] == wording.NOT_KNOWN
   assert said["best k-NN top-1"] == "not measured"
