@@ -1,7 +1,6 @@
-// Curves of a page: reads the JSON of #curves, draws each chart into #charts by uPlot.
+// Charts of a page: draws each of curves.js, with its marks, into #charts by uPlot.
 // All text goes in by textContent or onto a canvas, never as HTML.
 
-const {runs, charts} = JSON.parse(document.getElementById("curves").textContent);
 const place = document.getElementById("charts");
 const axisChoice = document.getElementById("axis");
 const slider = document.getElementById("smoothing");
@@ -30,19 +29,6 @@ function element(name, text = "", attributes = {}) {
   made.textContent = text;
   for (const [key, value] of Object.entries(attributes)) made.setAttribute(key, value);
   return made;
-}
-
-function swatch(fill) {
-  const space = "http://www.w3.org/2000/svg";
-  const svg = document.createElementNS(space, "svg");
-  const bar = document.createElementNS(space, "rect");
-  for (const [key, value] of Object.entries({y: 3, width: 14, height: 4, fill})) {
-    bar.setAttribute(key, value);
-  }
-  svg.append(bar);
-  svg.setAttribute("viewBox", "0 0 14 10");
-  svg.setAttribute("aria-hidden", "true");
-  return svg;
 }
 
 function format(value) {
@@ -95,61 +81,6 @@ function widest(plot, values) {
   return 22 + 7 * longest;
 }
 
-// Levels with their names, checkpoints and restarts.
-function drawMarks(plot, chart) {
-  const {ctx: pen, bbox: box} = plot, ratio = devicePixelRatio;
-  const x = (value) => Math.round(plot.valToPos(value, "x", true));
-  pen.save();
-  pen.beginPath();
-  pen.rect(box.left - 6 * ratio, box.top, box.width + 12 * ratio, box.height);
-  pen.clip();
-  pen.font = `${11 * ratio}px system-ui, sans-serif`;
-  pen.textBaseline = "alphabetic";
-  pen.textAlign = "center";
-  const taken = [];
-  for (const {name, value} of chart.levels) {
-    const y = plot.valToPos(value, "y", true);
-    if (!(y >= box.top && y <= box.top + box.height)) continue;
-    pen.strokeStyle = pen.fillStyle = style("--faint");
-    pen.lineWidth = ratio;
-    pen.setLineDash([6 * ratio, 4 * ratio]);
-    pen.beginPath();
-    pen.moveTo(box.left, y);
-    pen.lineTo(box.left + box.width, y);
-    pen.stroke();
-    let text = y - 4 * ratio;
-    if (text < box.top + 12 * ratio) text = y + 12 * ratio;
-    while (taken.some((other) => Math.abs(other - text) < 12 * ratio)) text += 13 * ratio;
-    taken.push(text);
-    const words = `${name}: ${format(Number(value.toPrecision(3)))}`, middle = box.left + box.width / 2;
-    pen.setLineDash([]);
-    pen.strokeStyle = style("--paper");
-    pen.lineWidth = 4 * ratio;
-    pen.strokeText(words, middle, text);
-    pen.fillText(words, middle, text);
-  }
-  pen.lineWidth = ratio;
-  for (const [i, run] of runs.entries()) {
-    pen.strokeStyle = pen.fillStyle = runs.length > 1 ? colour(i) : style("--faint");
-    pen.setLineDash([2 * ratio, 3 * ratio]);
-    for (const at of onAxis(run.restarts, i).map(x)) {
-      pen.beginPath();
-      pen.moveTo(at, box.top);
-      pen.lineTo(at, box.top + box.height);
-      pen.stroke();
-    }
-    const bottom = box.top + box.height, size = 5 * ratio;
-    for (const at of onAxis(run.checkpoints, i).map(x)) {
-      pen.beginPath();
-      pen.moveTo(at - size, bottom);
-      pen.lineTo(at + size, bottom);
-      pen.lineTo(at, bottom - 1.6 * size);
-      pen.fill();
-    }
-  }
-  pen.restore();
-}
-
 function showValues(entry, x) {
   const {lines, values, at} = entry;
   for (const [i, line] of lines.entries()) {
@@ -188,8 +119,10 @@ function makeChart(chart) {
     legend.append(button);
     entry.values.push(value);
   }
+  legend.append(...chart.levels.map((level, i) => levelKey(chart, level, i)));
   entry.plot = new uPlot({
     width: Math.max(frame.clientWidth, 200), height: HEIGHT, series, bands,
+    padding: [ABOVE, null, null, null],
     scales: {
       x: {time: false, range: () => zoom || whole},
       y: {distr: chart.scale === "log" ? 3 : 1, range: yRange(chart)},
@@ -245,6 +178,7 @@ function drawAll() {
   place.replaceChildren();
   const ends = charts.flatMap((chart) =>
     makeLines(chart).flatMap(({x}) => [x[0], x[x.length - 1]]));
+  ends.push(...runs.flatMap((run, i) => onAxis([run.step], i))); // it may end unlogged
   whole = [Math.min(0, ...ends), Math.max(...ends)];
   if (whole[0] === whole[1]) whole = [whole[0], whole[0] + 1];
   drawn = [];
@@ -279,4 +213,5 @@ new ResizeObserver(() => {
   }
 }).observe(place);
 chooseAxes();
+document.getElementById("marks").append(...signKeys());
 drawAll();

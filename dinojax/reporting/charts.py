@@ -11,7 +11,9 @@ from collections.abc import Sequence
 from dinojax.reporting import curves, markup, page, run_record
 
 HERE = pathlib.Path(__file__).parent
-SCRIPT = "\n".join((HERE / f"{name}.js").read_text() for name in ("charts", "curves"))
+SCRIPT = "\n".join(
+  (HERE / f"{name}.js").read_text() for name in ("curves", "marks", "charts")
+)
 STYLE = (HERE / "charts.css").read_text()
 
 
@@ -70,10 +72,10 @@ def _controls() -> markup.Html:
     markup.tag("button", "whole run", id="whole", type="button"),
     markup.tag(
       "span",
-      "Drag to zoom, double-click for the whole run, click a name to hide its curve."
-      " Triangles: checkpoints that are there; dotted lines: restarts.",
+      "Drag to zoom, double-click for the whole run, click a name to hide its curve.",
       class_="faint",
     ),
+    markup.tag("span", class_="faint", id="marks"),
     class_="controls",
   )
 

@@ -1,5 +1,7 @@
-// Curves of a page as columns of numbers: on the chosen x axis, smoothed, for uPlot.
-// charts.js, of whose function this is a part, draws them.
+// Curves of a page, from the JSON of #curves, as columns of numbers: on the chosen x axis,
+// smoothed, for uPlot. charts.js, of whose function this is a part, draws them.
+
+const {runs, charts} = JSON.parse(document.getElementById("curves").textContent);
 
 // Index of the value in a rising list that is nearest to x.
 function nearest(list, x) {

@@ -89,8 +89,11 @@ def describe(run: run_record.Run) -> dict[str, Any]:
     "name": run.label,
     "batch_size": run.batch_size,
     "hours": axis,
+    "step": run.step,
     "checkpoints": list(run.checkpoints)[-MAX_EVENTS:],
     "restarts": hours.restarts(run)[-MAX_EVENTS:],
+    "alarms": run.steps_of("alarm")[-MAX_EVENTS:],
+    "errors": run.steps_of("failed")[-MAX_EVENTS:],
   }
 
 
@@ -171,7 +174,10 @@ def _seven(value: float) -> float:
 
 
 def _levels(runs, names) -> list[dict[str, Any]]:
-  """Lines across a chart, {"name", "value"}; with the runs' names where they differ."""
+  """Lines across a chart, {"name", "value"}, the highest first.
+
+  They have the runs' names where these differ.
+  """
   found: dict[str, dict[float, list[str]]] = {}
   for run in runs:
     for name, value in _levels_of_one(run, names):
@@ -182,7 +188,7 @@ def _levels(runs, names) -> list[dict[str, Any]]:
       few = ", ".join(labels) if len(labels) <= 2 else f"{len(labels)} runs"
       shown = name if len(values) == 1 else f"{name} ({few})"
       levels.append({"name": shown, "value": value})
-  return levels
+  return sorted(levels, key=lambda level: -level["value"])
 
 
 def _levels_of_one(run, names) -> Iterator[tuple[str, float]]:

@@ -76,6 +76,11 @@ class Run:
     found = [x for x in self.events if not kinds or x["event"] in kinds]
     return found[-1] if found else None
 
+  def steps_of(self, kind: str) -> list[int]:
+    """Steps of the events of a kind, in order of time."""
+    found = (event for event in self.events if event["event"] == kind)
+    return [event["step"] for event in found if "step" in event]
+
   def value(self, name: str) -> float | None:
     """The newest value of a series; None if there is none."""
     series = self.series.get(name)

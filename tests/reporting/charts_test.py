@@ -17,6 +17,33 @@ const [width, done] = arguments;
   document.documentElement.scrollWidth <= width ? done() : setTimeout(look, 10);
 })();
 """
+# Remembers what is written onto canvases.
+SPY = """
+window.written = [];
+for (const name of ["fillText", "strokeText"]) {
+  const write = CanvasRenderingContext2D.prototype[name];
+  CanvasRenderingContext2D.prototype[name] = function (text, ...where) {
+    window.written.push(text);
+    return write.call(this, text, ...where);
+  };
+}
+"""
+# [x, y] of each red pixel of a chart, as shares of its plot's width and height.
+RED = """
+const [figure] = arguments, canvas = figure.querySelector("canvas");
+const [frame, plot] = [canvas, figure.querySelector(".u-over")]
+  .map((x) => x.getBoundingClientRect());
+const {data, width} = canvas.getContext("2d")
+  .getImageData(0, 0, canvas.width, canvas.height);
+const found = [], scale = frame.width / width;
+for (let i = 0; i < data.length; i += 4) {
+  if (data[i] !== 0xb3 || data[i + 1] !== 0x26 || data[i + 2] !== 0x1e) continue;
+  const x = i / 4 % width * scale, y = Math.floor(i / 4 / width) * scale;
+  const at = [frame.left + x - plot.left, frame.top + y - plot.top];
+  found.push([at[0] / plot.width, at[1] / plot.height]);
+}
+return found;
+"""
 pytestmark = [
   pytest.mark.browser,
   pytest.mark.skipif(charts.library() is None, reason="needs uplot-python"),
@@ -43,7 +70,9 @@ def page(tmp_path_factory):
   results = {"raw pixels": {"knn_top1_k10": 0.4}, HOSTILE: {"knn_top1_k10": 0.3}}
   events = [
     recorded.started(device=HOSTILE, data=HOSTILE),
+    recorded.event("alarm", 50, text=HOSTILE),
     recorded.event("skipped", 100, text=f"corrupt: {HOSTILE}.jpg"),
+    recorded.event("failed", 150, text=HOSTILE),
     recorded.started(200, after=200.5),
     recorded.event("comparison", 500, results=results),
   ]
@@ -128,6 +157,29 @@ def test_each_chart_is_drawn_with_its_name_and_curves(page, chart):
   assert HOSTILE in titles
   assert len(page.find_elements("css selector", "#charts canvas")) == len(titles)
   assert texts(chart, ".legend button") == ["loss_dino + loss_ibot"]
+
+
+def test_levels_are_named_in_the_legend_and_never_under_the_curves(page, chart):
+  page.execute_cdp_cmd("Page.addScriptToEvaluateOnNewDocument", {"source": SPY})
+  page.refresh()
+  chart = first(page)
+  level = recorded.NOTHING_LEARNT
+  names = [f"nothing learnt: {level:.2f}", f"collapse: {0.02 * level:.3f}"]
+  assert texts(chart, ".legend .level") == names
+  knn = page.find_elements("css selector", "#charts figure")[1]
+  others = ["raw pixels, top1_k10: 40%", f"{HOSTILE}, top1_k10: 30%"]
+  assert texts(knn, ".legend .level") == others
+  written = page.execute_script("return window.written")
+  assert "training steps" in written  # the axes
+  assert not any(name.split(":")[0] in " ".join(written) for name in names + others)
+
+
+def test_alarms_and_errors_are_marked_above_the_plot_at_their_steps(page, chart):
+  signs = ["checkpoint on disk", "restart", "alarm", "error that ended the run"]
+  assert texts(page, "#marks .sign") == signs
+  found = page.execute_script(RED, chart)
+  assert {round(10 * x) for x, _ in found} == {1, 3}  # steps 50 and 150 of 500
+  assert all(y < 0 for _, y in found)
 
 
 def test_hovering_shows_the_values_at_the_pointer_in_all_charts(page, chart):

@@ -101,6 +101,22 @@ def test_every_logged_number_has_its_curve_and_levels_are_drawn(tmp_path):
     assert re.search(r"\(.+\)$|images per second", chart["label"])  # its unit
 
 
+def test_checkpoints_restarts_alarms_and_errors_are_marks_at_their_steps(tmp_path):
+  events = [
+    recorded.started(),
+    recorded.event("alarm", 100, text="ALARM"),
+    recorded.event("alarm", 200, text="ALARM"),
+    {key: x for key, x in recorded.event("alarm", 210).items() if key != "step"},
+    recorded.event("failed", 250, text="loss is nan"),
+    recorded.started(240, after=260),
+    recorded.event("failed", 507, text="loss is nan"),  # after the last logged step
+  ]
+  marks = curves.describe(read(tmp_path, events=events, checkpoints=(240, 480)))
+  assert (marks["checkpoints"], marks["restarts"]) == ([240, 480], [240])
+  assert (marks["alarms"], marks["errors"]) == ([100, 200], [250, 507])
+  assert marks["step"] == 507
+
+
 def test_numbers_beyond_what_a_page_can_draw_are_counted(tmp_path):
   line = recorded.numbers(10, **{f"new_{i}": 1.0 for i in range(curves.MAX_OTHER + 7)})
   run = read(tmp_path, [line])
