@@ -8,6 +8,7 @@ from jax.sharding import Mesh
 
 from dinojax import preflight, schedules
 from dinojax.data import mixture
+from dinojax.evals import knn
 from dinojax.reporting import console
 from dinojax.runtime import gpu_driver
 
@@ -16,9 +17,11 @@ def introduce(
   config,
   mesh: Mesh,
   data: mixture.Mixture,
+  *,
   student: Any,
   start: int,
   record: dict | None,
+  evaluation: knn.Evaluation | None,
 ) -> dict[str, Any]:
   """Prints what is about to run; returns it for the event of the start.
 
@@ -29,6 +32,7 @@ def introduce(
     student: its abstract parameters, by network.
     start: completed updates.
     record: of the checkpoint that is restored, or None.
+    evaluation: of the run, or None.
   """
   parameters = {
     name: sum(math.prod(x.shape) for x in jax.tree.leaves(tree))
@@ -53,6 +57,8 @@ def introduce(
     "data": str(data),
     "resumed": record is not None,
   }
+  if evaluation:
+    about["evaluation_images"] = evaluation.images
   if doubts:
     about["doubts"] = doubts
   if start == config.total_steps:

@@ -69,7 +69,13 @@ def train(config) -> None:
     state = restored[0] if restored else run.init(init_key)
     start, end = int(state.step), config.total_steps
     about = introduction.introduce(
-      config, mesh, data, run.abstract_state.student, start, restored and restored[1]
+      config,
+      mesh,
+      data,
+      student=run.abstract_state.student,
+      start=start,
+      record=restored and restored[1],
+      evaluation=evaluation,
     )
     folder.write_config()
     log = stack.enter_context(open_log(config, start, about))

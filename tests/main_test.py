@@ -267,6 +267,8 @@ def test_a_finished_run_says_so_and_evaluates_its_teacher_again(whole_run):
   assert "the first step" not in output
   for row in ("trained teacher", "same network, untrained", "raw pixels"):
     assert re.search(rf"{row} +\d+\.\d% +\d+\.\d%", output), output
+  newest = [event for event in events(whole_run) if event["event"] == "start"][-1]
+  assert newest["evaluation_images"] == {"train": 1_347, "test": 450}
 
 
 def test_a_finished_run_is_extended_on_request(whole_run, tmp_path):

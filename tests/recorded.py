@@ -55,6 +55,7 @@ def started(step=0, after=0.0, **changes):
     "device": "TPU v5e",
     "mesh": {"data": 2, "fsdp": 4},
     "processes": 2,
+    "evaluation_images": {"train": 2_000, "test": 1_250},
   }
   return {**event, **changes}
 

@@ -78,6 +78,11 @@ class Evaluation:
       progress=progress,
     )
 
+  @property
+  def images(self) -> dict[str, int]:
+    """Images of the sources, {"train": count, "test": count}; some may be corrupt."""
+    return {"train": len(self._train), "test": len(self._test)}
+
   def accuracy(
     self, feature: Callable, params: Any, *, linear: bool = False
   ) -> dict[str, float]:

@@ -83,6 +83,7 @@ def _numbers(run, now) -> dict[str, str]:
     "state": verdict.judge(run, now=now).state,
     "best k-NN top-1": f"{knn}{f' ({best[0]})' if best else ''}",
     "linear probe at the end": "not measured" if linear is None else f"{linear:.1%}",
+    "evaluation images": _evaluation_images(run),
     "steps": f"{run.step:,}",
     "images seen": wording.number(images),
     "time at work": wording.duration(known[1][-1] * 3600 if known else None),
@@ -92,3 +93,8 @@ def _numbers(run, now) -> dict[str, str]:
     "newest teacher entropy": wording.number(run.value("teacher_entropy")),
     "nothing learnt at DINO + iBOT loss": wording.number(run.nothing_learnt),
   }
+
+
+def _evaluation_images(run) -> str:
+  found = run.evaluation_images
+  return f"{found[0]:,} train, {found[1]:,} test" if found else wording.NOT_KNOWN

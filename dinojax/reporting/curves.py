@@ -74,6 +74,7 @@ KINDS = (
   Kind("k-NN top-5 of the teacher", "accuracy (%)", ("knn_top5*",)),
   Kind("Linear probe of the teacher", "accuracy (%)", ("linear",)),
 )
+EVALUATED = ("knn_", "linear")  # how numbers of an evaluation begin
 MAX_OTHER = 30  # charts of numbers of no kind
 MAX_EVENTS = 400  # marks of one kind on the axis
 
@@ -148,12 +149,21 @@ def _chart(runs, kind, names) -> Iterator[dict[str, Any]]:
   if lines:
     yield {
       "title": kind.title,
-      "hint": kind.hint,
+      "hint": " ".join(filter(None, (kind.hint, _evaluated_on(runs, names)))),
       "label": kind.label,
       "scale": kind.scale,
       "lines": lines,
       "levels": _levels(runs, names),
     }
+
+
+def _evaluated_on(runs, names) -> str:
+  """The images of an evaluation, where the runs have the same number."""
+  sizes = {run.evaluation_images for run in runs}
+  if not names[0].startswith(EVALUATED) or len(sizes) > 1 or None in sizes:
+    return ""
+  ((train, test),) = sizes
+  return f"{test:,} test images, {train:,} train images."
 
 
 def _line(series, factor) -> dict[str, Any]:

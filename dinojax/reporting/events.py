@@ -4,7 +4,7 @@ A line is {"time": seconds since 1970, "event": kind, ...}. Unlike metrics.jsonl
 file only grows: it also has what happened after the step from which a run resumed.
 Kinds, and what else their lines hold:
 
-  start        step, from which it trains; what runs, and on what (see main.introduce)
+  start        step, from which it trains; what runs, and on what (see introduction.py)
   checkpoint   step that is being saved
   alarm        step, text
   input        step, text: whether the input keeps up

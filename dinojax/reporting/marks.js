@@ -43,7 +43,7 @@ function levelKey(chart, {name, value}, i) {
 function signKeys() {
   return present.map((kind) => {
     const {name, path, dash, width} = SIGNS[kind];
-    const key = element("span", "", {class: `sign ${kind}`});
+    const key = element("span", "", {class: runs.length > 1 ? "sign" : `sign ${kind}`});
     const look = dash || width ? lined(width || 1.2, (dash || []).join(" ")) : {fill: "currentColor"};
     key.append(svg(14, "path", {d: path, transform: "translate(7 11)", ...look}), name);
     return key;

@@ -98,6 +98,15 @@ class Run:
     }
     return {title: share for title, share in shares.items() if share is not None}
 
+  @property
+  def evaluation_images(self) -> tuple[int, int] | None:
+    """Images of config.knn.train and of .test; None if the run did not log them."""
+    found = (self.last_event("start") or {}).get("evaluation_images")
+    if not isinstance(found, dict):
+      return None
+    counts = tuple(int(field(found, name) or 0) for name in ("train", "test"))
+    return counts if min(counts) > 0 else None
+
   def best_knn(self) -> tuple[str, int, float] | None:
     """(name, step, share) of the best k-NN top-1; None if none was measured."""
     best = None

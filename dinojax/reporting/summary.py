@@ -71,6 +71,8 @@ def facts(run: run_record.Run) -> Iterator[tuple[str, str]]:
   if linear is not None:
     others = [f"{k} {wording.share(v)}" for k, v in run.baselines("linear").items()]
     yield "linear probe", "; ".join([wording.share(linear), *others])
+  if run.field("knn.every") or run.evaluation_images:
+    yield "evaluation images", _evaluation_images(run)
   parameters = start.get("parameters")
   if isinstance(parameters, dict) and parameters:
     sizes = {name: run_record.field(parameters, name) for name in parameters}
@@ -103,6 +105,20 @@ def recent(run: run_record.Run, name: str) -> float | None:
   return float(np.median(series.values[-RECENT:])) if series else None
 
 
+def _evaluation_images(run) -> str:
+  counts = run.evaluation_images or (None, None)
+  parts = [
+    f"{name} {wording.number(count)} ({_source(run.field(f'knn.{name}'))})"
+    for name, count in zip(("train", "test"), counts, strict=True)
+  ]
+  one = [f"each is {100 / counts[1]:.2g}% of accuracy"] if counts[1] else []
+  return "; ".join([*parts, *one])
+
+
+def _source(spec) -> str:
+  return spec if isinstance(spec, str) else wording.NOT_KNOWN
+
+
 def _devices(start) -> str:
   mesh, kind = start.get("mesh"), start.get("device")
   if not isinstance(mesh, dict) or kind is None:
@@ -114,10 +130,7 @@ def _devices(start) -> str:
 
 
 def _sources(run) -> str:
-  sources = run.field("data.sources")
-  return (
-    ", ".join(map(str, sources)) if isinstance(sources, list) else wording.NOT_KNOWN
-  )
+  return ", ".join(_strings(run.field("data.sources"))) or wording.NOT_KNOWN
 
 
 def _restarts(run, starts) -> str:

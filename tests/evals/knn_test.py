@@ -206,7 +206,9 @@ def accuracy(train, test, **changes):
 
 def test_two_sources_are_evaluated_from_images_to_accuracy():
   batches = []
-  result = accuracy(Squares(37), Squares(13), progress=lambda: batches.append(1))
+  found = evaluation(Squares(37), Squares(13), progress=lambda: batches.append(1))
+  assert found.images == {"train": 37, "test": 13}
+  result = found.accuracy(pixels, jnp.float32(0.5))
   assert len(batches) == 5 + 2
   assert set(result.values()) == {1.0}
   assert set(result) == {f"knn_top{top}_k{k}" for top in (1, 5) for k in (1, 4)}

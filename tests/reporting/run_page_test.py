@@ -57,6 +57,27 @@ def test_the_best_accuracy_stands_beside_that_of_raw_pixels(tmp_path):
   assert said["best k-NN top-1"] == wanted
 
 
+def test_the_page_says_how_many_images_an_evaluation_has(tmp_path):
+  lines = [recorded.numbers(500), {"step": 500, "knn_top1_k10": 0.5}]
+  knn = {"every": 500, "train": "folder:a", "test": HOSTILE}
+  new = read(tmp_path / "new", lines, settings={"knn": knn})
+  page = render(new)
+  wanted = "train 2,000 (folder:a); test 1,250 (&lt;img src=x onerror=alert(1)&gt;)"
+  assert rows(page)["evaluation images"] == f"{wanted}; each is 0.08% of accuracy"
+  assert "2,000 train, 1,250 test" in render(new, read(tmp_path / "b"))
+  title, size = "k-NN top-1 of the teacher", "1,250 test images, 2,000 train images."
+  hint = {chart["title"]: chart["hint"] for chart in curves.charts([new])[0]}
+  assert hint[title].endswith(size) and size not in hint["Total loss"]
+  for i, logged in enumerate((None, {}, {"train": 1}, {"train": 1, "test": 0.5}, [1])):
+    events = [recorded.started(evaluation_images=logged)]
+    old = read(tmp_path / str(i), lines, events=events, settings={"knn": knn})
+    said = rows(render(old))["evaluation images"]
+    assert said.startswith("train not known (folder:a); test not known (")
+    assert "each" not in said
+    (level,) = {x["hint"] for x in curves.charts([new, old])[0] if title in x["title"]}
+    assert size not in level
+
+
 def test_what_an_old_run_did_not_log_is_not_known(tmp_path):
   lines = [{"step": 10, "loss_dino": 1.0, "loss_ibot": 1.0, "loss": 2.0}]
   page = render(read(tmp_path, lines, events=[], settings=None))
@@ -193,6 +214,7 @@ def spoilt(value, rng, share):
 @pytest.mark.parametrize("share", [0.02, 0.1, 0.3])
 def test_files_that_hold_anything_make_a_page(tmp_path, share):
   results = {"raw pixels": {"knn_top1_k10": 0.4, "linear": 0.1}, "trained teacher": {}}
+  knn = {"every": 10, "train": "a", "test": "b"}
   kinds = ("input", "skipped", "failed", "interrupted", "done", "alarm")
   for seed in range(20):
     rng = random.Random(seed)
@@ -213,7 +235,7 @@ def test_files_that_hold_anything_make_a_page(tmp_path, share):
       events=[spoilt(event, rng, share) for event in events],
       settings={},
     )
-    config = json.dumps(spoilt(recorded.config(), rng, share))
+    config = json.dumps(spoilt(recorded.config(knn=knn), rng, share))
     (folder / "config.json").write_text(config)
     run = run_files.read(folder)
     # The config stands on the page as it is.
