@@ -2,8 +2,9 @@
 
 "tensorboard" writes events; "wandb" (Weights & Biases) and "mlflow" are of services.
 A logger has write(step, scalars), write_images(step, images), which services leave out,
-sync() and close(). A service that fails does not
-end a run: it is left out with a warning, and metrics.jsonl has all.
+sync() and close(exit_code), by whose code services show how the run has ended: see
+`errors`. A service that fails does not end a run: it is left out with a warning, and
+metrics.jsonl has all.
 """
 
 import importlib.util
@@ -79,10 +80,10 @@ class _Service:
   def sync(self) -> None:
     """Does nothing: services send when they can."""
 
-  def close(self) -> None:
-    """Ends the service's run."""
+  def close(self, exit_code: int) -> None:
+    """Ends the service's run: 0 done, 128 + n ended by signal n, else failed."""
     if self._logger:
-      self._call(self._logger.close)
+      self._call(lambda: self._logger.close(exit_code))
 
   def _call(self, function) -> None:
     try:

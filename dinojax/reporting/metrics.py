@@ -100,13 +100,13 @@ class Writer:
         logger.sync()
     self._synced = time.monotonic()
 
-  def close(self) -> None:
-    """Flushes and closes all."""
+  def close(self, exit_code: int = 0) -> None:
+    """Flushes and closes all. exit_code: that the run ends with, for loggers."""
     if self._file is not None:
       with self._failing_in_one_line():
         self._file.close()
         for logger in self._loggers:
-          logger.close()
+          logger.close(exit_code)
 
   def _drop_after(self, step: int, path: pathlib.Path) -> None:
     kept = []

@@ -12,6 +12,8 @@ import mlflow
 
 from dinojax import durable
 
+SIGNAL = 128  # exit codes above are 128 + a signal's number
+
 
 class Logger:
   """One run of the service."""
@@ -45,6 +47,9 @@ class Logger:
     entries = [mlflow.entities.Metric(k, v, now, step) for k, v in scalars.items()]
     self._client.log_batch(self._id, metrics=entries)
 
-  def close(self) -> None:
-    """Marks the run as ended."""
-    self._client.set_terminated(self._id)
+  def close(self, exit_code: int) -> None:
+    """Marks the run as finished, failed, or killed by a signal."""
+    status = "FAILED" if exit_code else "FINISHED"
+    if exit_code > SIGNAL:
+      status = "KILLED"
+    self._client.set_terminated(self._id, status=status)

@@ -170,10 +170,10 @@ class Log:
     """Notes the evaluation of several networks, by name: see `Evaluation.compare`."""
     self._event("comparison", step=self._step, results=results)
 
-  def close(self) -> None:
-    """Closes files and bar."""
+  def close(self, exit_code: int = 0) -> None:
+    """Closes files and bar. exit_code: that the run ends with, for loggers."""
     self._progress.close()
-    self._writer.close()
+    self._writer.close(exit_code)
     if self._events:
       self._events.close()
       self._events = None
@@ -184,12 +184,14 @@ class Log:
 
   def __exit__(self, kind, error, trace) -> None:
     """Notes how the run has ended, writes the page, and closes all."""
+    exit_code = 1  # where the last event cannot be written
     try:
       # A disk that is full has ended the run by then.
       with contextlib.suppress(errors.UserError) if error else contextlib.nullcontext():
         self._end(**_ending(error))
+      exit_code = _exit_code(error)
     finally:
-      self.close()
+      self.close(exit_code)
 
   def interrupted(self, status: int) -> None:
     """Notes that a signal ends the run, as long as nothing else that closes can hang.
@@ -214,6 +216,17 @@ class Log:
 
 def _now() -> dict[str, float]:
   return {"time": round(time.time(), 3)}
+
+
+def _exit_code(error: BaseException | None) -> int:
+  """The exit code of a run that ends with an exception, or with none; see `errors`."""
+  if error is None:
+    return 0
+  if isinstance(error, KeyboardInterrupt):
+    return 128 + signal.SIGINT
+  if isinstance(error, SystemExit) and isinstance(error.code, int):
+    return error.code
+  return error.status if isinstance(error, errors.UserError) else 1
 
 
 def _ending(error: BaseException | None) -> dict[str, str]:

@@ -56,8 +56,8 @@ class Logger:
     """Returns when all is on disk, or in the bucket behind a mounted folder."""
     self._file.flush()
 
-  def close(self) -> None:
-    """Flushes and closes."""
+  def close(self, exit_code: int) -> None:
+    """Flushes and closes; TensorBoard has no status of a run."""
     self._file.close()
 
   def _write(self, step: int, **what) -> None:

@@ -39,6 +39,6 @@ class Logger:
     """Takes the scalars of a step; sent in the background."""
     self._run.log({"step": step, **scalars})
 
-  def close(self) -> None:
+  def close(self, exit_code: int) -> None:
     """Returns when all is sent, or in files for `wandb sync`."""
-    self._run.finish()
+    self._run.finish(exit_code)
