@@ -25,7 +25,7 @@ from dinojax.commands import cli
 from dinojax.data import feed, mixture
 from dinojax.evals import knn
 from dinojax.pictures import training
-from dinojax.reporting import console, loggers, run_log
+from dinojax.reporting import console, live_page, loggers, run_log
 from dinojax.runtime import (
   compiled,
   exits,
@@ -159,6 +159,7 @@ def open_log(config, start: int, about: dict) -> run_log.Log:
     loggers=config.loggers,
     config=config.to_dict(),
     about=about,
+    page=live_page.LivePage(config.workdir),
     nothing_learnt=losses.nothing_learnt(
       dino_prototypes=heads.dino.prototypes,
       ibot_prototypes=heads.get("ibot", heads.dino).prototypes,

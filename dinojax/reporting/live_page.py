@@ -9,11 +9,12 @@ SHARE = 0.01  # of the time, at most, that refreshing may take
 
 
 class LivePage:
-  """WORKDIR/report.html, on process 0."""
+  """WORKDIR/report.html, for a `run_log.Log` to refresh."""
 
-  def __init__(self, workdir: pathlib.Path):
+  def __init__(self, workdir: str):
     """Writes nothing yet."""
-    self._workdir, self._path = workdir, workdir / run_page.NAME
+    self._workdir = pathlib.Path(workdir)
+    self._path = self._workdir / run_page.NAME
     self._took, self._last, self._failed = 0.0, time.monotonic(), False
 
   def refresh(self) -> None:

@@ -1,4 +1,4 @@
-"""Log of a run: metrics, alarms, events, the progress bar, the page.
+"""Log of a run: metrics, alarms, events, the progress bar; it has its page refreshed.
 
 Process 0 alone writes and prints.
 """
@@ -10,18 +10,28 @@ import signal
 import time
 import types
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Protocol
 
 import jax
 import numpy as np
 
 from dinojax import errors
-from dinojax.reporting import alarm, console, events, live_page, metrics, throughput
+from dinojax.reporting import alarm, console, events, metrics, throughput
 
 
 def first_non_finite(scalars: dict[str, float]) -> str | None:
   """Name of the first scalar that is infinite or not a number."""
   return next((name for name, x in scalars.items() if not math.isfinite(x)), None)
+
+
+class Page(Protocol):
+  """The page of a run, such as `live_page.LivePage`."""
+
+  def refresh(self) -> None:
+    """Writes it, unless that would take too long."""
+
+  def finish(self) -> None:
+    """Writes it a last time."""
 
 
 class Log:
@@ -44,6 +54,7 @@ class Log:
     loggers: Sequence[str] = ("tensorboard",),
     config: Mapping[str, Any] | None = None,
     about: Mapping[str, Any] = types.MappingProxyType({}),
+    page: Page | None = None,
   ):
     """Opens the files and the bar.
 
@@ -59,6 +70,7 @@ class Log:
       loggers: config.loggers.
       config: of the run, for loggers that show it.
       about: what the event of this start says besides.
+      page: of the run, refreshed with each checkpoint and at the end.
     """
     self._writer = metrics.Writer(
       workdir, start_step=start_step, names=loggers, config=config
@@ -66,7 +78,7 @@ class Log:
     self._workdir, self._step = pathlib.Path(workdir), start_step
     self._ended = False
     first = jax.process_index() == 0
-    self._page = live_page.LivePage(self._workdir) if first else None
+    self._page = page if first else None
     with metrics.failing_in_one_line(self._workdir):
       self._events = events.Events(self._workdir) if first else None
     self._event(

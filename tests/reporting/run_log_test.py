@@ -4,13 +4,12 @@ import json
 import logging
 import math
 import time
-import types
 
 import jax.numpy as jnp
 import pytest
 
 from dinojax import errors
-from dinojax.reporting import live_page, run_log
+from dinojax.reporting import run_log
 
 
 def lines(workdir, name="metrics.jsonl"):
@@ -23,7 +22,7 @@ def test_the_first_scalar_that_is_not_finite_is_named(bad):
   assert run_log.first_non_finite({"a": 1e38, "b": -0.0}) is None
 
 
-def open_log(workdir, log_every=2, alarm_window=100, about=()):
+def open_log(workdir, log_every=2, alarm_window=100, about=(), page=None):
   return run_log.Log(
     str(workdir),
     start_step=0,
@@ -35,6 +34,7 @@ def open_log(workdir, log_every=2, alarm_window=100, about=()):
     workers=2,
     loggers=(),
     about=dict(about),
+    page=page,
   )
 
 
@@ -90,12 +90,27 @@ def events(workdir):
   return found
 
 
-def test_starts_checkpoints_warnings_and_the_end_are_events(tmp_path, capsys):
-  with open_log(tmp_path, about={"device": "cpu"}) as log:
+class Page:
+  """A page that records when it is written."""
+
+  def __init__(self):
+    self.calls = []
+
+  def refresh(self):
+    self.calls.append("refresh")
+
+  def finish(self):
+    self.calls.append("finish")
+
+
+def test_starts_checkpoints_warnings_and_the_end_are_events(tmp_path):
+  page = Page()
+  with open_log(tmp_path, about={"device": "cpu"}, page=page) as log:
     log.step(1, scalars(1), input_rate=100.0)
     logging.warning("a %s", "record", extra={"event": "skipped"})
     logging.info("unheard")
     log.saved(1)
+    assert page.calls == ["refresh"]
     log.compared({"raw pixels": {"knn_top1_k10": 0.5}})
   start, *rest = events(tmp_path)
   assert start["event"] == "start"
@@ -110,8 +125,7 @@ def test_starts_checkpoints_warnings_and_the_end_are_events(tmp_path, capsys):
     },
     {"event": "done", "step": 1},
   ]
-  assert (tmp_path / "report.html").read_text().startswith("<!DOCTYPE html>")
-  assert f"open {tmp_path / 'report.html'}" in capsys.readouterr().err
+  assert page.calls == ["refresh", "finish"]
 
 
 def test_an_alarm_is_an_event(tmp_path):
@@ -149,33 +163,3 @@ def test_events_of_earlier_starts_stay_and_a_line_that_was_cut_off_harms_none(tm
   assert len(found) == 5
   kinds = [json.loads(line)["event"] for line in (*found[:2], *found[3:])]
   assert kinds == ["start", "done"] * 2
-
-
-def test_a_page_that_cannot_be_written_ends_no_run_and_is_reported_once(
-  tmp_path, capsys
-):
-  (tmp_path / "report.html").mkdir()
-  with open_log(tmp_path) as log:
-    log.saved(1)
-    log.saved(2)
-  assert capsys.readouterr().err.count("is not written") == 1
-  assert not list(tmp_path.glob(".*"))
-
-
-def test_a_page_that_takes_long_is_written_more_rarely(tmp_path, monkeypatch):
-  written, now = [], [0.0]
-  clock = types.SimpleNamespace(monotonic=lambda: now[0])
-  monkeypatch.setattr(live_page, "time", clock)
-
-  def write(runs, path):
-    written.append(now[0])
-    now[0] += 2.0
-
-  monkeypatch.setattr(live_page.run_page, "write", write)
-  monkeypatch.setattr(live_page.run_files, "read", lambda workdir: None)
-  page = live_page.LivePage(tmp_path)
-  for _ in range(6):
-    page.refresh()
-    now[0] += 100.0
-  page.finish()
-  assert written == [0.0, 202.0, 404.0, 606.0]
