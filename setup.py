@@ -17,7 +17,7 @@ setuptools.setup(
   license="Apache-2.0",
   python_requires=">=3.11",
   packages=setuptools.find_packages(include=["dinojax", "dinojax.*"]),
-  package_data={"dinojax.reporting": ["*.css", "*.js"]},
+  package_data={"dinojax.pages": ["*.css", "*.js"]},
   install_requires=[
     "absl-py>=2.1",
     "array_record>=0.8; platform_system == 'Linux'",

@@ -24,8 +24,9 @@ from dinojax import (
 from dinojax.commands import cli
 from dinojax.data import feed, mixture
 from dinojax.evals import knn
+from dinojax.pages import live_page
 from dinojax.pictures import training
-from dinojax.reporting import console, live_page, loggers, run_log
+from dinojax.reporting import console, loggers, run_log
 from dinojax.runtime import (
   compiled,
   exits,

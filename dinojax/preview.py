@@ -21,8 +21,9 @@ from PIL import Image
 from dinojax import durable, errors, preflight
 from dinojax.commands import cli
 from dinojax.data import bad_records, sources
+from dinojax.pages import markup, page, panels
 from dinojax.pictures import crops, samples
-from dinojax.reporting import markup, page, panels, tables
+from dinojax.reporting import tables
 
 flags.declare_key_flag("config")  # so that --help shows it
 IMAGES = flags.DEFINE_string(

@@ -22,7 +22,7 @@ from absl import flags
 
 from dinojax import durable, errors
 from dinojax.commands import backbone_flags, cli
-from dinojax.reporting import markup, page, panels, run_files, run_page, run_record
+from dinojax.pages import markup, page, panels, run_files, run_page, run_record
 
 WORKDIR = flags.DEFINE_multi_string(
   "workdir", [], "Workdir of a run; given several times, the runs are compared."

@@ -28,7 +28,7 @@ FLOORS = (
   "errors",
   "preflight durable",
   "reporting",
-  "runtime sharding",
+  "pages runtime sharding",
   "data networks losses schedules",
   "accumulate evals checkpoint",
   "dino optimizer weights",

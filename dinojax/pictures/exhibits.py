@@ -3,14 +3,7 @@
 import numpy as np
 
 from dinojax.pictures import album, crops
-from dinojax.reporting import (
-  components,
-  drawing,
-  planes,
-  sections,
-  similarity,
-  tables,
-)
+from dinojax.reporting import components, drawing, planes, sections, similarity, tables
 
 Cell, Table = tables.Cell, tables.Table
 HEADS = 4  # attention heads that are shown one by one

@@ -6,8 +6,9 @@ import pathlib
 import numpy as np
 
 from dinojax import durable
+from dinojax.pages import panels
 from dinojax.pictures import album, exhibits
-from dinojax.reporting import drawing, panels, planes, tables
+from dinojax.reporting import drawing, planes, tables
 
 
 def sheets(shown: album.Album, views: dict[str, np.ndarray]) -> dict[str, np.ndarray]:

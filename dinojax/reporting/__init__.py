@@ -1,1 +1,1 @@
-"""What a person sees of a run: lines, curves, rates."""
+"""What a run logs: lines, metrics, events, rates, alarms."""

@@ -20,7 +20,8 @@ sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 import browser  # noqa: E402
 import pictures  # noqa: E402
 
-from dinojax.reporting import page, panels, sections  # noqa: E402
+from dinojax.pages import page, panels  # noqa: E402
+from dinojax.reporting import sections  # noqa: E402
 
 IMAGES = flags.DEFINE_integer("images", 10_000, "Dots of the map.")
 CLASSES = 10

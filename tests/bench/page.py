@@ -18,7 +18,7 @@ sys.path.insert(0, str(pathlib.Path(__file__).parents[2]))
 import browser
 import recorded
 
-from dinojax.reporting import run_files, run_page
+from dinojax.pages import run_files, run_page
 
 OPENED = "const t = performance.timing; return t.loadEventEnd - t.navigationStart"
 

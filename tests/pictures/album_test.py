@@ -10,8 +10,8 @@ from PIL import Image
 
 from dinojax import backbone, errors
 from dinojax.data import sources
+from dinojax.pages import panels
 from dinojax.pictures import album, exhibits, files, prototypes, samples
-from dinojax.reporting import panels
 from dinojax.weights import model
 
 HOSTILE = "<img src=x onerror=alert(1)>.png"

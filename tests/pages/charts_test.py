@@ -7,7 +7,7 @@ import browser
 import pytest
 import recorded
 
-from dinojax.reporting import charts, run_files, run_page
+from dinojax.pages import charts, run_files, run_page
 
 HOSTILE = "<img src=x onerror=alert(1)>"
 # Returns when nothing is wider than that; a script that does not return is an error.

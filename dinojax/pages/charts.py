@@ -8,7 +8,7 @@ import importlib.util
 import pathlib
 from collections.abc import Sequence
 
-from dinojax.reporting import curves, markup, page, run_record
+from dinojax.pages import curves, markup, page, run_record
 
 HERE = pathlib.Path(__file__).parent
 SCRIPT = "\n".join(

@@ -10,7 +10,7 @@ import re
 from collections.abc import Sequence
 
 from dinojax import errors
-from dinojax.reporting import markup, page
+from dinojax.pages import markup, page
 
 HERE = pathlib.Path(__file__).parent
 FILE = "pictures.json"

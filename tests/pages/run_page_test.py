@@ -9,7 +9,7 @@ import time
 import pytest
 import recorded
 
-from dinojax.reporting import charts, comparison, curves, run_files, run_page, wording
+from dinojax.pages import charts, comparison, curves, run_files, run_page, wording
 
 HOSTILE = "<img src=x onerror=alert(1)>"
 

@@ -9,7 +9,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from dinojax.reporting import alarm, hours, run_record, thinning
+from dinojax.pages import hours, run_record, thinning
+from dinojax.reporting import alarm
 
 SUM = "loss_dino + loss_ibot"
 

@@ -11,7 +11,7 @@ import pathlib
 import re
 from collections.abc import Sequence
 
-from dinojax.reporting import markup
+from dinojax.pages import markup
 
 STYLE = (pathlib.Path(__file__).parent / "page.css").read_text()
 

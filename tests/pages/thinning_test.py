@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from dinojax.reporting import thinning
+from dinojax.pages import thinning
 
 
 @pytest.mark.parametrize("count", [1, 7, 10, 11, 1_003])

@@ -7,7 +7,7 @@ import pytest
 import recorded
 
 from dinojax import errors
-from dinojax.reporting import hours, run_files
+from dinojax.pages import hours, run_files
 
 
 def test_series_come_back_with_their_steps_and_times(tmp_path):

@@ -8,7 +8,8 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from dinojax.reporting import alarm, run_record, wording
+from dinojax.pages import run_record, wording
+from dinojax.reporting import alarm
 
 DECLINE = 0.8  # of the best k-NN: below, features get worse
 MIN_POINTS = 3  # of a mean loss

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from dinojax.reporting import run_record
+from dinojax.pages import run_record
 
 
 def hours_at_work(run: run_record.Run) -> tuple[np.ndarray, np.ndarray] | None:

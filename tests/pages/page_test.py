@@ -8,7 +8,7 @@ import re
 
 import pytest
 
-from dinojax.reporting import markup, page
+from dinojax.pages import markup, page
 
 HOSTILE = "</script><img src=x onerror=alert(1)>\"'&\u2028\udcff"
 

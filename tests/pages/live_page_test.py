@@ -4,7 +4,7 @@ import types
 
 import recorded
 
-from dinojax.reporting import live_page
+from dinojax.pages import live_page
 
 
 def test_a_page_is_written_with_its_files_and_named_at_the_end(tmp_path, capsys):

@@ -3,7 +3,8 @@
 import pathlib
 import time
 
-from dinojax.reporting import console, run_files, run_page
+from dinojax.pages import run_files, run_page
+from dinojax.reporting import console
 
 SHARE = 0.01  # of the time, at most, that refreshing may take
 

@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 
 from dinojax import errors
-from dinojax.reporting import page, panels, sections, tables
+from dinojax.pages import page, panels
+from dinojax.reporting import sections, tables
 
 HOSTILE = "<img src=x onerror=\"document.title='hit'\">.jpg"
 GRID = (4, 6)

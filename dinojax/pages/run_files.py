@@ -13,7 +13,8 @@ from typing import Any
 import numpy as np
 
 from dinojax import errors
-from dinojax.reporting import events, run_record
+from dinojax.pages import run_record
+from dinojax.reporting import events
 
 EVALUATION = "eval_"  # in front of what evaluate.py adds to a run's metrics
 MAX_LINE = 1_000_000  # bytes; what is longer is no line of metrics

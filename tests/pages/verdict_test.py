@@ -3,7 +3,7 @@
 import pytest
 import recorded
 
-from dinojax.reporting import run_files, verdict
+from dinojax.pages import run_files, verdict
 
 LEVEL = recorded.NOTHING_LEARNT
 HOUR = 3_600

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from dinojax.reporting import hours, markup, run_files, run_record, verdict, wording
+from dinojax.pages import hours, markup, run_files, run_record, verdict, wording
 
 MAX_EVENTS = 300  # rows
 RECENT = 50  # logged steps whose rates are averaged

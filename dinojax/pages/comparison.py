@@ -4,7 +4,7 @@ import json
 from collections.abc import Sequence
 from typing import Any
 
-from dinojax.reporting import hours, markup, run_record, summary, verdict, wording
+from dinojax.pages import hours, markup, run_record, summary, verdict, wording
 
 MISSING = "not there"
 MAX_ROWS = 400

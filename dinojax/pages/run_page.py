@@ -9,7 +9,7 @@ import time
 from collections.abc import Sequence
 
 from dinojax import durable
-from dinojax.reporting import (
+from dinojax.pages import (
   charts,
   comparison,
   markup,

@@ -1,0 +1,1 @@
+"""What a person sees of runs and of pictures: HTML pages, from files."""
