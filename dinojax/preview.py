@@ -22,8 +22,7 @@ from dinojax import durable, errors, preflight
 from dinojax.commands import cli
 from dinojax.data import bad_records, sources
 from dinojax.pages import markup, page, panels
-from dinojax.pictures import crops, samples
-from dinojax.reporting import tables
+from dinojax.pictures import crops, samples, tables
 
 flags.declare_key_flag("config")  # so that --help shows it
 IMAGES = flags.DEFINE_string(

@@ -70,8 +70,7 @@ def write_pictures(weights: str, folder: pathlib.Path) -> None:
   """Writes pictures of what weights make of --images into a folder."""
   # Here, since a page of runs alone needs no JAX.
   from dinojax.data import sources
-  from dinojax.pictures import album, files, teachers
-  from dinojax.reporting import planes
+  from dinojax.pictures import album, files, planes, teachers
   from dinojax.runtime import compiled
 
   if UMAP.value:

@@ -10,7 +10,7 @@ import pictures
 import pytest
 from PIL import Image
 
-from dinojax.reporting import drawing
+from dinojax.pictures import drawing
 
 ROOT = pathlib.Path(__file__).parent.parent
 CONFIG = "--config=experiments/quickstart.py"

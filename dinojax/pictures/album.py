@@ -16,8 +16,15 @@ import tqdm
 from dinojax import errors
 from dinojax.data import images, sources
 from dinojax.networks import vit
-from dinojax.pictures import crops, prototypes, samples, tokens
-from dinojax.reporting import components, sections, similarity
+from dinojax.pictures import (
+  components,
+  crops,
+  prototypes,
+  samples,
+  sections,
+  similarity,
+  tokens,
+)
 
 QUERIES, NEIGHBOURS = 8, 7  # rows of the gallery, and images beside each query
 PROTOTYPES, TAKEN = 8, 8  # prototypes shown, and what each takes

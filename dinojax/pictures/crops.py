@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 from dinojax.data import augment, geometry, images, masking
-from dinojax.reporting import drawing, tables
+from dinojax.pictures import drawing, tables
 
 SHOWN = 320  # pixels of the longer side of an image with outlines
 

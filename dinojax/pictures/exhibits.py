@@ -2,8 +2,16 @@
 
 import numpy as np
 
-from dinojax.pictures import album, crops
-from dinojax.reporting import components, drawing, planes, sections, similarity, tables
+from dinojax.pictures import (
+  album,
+  components,
+  crops,
+  drawing,
+  planes,
+  sections,
+  similarity,
+  tables,
+)
 
 Cell, Table = tables.Cell, tables.Table
 HEADS = 4  # attention heads that are shown one by one

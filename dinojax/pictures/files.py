@@ -7,8 +7,7 @@ import numpy as np
 
 from dinojax import durable
 from dinojax.pages import panels
-from dinojax.pictures import album, exhibits
-from dinojax.reporting import drawing, planes, tables
+from dinojax.pictures import album, drawing, exhibits, planes, tables
 
 
 def sheets(shown: album.Album, views: dict[str, np.ndarray]) -> dict[str, np.ndarray]:

@@ -4,14 +4,14 @@ A file of its own, to be imported where events are written: tensorboardX imports
 where that is installed, which takes longer than all else that a command starts with.
 """
 
+import io
 import pathlib
 import time
 
 import numpy as np
+from PIL import Image
 from tensorboardX import event_file_writer, summary
 from tensorboardX.proto import event_pb2, summary_pb2
-
-from dinojax.reporting import drawing
 
 
 class Logger:
@@ -45,7 +45,7 @@ class Logger:
           height=image.shape[0],
           width=image.shape[1],
           colorspace=3,  # RGB
-          encoded_image_string=drawing.encode(image, "png"),
+          encoded_image_string=_png(image),
         ),
       )
       for name, image in images.items()
@@ -63,3 +63,9 @@ class Logger:
   def _write(self, step: int, **what) -> None:
     event = event_pb2.Event(step=step, wall_time=time.time(), **what)
     self._file.write_event(event)
+
+
+def _png(image: np.ndarray) -> bytes:
+  file = io.BytesIO()
+  Image.fromarray(np.ascontiguousarray(image)).save(file, "png", optimize=True)
+  return file.getvalue()

@@ -21,7 +21,7 @@ import browser  # noqa: E402
 import pictures  # noqa: E402
 
 from dinojax.pages import page, panels  # noqa: E402
-from dinojax.reporting import sections  # noqa: E402
+from dinojax.pictures import sections  # noqa: E402
 
 IMAGES = flags.DEFINE_integer("images", 10_000, "Dots of the map.")
 CLASSES = 10

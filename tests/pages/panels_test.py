@@ -10,7 +10,7 @@ import pytest
 
 from dinojax import errors
 from dinojax.pages import page, panels
-from dinojax.reporting import sections, tables
+from dinojax.pictures import sections, tables
 
 HOSTILE = "<img src=x onerror=\"document.title='hit'\">.jpg"
 GRID = (4, 6)

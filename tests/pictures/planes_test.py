@@ -5,7 +5,7 @@ import pytest
 from PIL import ImageColor
 
 from dinojax import errors
-from dinojax.reporting import planes
+from dinojax.pictures import planes
 
 
 def clusters(count=60):

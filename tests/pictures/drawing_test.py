@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from dinojax.reporting import drawing, tables
+from dinojax.pictures import drawing, tables
 
 
 def test_an_outline_is_on_its_path_and_nowhere_else():

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from dinojax.reporting import drawing, planes, similarity, tables
+from dinojax.pictures import drawing, planes, similarity, tables
 
 MAP_SIDES = ((1_000, 64), (4_000, 40), (1 << 60, 28))  # images, pixels of a thumbnail
 

@@ -5,7 +5,7 @@ Pure functions of arrays, in float64. Dimension key: N patches, M images, D widt
 
 import numpy as np
 
-from dinojax.reporting import components
+from dinojax.pictures import components
 
 ROWS = 1_024  # of similarities that are computed at a time
 

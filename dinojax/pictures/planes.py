@@ -7,7 +7,7 @@ import numpy as np
 from PIL import Image, ImageColor, ImageDraw
 
 from dinojax import errors
-from dinojax.reporting import components, drawing, similarity
+from dinojax.pictures import components, drawing, similarity
 
 STEPS = 65_535  # coordinates are whole numbers from 0 to this: a point in 5 digits
 LEAST_UMAP = 16  # images, of which UMAP has neighbours to arrange

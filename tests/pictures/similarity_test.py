@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from dinojax import errors
-from dinojax.reporting import similarity
+from dinojax.pictures import similarity
 
 
 def test_bytes_are_the_cosines_of_each_pair_of_patches():

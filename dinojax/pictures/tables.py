@@ -5,7 +5,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from dinojax.reporting import drawing
+from dinojax.pictures import drawing
 
 SIDE = 112  # pixels of a cell in a sheet
 PAGE_SIDE = 224  # of the longer side of a photograph on a page

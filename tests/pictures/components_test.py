@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from dinojax import errors
-from dinojax.reporting import components
+from dinojax.pictures import components
 
 
 def by_svd(rows, count):
