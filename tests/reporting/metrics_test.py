@@ -1,5 +1,6 @@
 """What is logged is what happened, once, whatever ended the run before."""
 
+import io
 import json
 import os
 import pathlib
@@ -9,6 +10,7 @@ import sys
 import time
 
 import numpy as np
+from PIL import Image
 from tensorboardX.proto import event_pb2
 
 from dinojax.reporting import console, metrics
@@ -123,6 +125,21 @@ def test_a_full_disk_ends_the_run_in_one_line_and_does_not_hang_it(tmp_path):
   assert str(tmp_path) in line
   assert "File too large" in line
   assert "Traceback" not in done.stderr
+
+
+def test_tensorboard_gets_images_with_every_pixel(tmp_path):
+  image = np.random.default_rng(0).integers(256, size=(5, 7, 3), dtype=np.uint8)
+  writer = metrics.Writer(str(tmp_path), start_step=0)
+  writer.write_images(3, {"a/b": image, "turned": image[:, ::-1]})
+  writer.close()
+  (path,) = (tmp_path / "tensorboard").iterdir()
+  *_, event = events(path)
+  assert event.step == 3
+  first, second = event.summary.value
+  assert (first.tag, first.image.width, first.image.height) == ("a/b", 7, 5)
+  for value, wanted in ((first, image), (second, image[:, ::-1])):
+    found = Image.open(io.BytesIO(value.image.encoded_image_string))
+    np.testing.assert_array_equal(np.asarray(found), wanted)
 
 
 def test_tensorboard_gets_every_scalar_and_drops_what_a_resumed_run_repeats(tmp_path):
