@@ -117,6 +117,7 @@ def load(
   step: int | None = None,
   heads: int | None = None,
   pool: str | None = None,
+  rope_periods: str | None = None,
   mesh: Mesh | None = None,
   dtype: str = "float32",
 ) -> Backbone:
@@ -127,6 +128,8 @@ def load(
     step: of a run; None: its newest checkpoint.
     heads: attention heads, if the file does not store them and they are not D / 64.
     pool: image feature, "cls" or "gap"; None: that of the run, "cls" of other weights.
+    rope_periods: of rotary positions, "float32" or "bfloat16", as released .pth files
+      hold them; None: that of the file, else "float32".
     mesh: where to put the weights, sharded as in training; None: the default device.
     dtype: of matrix products, "float32" or "bfloat16".
 
@@ -137,15 +140,17 @@ def load(
     mesh = sharding.make_mesh(data=1, fsdp=1, devices=jax.local_devices()[:1])
   # The newest step is looked up once: a live run may save another one meanwhile.
   run = runs.locate(pathlib.Path(path).expanduser(), step)
-  weights = formats.read(
-    path, step=run[1] if run else step, heads=heads, pool=pool, mesh=mesh
-  )
+  step = run[1] if run else step
+  choices = {"heads": heads, "pool": pool, "rope_periods": rope_periods}
+  weights = formats.read(path, step=step, mesh=mesh, **choices)
   return dataclasses.replace(of_weights(weights, dtype=dtype), run=run)
 
 
 def fingerprint(architecture: dict, params: Any) -> str:
   """16 hex digits of an architecture and its weights."""
-  identity = [architecture, checkpoint.checksums(params)]
+  # Without what older weights lack: theirs stay the same.
+  own = {k: v for k, v in architecture.items() if v != model.DEFAULTS.get(k, ...)}
+  identity = [own, checkpoint.checksums(params)]
   text = json.dumps(identity, sort_keys=True)
   return hashlib.sha256(text.encode()).hexdigest()[:16]
 

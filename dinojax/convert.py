@@ -46,7 +46,7 @@ SIZE = flags.DEFINE_integer(
   " at most 224.",
 )
 PROGRAMS = (".stablehlo", ".onnx")
-for name in ("step", "heads", "pool"):
+for name in ("step", "heads", "pool", "rope_periods"):
   flags.declare_key_flag(name)
 
 
@@ -60,6 +60,7 @@ def main(argv: list[str]) -> None:
     step=backbone_flags.STEP.value,
     heads=backbone_flags.HEADS.value,
     pool=backbone_flags.POOL.value,
+    rope_periods=backbone_flags.ROPE_PERIODS.value,
     parts=("backbone", *wrappers.HEADS),
   )
   if POS_GRID.value is not None:

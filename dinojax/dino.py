@@ -123,7 +123,8 @@ def student_loss(student, targets: dict, batch: dict, groups, *, key, nets, cfg)
   """The weighted sum of the three losses, and each by name. groups: [G] int32, ids."""
   (b, views), num_local = batch["mask"].shape[:2], batch["local_crops"].shape[1]
   crops = [vit.normalize(flatten(batch[x])) for x in ("global_crops", "local_crops")]
-  masks, rngs = (flatten(batch["mask"]), None), {"drop_path": key}
+  rngs = {"drop_path": key, "rope": jax.random.fold_in(key, 1)}
+  masks = (flatten(batch["mask"]), None)
   global_features, local_features = nets.backbone.apply(
     {"params": student["backbone"]}, crops, masks, groups=groups, train=True, rngs=rngs
   )

@@ -1,117 +1,13 @@
 """Checks of a config before any work starts, so that a mistake costs seconds.
 
-`FIELDS` is the whole config at a glance; experiments/vitg14.py explains each field.
+config_fields.py is the whole config at a glance; experiments/vitg14.py explains it.
 Every error names the field, its value, the limit and the way out.
 """
 
 import difflib
 import math
 
-from dinojax import errors
-
-_CROP = "size area aspect geometry flip_prob jitter grey_prob blur solarize_prob"
-_HEAD = "hidden bottleneck prototypes"
-FIELDS = {
-  "config": "workdir mesh remat unroll attention compiler_options compilation_cache"
-  " accumulation workers log_every loggers pictures hang_minutes checkpoint extend seed"
-  " group_size init backbone heads losses masking total_steps schedules optimizer data"
-  " augment knn alarm_window",
-  "config.compiler_options": "cpu gpu tpu",
-  "config.mesh": "data fsdp",
-  "config.pictures": "every",
-  "config.checkpoint": "every keep_last keep_best",
-  "config.init": "backbone",
-  "config.backbone": "patch_size pos_grid width depth heads ffn registers pool"
-  " drop_path layerscale_init dtype",
-  "config.heads": "dino ibot",
-  **{f"config.heads.{name}": _HEAD for name in ("dino", "ibot")},
-  "config.losses": "targets student_temp dino_weight ibot_weight koleo_weight",
-  "config.masking": "ratio_min ratio_max",
-  "config.schedules": "learning_rate weight_decay teacher_momentum teacher_temp",
-  "config.schedules.learning_rate": "peak final warmup_steps",
-  "config.schedules.weight_decay": "start final",
-  "config.schedules.teacher_momentum": "start final",
-  "config.schedules.teacher_temp": "start final warmup_steps",
-  "config.optimizer": "b1 b2 eps clip_norm layer_decay patch_embed_lr_scale"
-  " freeze_prototypes_steps",
-  "config.data": "sources weights batch_size max_pixels max_bad_share accept_changed",
-  "config.augment": "global1 global2 local num_local",
-  **{f"config.augment.{crop}": _CROP for crop in ("global1", "global2", "local")},
-  **{
-    f"config.augment.{crop}.{part}": names
-    for crop in ("global1", "global2", "local")
-    for part, names in (
-      ("geometry", "rotate shear perspective dihedral"),
-      ("jitter", "prob brightness contrast saturation hue"),
-      ("blur", "prob sigma kernel"),
-    )
-  },
-  "config.knn": "train test every ks temperature resize crop batch_size baselines"
-  " linear",
-}
-OPTIONAL = {"config.heads.ibot"}
-CHOICES = {
-  "config.remat": ("none", "matmuls", "attention", "full"),
-  "config.attention": ("auto", "xla", "cpu", "cudnn", "pallas"),
-  "config.backbone.ffn": ("mlp", "swiglu"),
-  "config.backbone.pool": ("gap", "cls"),
-  "config.backbone.dtype": ("float32", "bfloat16"),
-  "config.losses.targets": ("sinkhorn", "centering"),
-}
-AT_LEAST = {
-  "config.unroll": 1,
-  "config.accumulation": 1,
-  "config.workers": 0,
-  "config.log_every": 1,
-  "config.pictures.every": 0,
-  "config.hang_minutes": 0.0,
-  "config.checkpoint.every": 1,
-  "config.checkpoint.keep_last": 1,
-  "config.checkpoint.keep_best": 0,
-  "config.group_size": 2,  # KoLeo needs a neighbour
-  "config.backbone.patch_size": 1,
-  "config.backbone.pos_grid": 1,
-  "config.backbone.width": 1,
-  "config.backbone.depth": 1,
-  "config.backbone.heads": 1,
-  "config.backbone.registers": 0,
-  "config.total_steps": 1,
-  "config.data.batch_size": 1,
-  "config.data.max_pixels": 1,
-  "config.augment.num_local": 1,
-  "config.knn.every": 0,
-  "config.knn.batch_size": 1,
-  "config.alarm_window": 1,
-}
-
-# Fields of a kind of crop, what must hold for their values, and the same in words.
-CROP_LIMITS = (
-  ("size", lambda v: v >= 1, "be at least 1 pixel"),
-  ("area", lambda v: _rises(v) and v[0] > 0 and v[1] <= 1, "rise within (0, 1]"),
-  ("aspect blur.sigma", lambda v: _rises(v) and v[0] > 0, "rise and be above 0"),
-  ("geometry.rotate", lambda v: 0 <= v <= 180, "be in [0, 180] degrees"),
-  ("geometry.shear", lambda v: 0 <= v <= 45, "be in [0, 45] degrees"),
-  ("geometry.perspective", lambda v: 0 <= v <= 0.4, "be in [0, 0.4]"),
-  ("geometry.dihedral", lambda v: v in (True, False), "be True or False"),
-  ("flip_prob grey_prob solarize_prob", lambda v: 0 <= v <= 1, "be in [0, 1]"),
-  ("jitter.prob blur.prob", lambda v: 0 <= v <= 1, "be in [0, 1]"),
-  ("jitter.brightness jitter.contrast", lambda v: v >= 0, "be 0 (off) or above"),
-  ("jitter.saturation", lambda v: v >= 0, "be 0 (off) or above"),
-  ("jitter.hue", lambda v: 0 <= v <= 0.5, "be in [0, 0.5]"),
-  ("blur.kernel", lambda v: v > 0 and v % 2 == 1, "be odd, as 9 is"),
-)
-
-
-def _rises(pair) -> bool:
-  low, high = pair
-  return low <= high < math.inf
-
-
-def field(config, path: str):
-  """The value at a dotted path that starts with "config"."""
-  for name in path.split(".")[1:]:
-    config = config[name]
-  return config
+from dinojax import config_fields, errors
 
 
 def check(config, *, devices: int | None) -> None:
@@ -120,14 +16,15 @@ def check(config, *, devices: int | None) -> None:
   devices: how many the run has; None leaves out what depends on that.
   """
   _check_names(config)
-  for path, choices in CHOICES.items():
-    if field(config, path) not in choices:
-      raise errors.UserError(
-        f"{path}={field(config, path)!r} must be one of {', '.join(choices)}"
-      )
-  for path, least in AT_LEAST.items():
-    if not field(config, path) >= least:
-      raise errors.UserError(f"{path}={field(config, path)} must be at least {least}")
+  for path, choices in config_fields.CHOICES.items():
+    value = config_fields.field(config, path)
+    if value not in choices:
+      allowed = ", ".join(map(str, choices))
+      raise errors.UserError(f"{path}={value!r} must be one of {allowed}")
+  for path, least in config_fields.AT_LEAST.items():
+    value = config_fields.field(config, path)
+    if not value >= least:
+      raise errors.UserError(f"{path}={value} must be at least {least}")
   _check_ranges(config)
   _check_shapes(config)
   _check_crops(config)
@@ -185,20 +82,23 @@ def mesh_shape(
 
 
 def _check_names(config):
-  for path, names in FIELDS.items():
+  for path, names in config_fields.FIELDS.items():
     names = names.split()
-    if path in OPTIONAL and path.split(".")[-1] not in field(
-      config, path[: path.rindex(".")]
-    ):
+    if path in config_fields.OPTIONAL and path.split(".")[
+      -1
+    ] not in config_fields.field(config, path[: path.rindex(".")]):
       continue
-    for name in field(config, path):
+    for name in config_fields.field(config, path):
       if name not in names:
         close = difflib.get_close_matches(name, names, n=1) or names
         raise errors.UserError(
           f"{path}.{name} is not a field; did you mean {' or '.join(close)}?"
         )
     for name in names:
-      if name not in field(config, path) and f"{path}.{name}" not in OPTIONAL:
+      if (
+        name not in config_fields.field(config, path)
+        and f"{path}.{name}" not in config_fields.OPTIONAL
+      ):
         raise errors.UserError(
           f"{path}.{name} is missing; see experiments/vitg14.py for its meaning"
         )
@@ -208,6 +108,9 @@ def _check_ranges(config):
   rate = config.backbone.drop_path
   if not 0 <= rate < 1:
     raise errors.UserError(f"config.backbone.drop_path={rate} must be within [0, 1)")
+  eps = config.backbone.norm_eps
+  if not 0 < eps <= 0.1:
+    raise errors.UserError(f"config.backbone.norm_eps={eps} must be within (0, 0.1]")
   low, high = config.masking.ratio_min, config.masking.ratio_max
   if not 0 < low <= high < 1:
     raise errors.UserError(
@@ -237,10 +140,10 @@ def _check_ranges(config):
 
 def _check_crops(config):
   for crop in ("global1", "global2", "local"):
-    for names, holds, rule in CROP_LIMITS:
+    for names, holds, rule in config_fields.CROP_LIMITS:
       for name in names.split():
         path = f"config.augment.{crop}.{name}"
-        value = field(config, path)
+        value = config_fields.field(config, path)
         try:
           fits = holds(value)
         except (TypeError, ValueError):  # of another kind, or no pair
@@ -256,6 +159,11 @@ def _check_shapes(config):
       f"config.backbone.width={width} must be a multiple of"
       f" config.backbone.heads={heads}"
     )
+  if config.backbone.positions == "rope" and width // heads % 4:
+    raise errors.UserError(
+      f"config.backbone.heads={heads} gives each {width // heads} channels; rotary"
+      " positions (config.backbone.positions=rope) need a multiple of 4"
+    )
   knn = config.knn
   if knn.every and not (knn.crop <= knn.resize and knn.ks and min(knn.ks) >= 1):
     raise errors.UserError(
@@ -267,7 +175,7 @@ def _check_shapes(config):
     *("config.augment.global1.size", "config.augment.global2.size"),
     *("config.augment.local.size", "config.knn.crop"),
   ):
-    size = field(config, path)
+    size = config_fields.field(config, path)
     if size < patch or size % patch:
       raise errors.UserError(
         f"{path}={size} must be a multiple of config.backbone.patch_size={patch}; try"

@@ -76,6 +76,17 @@ def get_config():
     drop_path=0.4,
     layerscale_init=1e-5,
     dtype="bfloat16",
+    # As DINOv2; vitl16_dinov3.py has DINOv3's values.
+    positions="learned",  # or "rope", rotary, for any size of image
+    ffn_width=0,  # hidden channels of the FFN; 0: as `ffn` usually has them
+    norm_eps=1e-6,
+    qkv_bias="all",  # or "no_key", "none"
+    local_norm=False,  # a final LayerNorm of its own for the CLS token of local crops
+    # In training each block moves and scales the places of "rope" within these bounds.
+    rope_shift=0.0,
+    rope_jitter=1.0,
+    rope_rescale=1.0,
+    rope_periods="float32",  # released .pth files hold them in "bfloat16"
   )
   # Two heads, as in the ViT-g recipe. Without `ibot`, one head serves both losses.
   config.heads = dict(

@@ -14,7 +14,7 @@ from dinojax import backbone, errors, export, sharding
 from dinojax.networks import vit
 from dinojax.weights import formats, model
 
-ARCHITECTURE = dict(
+ARCHITECTURE = model.DEFAULTS | dict(
   patch_size=2, pos_grid=4, width=32, depth=5, heads=2, ffn="swiglu", registers=4
 )
 

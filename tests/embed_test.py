@@ -29,7 +29,7 @@ from dinojax.runtime import ownership
 from dinojax.weights import formats, model
 
 ROOT = pathlib.Path(__file__).parent.parent
-ARCHITECTURE = dict(
+ARCHITECTURE = model.DEFAULTS | dict(
   **dict(patch_size=4, pos_grid=4, width=16, depth=3, heads=2),
   **dict(ffn="mlp", registers=0, pool="gap"),
 )

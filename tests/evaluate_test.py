@@ -24,7 +24,7 @@ from dinojax.runtime import ownership
 from dinojax.weights import formats, model
 
 ROOT = pathlib.Path(__file__).parent.parent
-ARCHITECTURE = dict(
+ARCHITECTURE = model.DEFAULTS | dict(
   patch_size=4, pos_grid=4, width=16, depth=5, heads=1, ffn="mlp", registers=0
 )
 CLASSES = ("ant", "bee", "cat")

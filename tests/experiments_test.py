@@ -10,7 +10,7 @@ import numpy as np
 import optax
 import pytest
 
-from dinojax import assembly, dino, preflight, schedules
+from dinojax import assembly, config_fields, dino, preflight, schedules
 from dinojax.data import masking
 from experiments import vitg14
 
@@ -173,7 +173,7 @@ def test_the_recipes_hold_the_values_of_the_method(name):
     **{"teacher_momentum.final": 1.0, "teacher_temp.start": 0.04},
     **{"teacher_temp.final": 0.07, "teacher_temp.warmup_steps": 37_500},
   }.items():
-    assert preflight.field(plan, f"config.{part}") == value
+    assert config_fields.field(plan, f"config.{part}") == value
   optimizer = config.optimizer.to_dict()
   del optimizer["layer_decay"]
   assert optimizer == dict(

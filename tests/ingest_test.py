@@ -23,7 +23,7 @@ from dinojax.data import images, mixture, sources, train_batches
 from dinojax.weights import formats, model
 
 pytestmark = pytest.mark.process
-ARCHITECTURE = dict(
+ARCHITECTURE = model.DEFAULTS | dict(
   **dict(patch_size=4, pos_grid=4, width=16, depth=1, heads=2),
   **dict(ffn="mlp", registers=0, pool="gap"),
 )

@@ -4,7 +4,7 @@ import re
 
 import pytest
 
-from dinojax import errors, preflight
+from dinojax import config_fields, errors, preflight
 from experiments import vitg14
 
 ERRORS = [
@@ -154,7 +154,7 @@ def test_an_impossible_value_is_refused_with_the_way_out(changes, devices, text)
   assert message(make_config(changes), devices) == text
 
 
-@pytest.mark.parametrize("path, least", preflight.AT_LEAST.items())
+@pytest.mark.parametrize("path, least", config_fields.AT_LEAST.items())
 def test_a_number_below_its_least_is_refused(path, least):
   changes = {path.removeprefix("config."): least - 1}
   text = message(make_config(changes))
@@ -191,7 +191,7 @@ def test_a_missing_field_is_named(path):
   config = vitg14.get_config()
   with config.unlocked():
     *groups, name = path.split(".")
-    group = preflight.field(config, ".".join(["config", *groups]))
+    group = config_fields.field(config, ".".join(["config", *groups]))
     del group[name]
   assert message(config) == (
     f"config.{path} is missing; see experiments/vitg14.py for its meaning"

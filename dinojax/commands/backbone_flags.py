@@ -33,6 +33,13 @@ POOL = flags.DEFINE_enum(
   ["cls", "gap"],
   "Image feature of these weights; default a run's own, and cls of other weights.",
 )
+ROPE_PERIODS = flags.DEFINE_enum(
+  "rope_periods",
+  None,
+  ["float32", "bfloat16"],
+  "Type to which periods of rotary positions are rounded: bfloat16, as released DINOv3"
+  " .pth files hold them, or exact; default what the weights say, and else exact.",
+)
 DTYPE = flags.DEFINE_enum(
   "dtype",
   "float32",
@@ -72,8 +79,8 @@ HANG_MINUTES = flags.DEFINE_float(
   lower_bound=0,
 )
 NAMES = (
-  *("checkpoint", "step", "heads", "pool", "dtype", "feature", "layers", "crop"),
-  *("resize", "batch_size", "workers", "hang_minutes"),
+  *("checkpoint", "step", "heads", "pool", "rope_periods", "dtype", "feature"),
+  *("layers", "crop", "resize", "batch_size", "workers", "hang_minutes"),
 )
 
 
@@ -95,6 +102,7 @@ def load(mesh: Mesh) -> backbone.Backbone:
     step=STEP.value,
     heads=HEADS.value,
     pool=POOL.value,
+    rope_periods=ROPE_PERIODS.value,
     mesh=mesh,
     dtype=DTYPE.value,
   )

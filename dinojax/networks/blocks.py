@@ -14,9 +14,14 @@ import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 
 from dinojax import sharding
-from dinojax.networks import attention, attention_gpu, layers
+from dinojax.networks import attention, attention_gpu, layers, rope
 
-LN_EPS = 1e-6
+# Which of queries, keys and values have a bias, by `qkv_bias`.
+BIASED = {
+  "all": (True, True, True),
+  "no_key": (True, False, True),
+  "none": (False, False, False),
+}
 
 # Activation checkpointing (remat): the activations of a block that are kept for the
 # backward pass, besides the block's input. It recomputes the others. None keeps all;
@@ -41,6 +46,11 @@ def keep(names: Sequence[str]) -> Callable[..., bool]:
 def swiglu_width(width: int) -> int:
   """Hidden channels of a SwiGLU: two thirds of 4D, rounded up to a multiple of 8."""
   return (int(4 * width * 2 / 3) + 7) // 8 * 8
+
+
+def hidden_width(width: int, *, ffn: str, ffn_width: int) -> int:
+  """Hidden channels of an FFN: `ffn_width`, or what is usual where that is 0."""
+  return ffn_width or {"mlp": 4 * width, "swiglu": swiglu_width(width)}[ffn]
 
 
 def kept_crops(crops: int, rate: float) -> int:
@@ -123,22 +133,30 @@ class Attention(nn.Module):
   heads: int
   dtype: str
   kernel: str
+  qkv_bias: str
 
   @nn.compact
-  def __call__(self, xs, gamma):
-    """[B_i, T_i, D] each, [D] -> [B_i, T_i, D] each, scaled by gamma."""
+  def __call__(self, xs, gamma, *, rotate):
+    """[B_i, T_i, D] each, [D] -> [B_i, T_i, D] each, scaled by gamma.
+
+    rotate: for each of `xs`, what rotates its queries and keys.
+    """
     width = len(gamma)
     outputs = []
-    for (qkv,) in layers.Dense(3 * width, self.dtype, name="qkv")(xs):
-      qkv = checkpoint_name(qkv, "qkv")
+    dense = layers.Dense(
+      3 * width, self.dtype, biased=BIASED[self.qkv_bias], name="qkv"
+    )
+    for (qkv,), turn in zip(dense(xs), rotate, strict=True):
+      qkv = checkpoint_name(turn(qkv), "qkv")
       outputs.append(attention.attention(qkv, heads=self.heads, kind=self.kernel))
     projected = layers.Dense(width, self.dtype, name="proj")(outputs, gamma)
     return [checkpoint_name(x, "proj") for (x,) in projected]
 
 
 class Mlp(nn.Module):
-  """Two linears around an exact GELU, four times as wide as the tokens."""
+  """Two linears around an exact GELU. hidden: channels between them."""
 
+  hidden: int
   dtype: str
 
   @nn.compact
@@ -147,23 +165,26 @@ class Mlp(nn.Module):
     width = len(gamma)
     hidden = [
       layers.gelu(checkpoint_name(x, "ffn"))
-      for (x,) in layers.Dense(4 * width, self.dtype, name="fc1")(xs)
+      for (x,) in layers.Dense(self.hidden, self.dtype, name="fc1")(xs)
     ]
     return [x for (x,) in layers.Dense(width, self.dtype, name="fc2")(hidden, gamma)]
 
 
 class SwiGLU(nn.Module):
-  """Gated FFN (arXiv:2002.05202): w3(silu(a) * b), where w12 packs a and b."""
+  """Gated FFN (arXiv:2002.05202): w3(silu(a) * b), where w12 packs a and b.
 
+  hidden: channels of a, and of b.
+  """
+
+  hidden: int
   dtype: str
 
   @nn.compact
   def __call__(self, xs, gamma):
     """[B_i, T_i, D] each, [D] -> [B_i, T_i, D] each, scaled by gamma."""
     width = len(gamma)
-    hidden = 2 * swiglu_width(width)
     # Split in the weights: split in the output, its gradient would be joined again.
-    packed = layers.Dense(hidden, self.dtype, parts=2, name="w12")(xs)
+    packed = layers.Dense(2 * self.hidden, self.dtype, parts=2, name="w12")(xs)
     # A barrier, or XLA fuses half of this product into the next one and recomputes it.
     packed = jax.lax.optimization_barrier(checkpoint_name(packed, "ffn"))
     gated = [jax.nn.silu(gate) * value for gate, value in packed]
@@ -171,22 +192,34 @@ class SwiGLU(nn.Module):
 
 
 class Block(nn.Module):
-  """x += LS1(attention(LN1 x)); x += LS2(FFN(LN2 x)), for all resolutions together."""
+  """x += LS1(attention(LN1 x)); x += LS2(FFN(LN2 x)), for all resolutions together.
+
+  Fields are those of `config.backbone`, but for hidden: channels of the FFN. rope: how
+  patches are rotated; None: not at all. grids: their rows and columns, by resolution.
+  """
 
   heads: int
   ffn: str
+  hidden: int
+  norm_eps: float
+  qkv_bias: str
   layerscale_init: float
   drop_path: float
   dtype: str
   attention: str
+  rope: rope.Rope | None
+  grids: tuple[tuple[int, int], ...]
 
   @nn.compact
   def __call__(self, tokens, groups):
     """Tuple of [B_i, T_i, D] float32 -> the same, and None: scan stacks nothing."""
     width = tokens[0].shape[-1]
-    norm = functools.partial(nn.LayerNorm, epsilon=LN_EPS, dtype=self.dtype)
+    norm = functools.partial(nn.LayerNorm, epsilon=self.norm_eps, dtype=self.dtype)
     ffn = {"mlp": Mlp, "swiglu": SwiGLU}[self.ffn]
-    attend = Attention(self.heads, self.dtype, self.attention, name="attn")
+    attend = functools.partial(
+      Attention(self.heads, self.dtype, self.attention, self.qkv_bias, name="attn"),
+      rotate=[self._rotation(*grid) for grid in self.grids],
+    )
     branches = (
       (
         norm(name="norm1"),
@@ -195,7 +228,7 @@ class Block(nn.Module):
       ),
       (
         norm(name="norm2"),
-        ffn(self.dtype, name="mlp"),
+        ffn(self.hidden, self.dtype, name="mlp"),
         layers.LayerScale(width, self.layerscale_init, name="ls2"),
       ),
     )
@@ -213,3 +246,11 @@ class Block(nn.Module):
         tokens = [x + delta for x, delta in zip(tokens, deltas, strict=True)]
       tokens = [sharding.constrain_batch(x) for x in tokens]
     return tuple(tokens), None
+
+  def _rotation(self, height: int, width: int) -> Callable[[jax.Array], jax.Array]:
+    """What rotates the queries and keys of crops of so many patches."""
+    if self.rope is None:
+      return lambda qkv: qkv
+    key = self.make_rng("rope") if self.rope.augments else None
+    places = self.rope.places(key, height, width)
+    return functools.partial(self.rope.rotate, places=places, heads=self.heads)

@@ -9,6 +9,7 @@ import einops
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from dinojax import sharding
 
@@ -56,12 +57,15 @@ class Dense(nn.Module):
   """A linear layer of crops of several resolutions: float32 weights, `dtype` products.
 
   Weights are cast and gathered once for all resolutions, and their gradients are added
-  before they are scattered. `parts` splits the output into equal arrays.
+  before they are scattered. `parts` splits the output into equal arrays. `biased` are
+  equal slices of the output: only those that are True have a bias, and without any
+  there is no parameter for it.
   """
 
   features: int
   dtype: str
   parts: int = 1
+  biased: tuple[bool, ...] = (True,)
 
   @nn.compact
   def __call__(self, xs: Sequence[jax.Array], gamma: jax.Array | float = 1.0):
@@ -79,7 +83,11 @@ class Dense(nn.Module):
       For each of `xs`, a list of `parts` arrays [B_i, T_i, features / parts].
     """
     kernel = self.param("kernel", _dense_init, (xs[0].shape[-1], self.features))
-    bias = self.param("bias", nn.initializers.zeros, (self.features,))
+    bias = jnp.zeros(self.features)
+    if any(self.biased):
+      bias = self.param("bias", nn.initializers.zeros, (self.features,))
+    if not all(self.biased):
+      bias *= np.repeat(self.biased, self.features // len(self.biased))
     kernel = sharding.gather((kernel * gamma).astype(self.dtype))
     if sharding.platform() != "gpu":
       return _outputs(xs, kernel, bias * gamma, self.parts)

@@ -17,7 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from dinojax import sharding
-from dinojax.networks import blocks, positions
+from dinojax.networks import blocks, positions, rope
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
@@ -68,7 +68,7 @@ class TappedBlock(blocks.Block):
     bias, which are applied later: they commute with the mean.
     """
     tokens, _ = super().__call__(tokens, groups)
-    norm = nn.LayerNorm(epsilon=blocks.LN_EPS, use_bias=False, use_scale=False)
+    norm = nn.LayerNorm(epsilon=self.norm_eps, use_bias=False, use_scale=False)
     taps = [
       jnp.stack([x[:, 0], x[:, self.first_patch :].mean(1)]) for x in map(norm, tokens)
     ]
@@ -76,14 +76,21 @@ class TappedBlock(blocks.Block):
 
 
 class VisionTransformer(nn.Module):
-  """ViT of DINOv2 (arXiv:2304.07193). Fields are those of `config.backbone`.
+  """ViT of DINOv2 (arXiv:2304.07193) and DINOv3. Fields are those of `config.backbone`.
 
-  patch_size: pixels. pos_grid: M, patches along a side of the position embeddings.
-  width: D. ffn: "mlp" or "swiglu". registers: number of register tokens, after CLS
-  (arXiv:2309.16588). pool: image feature, "gap" (mean of the patch tokens) or "cls".
-  drop_path: rate in every block, in training. layerscale_init: LayerScale's first
-  gamma. remat: activation checkpointing, a key of `blocks.REMAT`. unroll: blocks per
-  iteration of the scan. attention: one of `attention.KINDS`.
+  patch_size: pixels. pos_grid: M, patches along a side of the position embeddings; with
+  "rope", of the images that the weights are meant for. width: D. ffn: "mlp" or
+  "swiglu". registers: number of register tokens, after CLS (arXiv:2309.16588). pool:
+  image feature, "gap" (mean of the patch tokens) or "cls". drop_path: rate in every
+  block, in training. layerscale_init: LayerScale's first gamma. remat: activation
+  checkpointing, a key of `blocks.REMAT`. unroll: blocks per iteration of the scan.
+  attention: one of `attention.KINDS`.
+
+  What DINOv3 changed, with DINOv2's values: positions: "learned", or "rope" (rope.py).
+  ffn_width: hidden channels of the FFN; 0: 4D, and two thirds of that if gated.
+  norm_eps: of every LayerNorm. qkv_bias: a key of `blocks.BIASED`. local_norm: whether
+  the CLS token of local crops has a final LayerNorm of its own, in training.
+  rope_*: of `rope.Rope`, the first three in training alone.
   """
 
   patch_size: int
@@ -100,6 +107,15 @@ class VisionTransformer(nn.Module):
   remat: str
   unroll: int
   attention: str
+  positions: str = "learned"
+  ffn_width: int = 0
+  norm_eps: float = 1e-6
+  qkv_bias: str = "all"
+  local_norm: bool = False
+  rope_shift: float = 0.0
+  rope_jitter: float = 1.0
+  rope_rescale: float = 1.0
+  rope_periods: str = "float32"
 
   @nn.compact
   def __call__(
@@ -118,7 +134,8 @@ class VisionTransformer(nn.Module):
       masks: each [B_i, N_i] bool, True where the mask token hides the patch, or None.
       groups: [G] int32, ids of the groups, equal slices of each batch in which drop
         path draws its subsets.
-      train: applies drop path, drawn from the "drop_path" rng.
+      train: applies drop path and moves the patches of "rope", drawn from the rngs
+        "drop_path" and "rope", and takes all crops but the first for local ones.
       by_block: also returns the features of every block.
     """
     tokens = self._embed(crops, masks)
@@ -131,26 +148,34 @@ class VisionTransformer(nn.Module):
     scan = nn.scan(
       block,
       variable_axes={"params": 0},
-      split_rngs={"params": True, "drop_path": True},
+      split_rngs={"params": True, "drop_path": True, "rope": True},
       in_axes=nn.broadcast,
       length=self.depth,
       unroll=sharding.unroll(self.depth, self.unroll),
     )(
       heads=self.heads,
       ffn=self.ffn,
+      hidden=blocks.hidden_width(self.width, ffn=self.ffn, ffn_width=self.ffn_width),
+      norm_eps=self.norm_eps,
+      qkv_bias=self.qkv_bias,
       layerscale_init=self.layerscale_init,
       drop_path=self.drop_path if train else 0.0,
       dtype=self.dtype,
       attention=self.attention,
+      rope=self.rotation(train),
+      grids=tuple(self.grid(x) for x in crops),
       **more,
       name="blocks",
     )
     tokens, taps = scan(tokens, jnp.asarray(groups))
-    norm = nn.LayerNorm(epsilon=blocks.LN_EPS, name="norm")
+    norm = nn.LayerNorm(epsilon=self.norm_eps, name="norm")
+    local_norm = nn.LayerNorm(epsilon=self.norm_eps, name="local_norm")
     outputs = []
-    for i, x in enumerate(tokens):
-      x = norm(x)
+    for i, before in enumerate(tokens):
+      x = norm(before)
       cls, patches = x[:, 0], x[:, first_patch:]
+      if self.local_norm and (self.is_initializing() or (train and i > 0)):
+        cls = local_norm(before[:, 0])
       image = {"gap": patches.mean(1), "cls": cls}[self.pool]
       seen = Features(image=image, cls=cls, patches=patches)
       if by_block:
@@ -164,12 +189,16 @@ class VisionTransformer(nn.Module):
     """Crops to tokens: patches, mask, CLS, position embeddings, registers, in order."""
     normal = nn.initializers.normal
     mask_token = self.param("mask_token", nn.initializers.zeros, (1, self.width))
-    cls_token = self.param("cls_token", normal(1e-6), (1, 1, self.width))
-    shape = (1, 1 + self.pos_grid**2, self.width)
-    pos_embed = self.param("pos_embed", normal(0.02), shape)[0]
+    learned = self.positions == "learned"
+    spread = 1e-6 if learned else 0.02
+    cls_token = self.param("cls_token", normal(spread), (1, 1, self.width))
+    if learned:
+      shape = (1, 1 + self.pos_grid**2, self.width)
+      pos_embed = self.param("pos_embed", normal(0.02), shape)[0]
+      cls_token = cls_token + pos_embed[0]  # NumPy weights stay as they are
     if self.registers:
       shape = (1, self.registers, self.width)
-      registers = self.param("register_tokens", normal(1e-6), shape)
+      registers = self.param("register_tokens", normal(spread), shape)
     fan_in_bound = (3 * self.patch_size**2) ** -0.5  # PyTorch's default for a Conv2d
     patch_embed = nn.Dense(
       self.width,
@@ -181,14 +210,29 @@ class VisionTransformer(nn.Module):
     tokens = []
     for images, mask in zip(crops, masks, strict=True):
       p = self.patch_size
-      height, width = images.shape[1] // p, images.shape[2] // p
       patches = einops.rearrange(images, "b (h p) (w q) c -> b (h w) (p q c)", p=p, q=p)
       x = patch_embed(patches).astype(jnp.float32)  # [B, N, D]
       if mask is not None:
         x = jnp.where(mask[..., None], mask_token, x)
-      x += positions.resize(pos_embed[1:], height, width, antialias=self.registers > 0)
-      prefix = [cls_token + pos_embed[0]] + ([registers] if self.registers else [])
+      if learned:
+        grid = self.grid(images)
+        x += positions.resize(pos_embed[1:], *grid, antialias=self.registers > 0)
+      prefix = [cls_token] + ([registers] if self.registers else [])
       prefix = [jnp.broadcast_to(t, (x.shape[0], *t.shape[1:])) for t in prefix]
       x = jnp.concatenate([*prefix, x], axis=1)  # [B, 1 + registers + N, D]
       tokens.append(sharding.constrain_batch(x))
     return tuple(tokens)
+
+  def grid(self, images: jax.Array) -> tuple[int, int]:
+    """Rows and columns of patches of images [B, H, W, 3]."""
+    return images.shape[1] // self.patch_size, images.shape[2] // self.patch_size
+
+  def rotation(self, train: bool) -> rope.Rope | None:
+    """How the blocks rotate patches; None with learned positions."""
+    if self.positions == "learned":
+      return None
+    plain = rope.Rope(periods=self.rope_periods)
+    if not train:
+      return plain
+    amounts = dict(shift=self.rope_shift, jitter=self.rope_jitter)
+    return plain._replace(**amounts, rescale=self.rope_rescale)

@@ -53,10 +53,13 @@ def open_heads(teacher: dict, *, dtype: str) -> dict[str, Head]:
   opened = {}
   for name in ("dino", "ibot"):
     params = teacher.get(f"{name}_head", teacher["dino_head"])
-    bottleneck, prototypes = params["prototypes"]["v"].shape
+    weight_norm = "v" in params["prototypes"]
+    last = params["prototypes"]["v" if weight_norm else "kernel"]
+    bottleneck, prototypes = last.shape
     hidden = params["fc1"]["kernel"].shape[1]
+    fields = dict(dtype=dtype, weight_norm=weight_norm)
     opened[name] = Head(
-      heads.DINOHead(hidden, bottleneck, prototypes, dtype=dtype), params
+      heads.DINOHead(hidden, bottleneck, prototypes, **fields), params
     )
   return opened
 

@@ -1,6 +1,6 @@
 """Patch tokens and attention of a frozen backbone, at more patches than in training.
 
-Position embeddings are resized to the grid of the images, as in training.
+Positions are those of the images' own grid, as in training.
 """
 
 import functools
@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 
 from dinojax import backbone, sharding
-from dinojax.networks import blocks, vit
+from dinojax.networks import blocks, layers, vit
 
 MOST_PATCHES = 32  # along a side, unless the backbone has more: 32 * 14 = 448 pixels
 FEWEST_PATCHES = 16  # along a side: a map of fewer shows squares
@@ -72,10 +72,16 @@ def attention(
 ) -> jax.Array:
   """The attention of `Tokens`, computed from the tokens that enter the last block."""
   block = jax.tree.map(lambda x: x[-1], params["blocks"])
-  norm = nn.LayerNorm(epsilon=blocks.LN_EPS)
+  norm = nn.LayerNorm(epsilon=module.norm_eps)
   x = norm.apply({"params": block["norm1"]}, entering_last(module, params, images))
-  dense = block["attn"]["qkv"]
-  qkv = jnp.dot(x, dense["kernel"], precision="highest") + dense["bias"]
+  dense = layers.Dense(
+    3 * module.width, "float32", biased=blocks.BIASED[module.qkv_bias]
+  )
+  with jax.default_matmul_precision("highest"):
+    ((qkv,),) = dense.apply({"params": block["attn"]["qkv"]}, [x])
+  if rotation := module.rotation(train=False):
+    places = rotation.places(None, *module.grid(images))
+    qkv = rotation.rotate(qkv, places=places, heads=module.heads)
   q, k, _ = einops.rearrange(qkv, "b t (s h d) -> s h b t d", s=3, h=module.heads)
   first_patch = 1 + module.registers
   q = q[:, :, :1] if module.pool == "cls" else q[:, :, first_patch:]

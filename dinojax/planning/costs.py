@@ -14,9 +14,8 @@ def model_flops(config) -> float:
   What the backward pass recomputes does not count.
   """
   b = config.backbone
-  ffn = 8 * b.width**2
-  if b.ffn == "swiglu":
-    ffn = 3 * b.width * blocks.swiglu_width(b.width)
+  hidden = blocks.hidden_width(b.width, ffn=b.ffn, ffn_width=b.ffn_width)
+  ffn = {"mlp": 2, "swiglu": 3}[b.ffn] * b.width * hidden
 
   def crop(size):
     """(patch embedding, blocks) of one crop."""

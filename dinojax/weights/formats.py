@@ -1,9 +1,12 @@
 """Formats of weights: reading any of them, writing any of them.
 
 dinojax:      a run's workdir, or a folder that `convert` wrote (Orbax)
-released:     .pth as DINOv2's hub loads it
-teacher:      .pth of a DINOv2 training run's teacher, with its heads
-huggingface:  a Dinov2Model or Dinov2WithRegistersModel folder, or its .safetensors
+released:     .pth as DINOv2's or DINOv3's hub loads it
+teacher:      .pth of a DINOv2 or DINOv3 training run's teacher, with its heads
+huggingface:  a Dinov2Model, Dinov2WithRegistersModel or DINOv3ViTModel folder, or its
+              .safetensors
+
+Whether DINOv2's or DINOv3's is written follows from the kind of positions.
 """
 
 import contextlib
@@ -23,6 +26,7 @@ from jax.sharding import Mesh
 from dinojax import errors, sharding
 from dinojax.runtime import orbax_errors, ownership
 from dinojax.weights import (
+  dinov3,
   files,
   huggingface,
   json_objects,
@@ -42,6 +46,7 @@ def read(
   step: int | None = None,
   heads: int | None = None,
   pool: str | None = None,
+  rope_periods: str | None = None,
   mesh: Mesh | None = None,
   parts: tuple[str, ...] = ("backbone",),
 ) -> model.Weights:
@@ -53,6 +58,8 @@ def read(
     heads: attention heads; needed if the file does not store them and they are not
       D / 64.
     pool: image feature, "cls" or "gap"; None: that of the file, else "cls".
+    rope_periods: "float32", or "bfloat16" to round the periods of rotary positions as
+      released .pth files hold them; None: that of the file, else "float32".
     mesh: where to put the weights, sharded like a training state; None: NumPy arrays.
     parts: "backbone", and of the projection heads those that are there.
 
@@ -60,17 +67,20 @@ def read(
     UserError: nothing that can be read is there; it does not fit; it is not finite.
   """
   where = pathlib.Path(os.path.expanduser(path))
-  if pool not in (None, "cls", "gap"):
-    raise errors.UserError(f'pool="{pool}" must be "cls" or "gap"')
+  choices = {"pool": pool, "rope_periods": rope_periods}
+  for name, value in choices.items():
+    if value not in (None, *model.CHOICES[name]):
+      allowed = " or ".join(f'"{choice}"' for choice in model.CHOICES[name])
+      raise errors.UserError(f'{name}="{value}" must be {allowed}')
   if not where.exists():
     raise errors.UserError(f"{path} does not exist; give a run's workdir or weights")
   if where.is_dir() and (runs.is_checkpoint(where) or (where / "checkpoints").is_dir()):
     weights = runs.read(runs.find(where, step), mesh=mesh, parts=parts)
-    chosen = model.with_choices(weights.backbone, path, heads=heads, pool=pool)
-    return dataclasses.replace(weights, backbone=chosen)
+    return model.with_choices(weights, path, heads=heads, **choices)
   if step is not None:
     raise errors.UserError(f"{path} is no run, and --step={step} asks for one")
-  weights = _read_arrays(where, path, heads, pool, parts)
+  weights = _read_arrays(where, path, heads, parts)
+  weights = model.with_choices(weights, path, heads=None, **choices)
   if mesh is None:
     return weights
   placed = sharding.state_sharding(mesh, weights.params)
@@ -166,7 +176,7 @@ def free_path(path: str) -> pathlib.Path:
   return where
 
 
-def _read_arrays(where, path, heads, pool, parts) -> model.Weights:
+def _read_arrays(where, path, heads, parts) -> model.Weights:
   """Weights of a file of named arrays, or of a Hugging Face folder."""
   others, metadata, config, images = [], {}, {}, None
   if where.is_dir():
@@ -195,15 +205,13 @@ def _read_arrays(where, path, heads, pool, parts) -> model.Weights:
     )
   own_heads = _own_heads(metadata, config, path)
   weights = state_dicts.read(
-    arrays,
-    path,
-    others=others,
-    heads=own_heads or heads,
-    pool=pool or metadata.get("dinojax_pool"),
-    parts=parts,
+    arrays, path, others=others, heads=own_heads or heads, parts=parts
   )
   if own_heads:
-    model.with_choices(weights.backbone, path, heads=heads, pool=pool)
+    model.with_choices(weights, path, heads=heads)
+  stored = huggingface.stored_fields(metadata, config, weights.backbone)
+  architecture = model.architecture({**weights.backbone, **stored}, path)
+  weights = dataclasses.replace(weights, backbone=architecture)
   if config:
     huggingface.check_config(config, weights.backbone, path)
   if images is None:
@@ -235,17 +243,27 @@ def _write(weights, where, format_name) -> list[str]:
   if format_name == "dinojax":
     runs.write(where, weights)
     return []
+  rotary, usual = backbone["positions"] == "rope", model.DEFAULTS
   lost = []
+  for name in ("ffn_width", "norm_eps", "qkv_bias", "local_norm"):
+    if not rotary and backbone[name] != usual[name]:
+      raise errors.UserError(
+        f"{format_name} cannot hold {name}={backbone[name]} with learned positions,"
+        f" since DINOv2's networks have {usual[name]}; write --to=dinojax"
+      )
   if heads and format_name != "teacher":
     lost.append(f"{' and '.join(heads)}: this format has no projection heads")
   patch_size, pos_grid = backbone["patch_size"], backbone["pos_grid"]
   crop = model.usual_crop(patch_size=patch_size, pos_grid=pos_grid)
-  usual = {"resize": model.usual_resize(crop), "crop": crop}
-  images = preprocessor.config_of(weights.sizes or usual)
+  own_sizes = {"resize": model.usual_resize(crop), "crop": crop}
+  images = preprocessor.config_of(weights.sizes or own_sizes)
   arrays = state_dicts.write(weights, format_name)
   if format_name == "huggingface":
+    if backbone["local_norm"]:
+      lost.append("local_norm: it serves training alone")
     # Fields of our own, for what the format cannot store; others ignore them.
-    metadata = {f"dinojax_{name}": str(backbone[name]) for name in ("heads", "pool")}
+    stored = ("heads", "pool") + (huggingface.ROTARY if rotary else ())
+    metadata = {f"dinojax_{name}": str(backbone[name]) for name in stored}
     if weights.sizes:
       metadata[IMAGES] = json.dumps(images)
     if where.suffix == ".safetensors":
@@ -253,12 +271,16 @@ def _write(weights, where, format_name) -> list[str]:
     else:
       huggingface.write(where, arrays, metadata, backbone=backbone, images=images)
     return lost
-  if weights.sizes and weights.sizes != usual:
+  if weights.sizes and weights.sizes != own_sizes:
     options = " ".join(f"--{name}={value}" for name, value in weights.sizes.items())
     lost.append(f"the sizes at which images are evaluated: give {options}")
   files.write_torch(where, {"teacher": arrays} if format_name == "teacher" else arrays)
   if backbone["heads"] * state_dicts.HEAD_WIDTH != backbone["width"]:
     lost.append(f"heads={backbone['heads']}: give --heads when it is read again")
-  if backbone["pool"] != "cls":
-    lost.append(f"pool={backbone['pool']}: give --pool when it is read again")
+  for name in ("pool", "rope_periods"):
+    if backbone[name] != model.CHOICES[name][0]:
+      lost.append(f"{name}={backbone[name]}: give --{name} when it is read again")
+  if rotary and backbone["norm_eps"] != dinov3.NORM_EPS:
+    eps = f"norm_eps={backbone['norm_eps']}: DINOv3's networks have {dinov3.NORM_EPS}"
+    lost.append(f"{eps}, and features would differ; keep --to=dinojax or huggingface")
   return lost

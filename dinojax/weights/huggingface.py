@@ -1,15 +1,18 @@
 """Hugging Face's model folders: config.json, weights, preprocessor_config.json."""
 
+import contextlib
 import json
 import pathlib
 from collections.abc import Mapping
 
 from dinojax import errors
+from dinojax.networks import blocks, rope
 from dinojax.weights import files, json_objects, preprocessor
 
 SAFETENSORS, INDEX = "model.safetensors", "model.safetensors.index.json"
 BINARY = "pytorch_model.bin"
 FILES = (SAFETENSORS, INDEX, BINARY)
+ROTARY = ("norm_eps", "rope_periods")  # in our own metadata, of networks with RoPE
 
 
 def read(
@@ -61,7 +64,7 @@ def _read_shards(folder: pathlib.Path) -> dict[str, files.Stored]:
 def write(
   folder: pathlib.Path, arrays: Mapping, metadata: dict, *, backbone: dict, images: dict
 ):
-  """Writes a folder that `Dinov2Model.from_pretrained` and its like open."""
+  """Writes a folder that `AutoModel.from_pretrained` opens."""
   folder.mkdir(parents=True)
   files.write_safetensors(folder / SAFETENSORS, arrays, metadata)
   config = json.dumps(_config_of(backbone), indent=2)
@@ -82,25 +85,77 @@ def check_config(config: dict, backbone: dict, path: str) -> None:
       )
 
 
+def stored_fields(metadata: dict, config: dict, backbone: dict) -> dict:
+  """Fields of an architecture that arrays do not show, where a file stores them.
+
+  Args:
+    metadata: of its safetensors; {}: none.
+    config: its config.json; {}: none.
+    backbone: what its arrays show.
+  """
+  stored = {}
+  if "dinojax_pool" in metadata:
+    stored["pool"] = metadata["dinojax_pool"]
+  if backbone["positions"] == "learned":
+    return stored
+  size = config.get("image_size")
+  if type(size) is int and size >= backbone["patch_size"]:
+    stored["pos_grid"] = size // backbone["patch_size"]
+  if "dinojax_rope_periods" in metadata:
+    stored["rope_periods"] = metadata["dinojax_rope_periods"]
+  eps = config.get("layer_norm_eps", metadata.get("dinojax_norm_eps"))
+  if eps is not None:
+    with contextlib.suppress(TypeError, ValueError):  # what it is then, is an error
+      eps = float(eps)
+    stored["norm_eps"] = eps
+  return stored
+
+
 def _config_of(backbone: dict) -> dict:
+  of_kind = _rotary if backbone["positions"] == "rope" else _learned
+  return {
+    "hidden_size": backbone["width"],
+    "num_hidden_layers": backbone["depth"],
+    "num_attention_heads": backbone["heads"],
+    "layer_norm_eps": backbone["norm_eps"],
+    "layerscale_value": 1.0,
+    "num_channels": 3,
+    "patch_size": backbone["patch_size"],
+    "image_size": backbone["patch_size"] * backbone["pos_grid"],
+    "dtype": "float32",
+    **of_kind(backbone),
+  }
+
+
+def _learned(backbone: dict) -> dict:
   registers = backbone["registers"]
   more = {"num_register_tokens": registers} if registers else {}
   name = "Dinov2WithRegisters" if registers else "Dinov2"
   return {
     "architectures": [f"{name}Model"],
     "model_type": "dinov2_with_registers" if registers else "dinov2",
-    "hidden_size": backbone["width"],
-    "num_hidden_layers": backbone["depth"],
-    "num_attention_heads": backbone["heads"],
     "mlp_ratio": 4,
     "hidden_act": "gelu",
     "use_swiglu_ffn": backbone["ffn"] == "swiglu",
-    "layer_norm_eps": 1e-6,
-    "layerscale_value": 1.0,
     "qkv_bias": True,
-    "num_channels": 3,
-    "patch_size": backbone["patch_size"],
-    "image_size": backbone["patch_size"] * backbone["pos_grid"],
-    "dtype": "float32",
     **more,
+  }
+
+
+def _rotary(backbone: dict) -> dict:
+  gated, width = backbone["ffn"] == "swiglu", backbone["width"]
+  sizes = {name: backbone[name] for name in ("ffn", "ffn_width")}
+  biased = blocks.BIASED[backbone["qkv_bias"]]
+  names = ("query_bias", "key_bias", "value_bias")
+  return {
+    "architectures": ["DINOv3ViTModel"],
+    "model_type": "dinov3_vit",
+    "intermediate_size": blocks.hidden_width(width, **sizes),
+    "use_gated_mlp": gated,
+    "hidden_act": "silu" if gated else "gelu",
+    **dict(zip(names, biased, strict=True)),
+    "proj_bias": True,
+    "mlp_bias": True,
+    "num_register_tokens": backbone["registers"],
+    "rope_theta": rope.BASE,
   }

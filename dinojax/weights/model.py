@@ -13,16 +13,31 @@ import jax.numpy as jnp
 import numpy as np
 
 from dinojax import errors
-from dinojax.networks import heads, positions, vit
+from dinojax.networks import blocks, heads, positions, vit
 from dinojax.weights import json_objects
 
 # Fields of VisionTransformer that make an architecture; the others are how it is run.
 ARCHITECTURE = (
   *("patch_size", "pos_grid", "width", "depth", "heads", "ffn", "registers", "pool"),
+  *("positions", "ffn_width", "norm_eps", "qkv_bias", "local_norm", "rope_periods"),
 )
+# Values of fields that older checkpoints lack.
+DEFAULTS = {
+  field.name: field.default
+  for field in dataclasses.fields(vit.VisionTransformer)
+  if field.name in ARCHITECTURE and field.default is not dataclasses.MISSING
+}
 
 LARGEST = 2**14  # of the numbers among them
-CHOICES = {"ffn": ("mlp", "swiglu"), "pool": ("cls", "gap")}
+LEAST = {"registers": 0, "ffn_width": 0}  # others: 1
+CHOICES = {
+  "ffn": ("mlp", "swiglu"),
+  "pool": ("cls", "gap"),
+  "positions": ("learned", "rope"),
+  "qkv_bias": tuple(blocks.BIASED),
+  "local_norm": (False, True),
+  "rope_periods": ("float32", "bfloat16"),
+}
 
 SHOWN = 10  # names in an error
 LARGEST_CROP = 224  # released weights are of 518 pixels, and evaluated at 224
@@ -75,9 +90,14 @@ def shapes(backbone: dict) -> Any:
   return jax.eval_shape(lambda x: net.init(key, (x,), (None,)), image)["params"]
 
 
-def head_shapes(*, hidden: int, bottleneck: int, prototypes: int, width: int) -> Any:
-  """A head's parameters, as `shapes`; width: of the backbone."""
-  net = heads.DINOHead(hidden, bottleneck, prototypes, dtype="float32")
+def head_shapes(*, width: int, **fields: Any) -> Any:
+  """A head's parameters, as `shapes`.
+
+  Args:
+    width: of the backbone.
+    **fields: of `heads.DINOHead`.
+  """
+  net = heads.DINOHead(**fields, dtype="float32")
   feature = jax.ShapeDtypeStruct((1, width), jnp.float32)
   return jax.eval_shape(net.init, jax.random.key(0), feature)["params"]
 
@@ -92,11 +112,13 @@ def architecture(fields: Any, path: str) -> dict[str, Any]:
   """The fields of ARCHITECTURE among `fields`; UserError names one that cannot be."""
   if not isinstance(fields, dict):
     raise errors.UserError(f"{path} has no backbone={{...}}")
-  for name in ARCHITECTURE:
-    value = fields.get(name)
-    least = 0 if name == "registers" else 1
+  fields = {name: fields.get(name, DEFAULTS.get(name)) for name in ARCHITECTURE}
+  for name, value in fields.items():
+    least = LEAST.get(name, 1)
     if name in CHOICES:
-      fits, wanted = value in CHOICES[name], " or ".join(CHOICES[name])
+      fits, wanted = value in CHOICES[name], " or ".join(map(str, CHOICES[name]))
+    elif name == "norm_eps":
+      fits, wanted = type(value) is float and 0 < value <= 0.1, "above 0, at most 0.1"
     else:
       fits = type(value) is int and least <= value <= LARGEST
       wanted = f"a whole number from {least} to {LARGEST}"
@@ -108,7 +130,19 @@ def architecture(fields: Any, path: str) -> dict[str, Any]:
     raise errors.UserError(
       f"{path}: heads={fields['heads']} must divide the {fields['width']} channels"
     )
-  return {name: fields[name] for name in ARCHITECTURE}
+  if fields["positions"] == "rope" and fields["width"] // fields["heads"] % 4:
+    raise errors.UserError(
+      f"{path}: heads={fields['heads']} gives each {fields['width'] // fields['heads']}"
+      " channels; rotary positions need a multiple of 4"
+    )
+  return with_usual_width(fields)
+
+
+def with_usual_width(fields: dict) -> dict:
+  """The same architecture with ffn_width=0 where it is the usual one."""
+  usual = blocks.hidden_width(fields["width"], ffn=fields["ffn"], ffn_width=0)
+  own = fields["ffn_width"]
+  return {**fields, "ffn_width": 0 if own == usual else own}
 
 
 def check_shapes(backbone: dict, params: dict, path: str) -> None:
@@ -168,11 +202,14 @@ def with_pos_grid(weights: Weights, pos_grid: int) -> Weights:
   """The same weights with their position embeddings resized for good.
 
   By the network's own rule (positions.py): the embeddings that it would compute for
-  images of that grid are stored.
+  images of that grid are stored. Rotary positions have none.
   """
   if pos_grid == weights.backbone["pos_grid"]:
     return weights
+  architecture = {**weights.backbone, "pos_grid": pos_grid}
   backbone = dict(weights.params["backbone"])
+  if "pos_embed" not in backbone:
+    return dataclasses.replace(weights, backbone=architecture)
   pos_embed = np.asarray(backbone["pos_embed"])[0]
   patches = positions.resize(
     pos_embed[1:], pos_grid, pos_grid, antialias=weights.backbone["registers"] > 0
@@ -180,28 +217,39 @@ def with_pos_grid(weights: Weights, pos_grid: int) -> Weights:
   backbone["pos_embed"] = np.concatenate([pos_embed[:1], np.asarray(patches)])[None]
   return dataclasses.replace(
     weights,
-    backbone={**weights.backbone, "pos_grid": pos_grid},
+    backbone=architecture,
     params={**weights.params, "backbone": backbone},
   )
 
 
 def with_choices(
-  backbone: dict, path: str, *, heads: int | None, pool: str | None
-) -> dict:
-  """An architecture that a file holds in full, with the choices of the caller.
+  weights: Weights, path: str, *, heads: int | None, **choices: str | None
+) -> Weights:
+  """Weights that a file holds in full, with fields that the caller chooses.
+
+  Args:
+    weights: of the file.
+    path: of the file, for the error.
+    heads: what the caller takes the number of attention heads for; None: nothing.
+    **choices: values of ARCHITECTURE's fields; None: that of the file.
 
   Raises:
     UserError: `heads` is not that of the file.
   """
-  if heads and heads != backbone["heads"]:
+  own = weights.backbone["heads"]
+  if heads and heads != own:
     raise errors.UserError(
-      f"{path} has {backbone['heads']} attention heads and not {heads}; leave heads out"
+      f"{path} has {own} attention heads and not {heads}; leave heads out"
     )
-  return {**backbone, "pool": pool or backbone["pool"]}
+  chosen = {name: x for name, x in choices.items() if x}
+  return dataclasses.replace(weights, backbone={**weights.backbone, **chosen})
 
 
 def fit(weights: Weights, wanted: dict, path: str) -> Any:
-  """The backbone's parameters for an architecture, position embeddings resized to it.
+  """The backbone's parameters for an architecture.
+
+  Position embeddings are resized to it. A final norm of local crops, which no file of
+  Hugging Face holds, starts as that of the others.
 
   Args:
     weights: of any file.
@@ -209,9 +257,11 @@ def fit(weights: Weights, wanted: dict, path: str) -> Any:
     path: of the weights, for the error.
 
   Raises:
-    UserError: another architecture, grid and image feature aside.
+    UserError: another architecture, but for grid, image feature, periods and the final
+      norm of local crops.
   """
-  free = ("pos_grid", "pool")
+  wanted = with_usual_width({name: wanted[name] for name in ARCHITECTURE})
+  free = ("pos_grid", "pool", "local_norm", "rope_periods")
   differing = [
     f"{name}={weights.backbone[name]} there and config.backbone.{name}={wanted[name]}"
     for name in ARCHITECTURE
@@ -219,4 +269,6 @@ def fit(weights: Weights, wanted: dict, path: str) -> Any:
   ]
   if differing:
     raise errors.UserError(f"{path} is another network: {'; '.join(differing)}")
-  return with_pos_grid(weights, wanted["pos_grid"]).params["backbone"]
+  backbone = dict(with_pos_grid(weights, wanted["pos_grid"]).params["backbone"])
+  local_norm = backbone.pop("local_norm", backbone["norm"])
+  return backbone | ({"local_norm": local_norm} if wanted["local_norm"] else {})

@@ -110,10 +110,14 @@ def huggingface(*, ffn: str, registers: int, patch_size: int) -> Iterator[Entry]
   yield from norm(("norm",), "layernorm")
 
 
-def head() -> Iterator[Entry]:
+def head(*, weight_norm: bool) -> Iterator[Entry]:
   """A head's entries, behind "dino_head." or "ibot_head." in training checkpoints."""
   for index, name in enumerate(("fc1", "fc2", "fc3")):
     yield from linear((name,), f"mlp.{2 * index}")
+  if not weight_norm:
+    kernel = ("prototypes", "kernel")
+    yield Entry(kernel, ("last_layer.weight",), np.transpose, np.transpose)
+    return
   v, gain = ("prototypes", "v"), ("prototypes", "gain")
   yield Entry(v, ("last_layer.weight_v",), np.transpose, np.transpose)
   yield Entry(gain, ("last_layer.weight_g",), lambda x: x[:, None], lambda x: x[:, 0])

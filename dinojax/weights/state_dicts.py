@@ -1,7 +1,8 @@
 """State dicts, the named arrays of PyTorch checkpoints, to weights and back.
 
-Three ways of naming: "released" (the .pth files that DINOv2's hub loads), "teacher"
-(its training checkpoints: chunked blocks, and heads), "huggingface".
+Three ways of naming: "released" (the .pth files that DINOv2's and DINOv3's hubs load),
+"teacher" (their training checkpoints, with heads), "huggingface". Networks with learned
+positions have DINOv2's names, those with rotary ones DINOv3's.
 """
 
 import math
@@ -12,7 +13,7 @@ import jax
 import numpy as np
 
 from dinojax import errors
-from dinojax.weights import files, model, names, wrappers
+from dinojax.weights import dinov3, files, model, names, wrappers
 
 HEAD_WIDTH = 64  # of every released model; no checkpoint but Hugging Face's has it
 
@@ -23,7 +24,6 @@ def read(
   *,
   others: Iterable[str] = (),
   heads: int | None = None,
-  pool: str | None = None,
   parts: tuple[str, ...] = ("backbone", *wrappers.HEADS),
 ) -> model.Weights:
   """Weights of named arrays, whichever naming they follow.
@@ -33,7 +33,6 @@ def read(
     path: for messages.
     others: names of what in the file is no array.
     heads: attention heads; None: one for every 64 channels.
-    pool: image feature, "cls" or "gap"; None: "cls", as released models have it.
     parts: "backbone", and of the projection heads those that are there.
 
   Raises:
@@ -43,18 +42,23 @@ def read(
   naming, found = wrappers.find(arrays, others, path)
   found = {name: part for name, part in found.items() if name in parts}
   prefix, own = found["backbone"]
+  own = dinov3.plain_names(own)
   backbone = _architecture(own, prefix, naming, path)
-  width = backbone["width"]
+  if backbone["positions"] == "rope":
+    own = dinov3.without_buffers(own, path)
+  found["backbone"] = wrappers.Part(prefix, own)
+  width, heads = backbone["width"], backbone.get("heads", heads)
   if not heads and width % HEAD_WIDTH:
     raise errors.UserError(
       f"{path} has {width} channels, no multiple of {HEAD_WIDTH}, and does not say how"
       " many attention heads share them; give --heads, or heads= in Python"
     )
-  choices = {"heads": heads or width // HEAD_WIDTH, "pool": pool or "cls"}
+  # Of all released models the image feature is CLS.
+  choices = {"heads": heads or width // HEAD_WIDTH, "pool": "cls"}
   backbone = model.architecture(backbone | choices, path)
   tables = {
-    part: list(_entries(naming, backbone) if part == "backbone" else names.head())
-    for part in found
+    part: list(_entries(naming, backbone) if part == "backbone" else _head(own))
+    for part, (_, own) in found.items()
   }
   _check(found, tables, backbone, path)
   not_finite = {}
@@ -76,30 +80,50 @@ def read(
 
 def write(weights: model.Weights, naming: str) -> dict[str, np.ndarray]:
   """Named float32 arrays of weights; only "teacher" has names for heads."""
-  entries = _entries(naming, weights.backbone)
+  rotary = weights.backbone["positions"] == "rope"
+  table = _entries(naming, weights.backbone)
+  backbone = dict(_named(weights.params["backbone"], table))
+  if rotary and naming != "huggingface":
+    backbone |= dinov3.buffers(weights.backbone)
   if naming != "teacher":
-    return dict(_named(weights.params["backbone"], entries))
-  named = {}
+    return backbone
+  named = {f"backbone.{name}": x for name, x in backbone.items()}
   for part, tree in weights.params.items():
-    table = entries if part == "backbone" else names.head()
-    named |= {f"{part}.{name}": x for name, x in _named(tree, table)}
-  # One chunk that holds all blocks: what the reference makes of block_chunks=1.
+    if part != "backbone":
+      table = names.head(weight_norm="v" in tree["prototypes"])
+      named |= {f"{part}.{name}": x for name, x in _named(tree, table)}
+  if rotary:
+    return named
+  # One chunk that holds all blocks: what DINOv2's code makes of block_chunks=1.
   return {name.replace(".blocks.", ".blocks.0."): x for name, x in named.items()}
 
 
 def _entries(naming: str, backbone: dict) -> Iterator[names.Entry]:
-  table = names.huggingface if naming == "huggingface" else names.released
-  return table(**{k: backbone[k] for k in ("ffn", "registers", "patch_size")})
+  fields = ("ffn", "registers", "patch_size")
+  tables = names.released, names.huggingface
+  if backbone["positions"] == "rope":
+    fields += ("qkv_bias", "local_norm")
+    tables = dinov3.released, dinov3.huggingface
+  table = tables[naming == "huggingface"]
+  return table(**{name: backbone[name] for name in fields})
+
+
+def _head(arrays: Mapping[str, files.Stored]) -> list[names.Entry]:
+  return list(names.head(weight_norm="last_layer.weight" not in arrays))
 
 
 def _architecture(arrays, prefix, naming, path) -> dict:
   """Fields of the architecture that follow from shapes and names."""
+  rotary = dinov3.is_dinov3(arrays, naming)
+  registers = "register_tokens"
   if naming == "huggingface":
-    tokens, block = "embeddings.", "encoder.layer"
-    positions, patches = "position_embeddings", "patch_embeddings.projection"
+    tokens, block = "embeddings.", "layer" if rotary else "encoder.layer"
+    positions, patches = "position_embeddings", "patch_embeddings"
+    patches += "" if rotary else ".projection"
   else:
     tokens, block = "", "blocks"
     positions, patches = "pos_embed", "patch_embed.proj"
+    registers = "storage_tokens" if rotary else registers
   indices = [re.match(rf"{re.escape(block)}\.(\d+)\.", name) for name in arrays]
   swiglu = any(re.search(r"\.mlp\.(w12|weights_in)\.", name) for name in arrays)
 
@@ -126,15 +150,17 @@ def _architecture(arrays, prefix, naming, path) -> dict:
     raise errors.UserError(
       f"{path} is no whole DINOv2 backbone: of its blocks {reason}"
     )
-  has_registers = f"{tokens}register_tokens" in arrays
-  return {
+  found = {
     "patch_size": shape(f"{patches}.weight", 4)[-1],
-    "pos_grid": max(round((shape(positions, 3)[1] - 1) ** 0.5), 1),
     "width": shape("cls_token", 3)[-1],
     "depth": depth,
-    "ffn": "swiglu" if swiglu else "mlp",
-    "registers": shape("register_tokens", 3)[1] if has_registers else 0,
+    "registers": shape(registers, 3)[1] if f"{tokens}{registers}" in arrays else 0,
   }
+  if rotary:
+    return found | dinov3.architecture(arrays, naming, found["width"])
+  side = (shape(positions, 3)[1] - 1) ** 0.5
+  others = {"pos_grid": max(round(side), 1), "ffn": "swiglu" if swiglu else "mlp"}
+  return model.DEFAULTS | found | others
 
 
 def _check(found, tables, backbone, path) -> None:
@@ -164,13 +190,14 @@ def _head_shapes(arrays, prefix, width, path):
   """Shapes of a projection head's tree."""
   try:
     (hidden,) = arrays["mlp.0.bias"].shape
-    prototypes, bottleneck = arrays["last_layer.weight_v"].shape
+    plain = "last_layer.weight" in arrays
+    last = arrays["last_layer.weight" if plain else "last_layer.weight_v"]
+    prototypes, bottleneck = last.shape
   except (KeyError, ValueError) as error:
     reason = f"{error} is missing" if isinstance(error, KeyError) else "has other axes"
     raise errors.UserError(f"{path}: {prefix}* is no DINO head: {reason}") from error
-  return model.head_shapes(
-    hidden=hidden, bottleneck=bottleneck, prototypes=prototypes, width=width
-  )
+  fields = dict(hidden=hidden, bottleneck=bottleneck, prototypes=prototypes)
+  return model.head_shapes(width=width, weight_norm=not plain, **fields)
 
 
 def _named(tree, entries) -> Iterator[tuple[str, np.ndarray]]:

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from dinojax import preflight, sharding
+from dinojax import config_fields, sharding
 from dinojax.networks import attention, blocks
 from dinojax.planning import topology
 
@@ -67,5 +67,6 @@ def test_a_tpu_takes_the_pallas_kernel_where_it_fits(heads, fits):
 
 
 def test_preflight_knows_every_kind_and_every_policy():
-  assert preflight.CHOICES["config.attention"] == attention.KINDS
-  assert preflight.CHOICES["config.remat"] == tuple(blocks.REMAT)
+  assert config_fields.CHOICES["config.attention"] == attention.KINDS
+  assert config_fields.CHOICES["config.remat"] == tuple(blocks.REMAT)
+  assert config_fields.CHOICES["config.backbone.qkv_bias"] == tuple(blocks.BIASED)

@@ -16,7 +16,7 @@ from dinojax.weights import model
 
 HOSTILE = "<img src=x onerror=alert(1)>.png"
 SIZES = {"resize": 28, "crop": 24}
-ARCHITECTURE = dict(
+ARCHITECTURE = model.DEFAULTS | dict(
   **dict(patch_size=4, pos_grid=4, width=16, depth=1, heads=2, ffn="mlp"),
   **dict(registers=0, pool="gap"),
 )

@@ -12,7 +12,7 @@ from dinojax.pictures import teachers
 from dinojax.weights import model, runs
 from experiments import quickstart
 
-ARCHITECTURE = dict(
+ARCHITECTURE = model.DEFAULTS | dict(
   **dict(patch_size=4, pos_grid=4, width=16, depth=1, heads=2, ffn="mlp"),
   **dict(registers=0, pool="gap"),
 )

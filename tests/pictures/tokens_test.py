@@ -10,7 +10,7 @@ from dinojax import backbone, sharding
 from dinojax.pictures import tokens
 from dinojax.weights import model
 
-ARCHITECTURE = dict(
+ARCHITECTURE = model.DEFAULTS | dict(
   patch_size=4, pos_grid=4, width=16, depth=2, heads=2, ffn="mlp", registers=2
 )
 entering_last = jax.jit(tokens.entering_last, static_argnums=0)

@@ -12,7 +12,7 @@ import transformers
 
 from dinojax.weights import model
 
-PLAIN = dict(
+PLAIN = model.DEFAULTS | dict(
   patch_size=2, pos_grid=3, width=64, depth=3, heads=1, ffn="mlp", registers=0
 )
 GIANT = PLAIN | dict(ffn="swiglu", registers=4)

@@ -1,0 +1,119 @@
+"""Fields of a config: all that exist, and what each may be alone.
+
+preflight.py checks them, and what they must be together.
+"""
+
+import math
+
+_CROP = "size area aspect geometry flip_prob jitter grey_prob blur solarize_prob"
+_HEAD = "hidden bottleneck prototypes"
+FIELDS = {
+  "config": "workdir mesh remat unroll attention compiler_options compilation_cache"
+  " accumulation workers log_every loggers pictures hang_minutes checkpoint extend seed"
+  " group_size init backbone heads losses masking total_steps schedules optimizer data"
+  " augment knn alarm_window",
+  "config.compiler_options": "cpu gpu tpu",
+  "config.mesh": "data fsdp",
+  "config.pictures": "every",
+  "config.checkpoint": "every keep_last keep_best",
+  "config.init": "backbone",
+  "config.backbone": "patch_size pos_grid width depth heads ffn registers pool"
+  " drop_path layerscale_init dtype positions ffn_width norm_eps qkv_bias local_norm"
+  " rope_shift rope_jitter rope_rescale rope_periods",
+  "config.heads": "dino ibot",
+  **{f"config.heads.{name}": _HEAD for name in ("dino", "ibot")},
+  "config.losses": "targets student_temp dino_weight ibot_weight koleo_weight",
+  "config.masking": "ratio_min ratio_max",
+  "config.schedules": "learning_rate weight_decay teacher_momentum teacher_temp",
+  "config.schedules.learning_rate": "peak final warmup_steps",
+  "config.schedules.weight_decay": "start final",
+  "config.schedules.teacher_momentum": "start final",
+  "config.schedules.teacher_temp": "start final warmup_steps",
+  "config.optimizer": "b1 b2 eps clip_norm layer_decay patch_embed_lr_scale"
+  " freeze_prototypes_steps",
+  "config.data": "sources weights batch_size max_pixels max_bad_share accept_changed",
+  "config.augment": "global1 global2 local num_local",
+  **{f"config.augment.{crop}": _CROP for crop in ("global1", "global2", "local")},
+  **{
+    f"config.augment.{crop}.{part}": names
+    for crop in ("global1", "global2", "local")
+    for part, names in (
+      ("geometry", "rotate shear perspective dihedral"),
+      ("jitter", "prob brightness contrast saturation hue"),
+      ("blur", "prob sigma kernel"),
+    )
+  },
+  "config.knn": "train test every ks temperature resize crop batch_size baselines"
+  " linear",
+}
+OPTIONAL = {"config.heads.ibot"}
+CHOICES = {
+  "config.remat": ("none", "matmuls", "attention", "full"),
+  "config.attention": ("auto", "xla", "cpu", "cudnn", "pallas"),
+  "config.backbone.ffn": ("mlp", "swiglu"),
+  "config.backbone.pool": ("gap", "cls"),
+  "config.backbone.dtype": ("float32", "bfloat16"),
+  "config.backbone.positions": ("learned", "rope"),
+  "config.backbone.qkv_bias": ("all", "no_key", "none"),
+  "config.backbone.local_norm": (False, True),
+  "config.backbone.rope_periods": ("float32", "bfloat16"),
+  "config.losses.targets": ("sinkhorn", "centering"),
+}
+AT_LEAST = {
+  "config.unroll": 1,
+  "config.accumulation": 1,
+  "config.workers": 0,
+  "config.log_every": 1,
+  "config.pictures.every": 0,
+  "config.hang_minutes": 0.0,
+  "config.checkpoint.every": 1,
+  "config.checkpoint.keep_last": 1,
+  "config.checkpoint.keep_best": 0,
+  "config.group_size": 2,  # KoLeo needs a neighbour
+  "config.backbone.patch_size": 1,
+  "config.backbone.pos_grid": 1,
+  "config.backbone.width": 1,
+  "config.backbone.depth": 1,
+  "config.backbone.heads": 1,
+  "config.backbone.registers": 0,
+  "config.backbone.ffn_width": 0,
+  "config.backbone.rope_shift": 0.0,
+  "config.backbone.rope_jitter": 1.0,
+  "config.backbone.rope_rescale": 1.0,
+  "config.total_steps": 1,
+  "config.data.batch_size": 1,
+  "config.data.max_pixels": 1,
+  "config.augment.num_local": 1,
+  "config.knn.every": 0,
+  "config.knn.batch_size": 1,
+  "config.alarm_window": 1,
+}
+
+# Fields of a kind of crop, what must hold for their values, and the same in words.
+CROP_LIMITS = (
+  ("size", lambda v: v >= 1, "be at least 1 pixel"),
+  ("area", lambda v: _rises(v) and v[0] > 0 and v[1] <= 1, "rise within (0, 1]"),
+  ("aspect blur.sigma", lambda v: _rises(v) and v[0] > 0, "rise and be above 0"),
+  ("geometry.rotate", lambda v: 0 <= v <= 180, "be in [0, 180] degrees"),
+  ("geometry.shear", lambda v: 0 <= v <= 45, "be in [0, 45] degrees"),
+  ("geometry.perspective", lambda v: 0 <= v <= 0.4, "be in [0, 0.4]"),
+  ("geometry.dihedral", lambda v: v in (True, False), "be True or False"),
+  ("flip_prob grey_prob solarize_prob", lambda v: 0 <= v <= 1, "be in [0, 1]"),
+  ("jitter.prob blur.prob", lambda v: 0 <= v <= 1, "be in [0, 1]"),
+  ("jitter.brightness jitter.contrast", lambda v: v >= 0, "be 0 (off) or above"),
+  ("jitter.saturation", lambda v: v >= 0, "be 0 (off) or above"),
+  ("jitter.hue", lambda v: 0 <= v <= 0.5, "be in [0, 0.5]"),
+  ("blur.kernel", lambda v: v > 0 and v % 2 == 1, "be odd, as 9 is"),
+)
+
+
+def _rises(pair) -> bool:
+  low, high = pair
+  return low <= high < math.inf
+
+
+def field(config, path: str):
+  """The value at a dotted path that starts with "config"."""
+  for name in path.split(".")[1:]:
+    config = config[name]
+  return config
