@@ -26,7 +26,8 @@ MAY_LAUNCH = {
 # imports from lower floors, and from its own room. All verbs are on the top floor.
 FLOORS = (
   "errors",
-  "preflight durable",
+  "config_fields durable",
+  "preflight",
   "reporting",
   "pages runtime sharding",
   "data networks losses schedules",
