@@ -3,6 +3,7 @@
 preflight.py checks them, and what they must be together.
 """
 
+import copy
 import math
 
 _CROP = "size area aspect geometry flip_prob jitter grey_prob blur solarize_prob"
@@ -24,11 +25,14 @@ FIELDS = {
   **{f"config.heads.{name}": _HEAD for name in ("dino", "ibot")},
   "config.losses": "targets student_temp dino_weight ibot_weight koleo_weight",
   "config.masking": "ratio_min ratio_max",
-  "config.schedules": "learning_rate weight_decay teacher_momentum teacher_temp",
-  "config.schedules.learning_rate": "peak final warmup_steps",
+  "config.schedules": "learning_rate weight_decay teacher_momentum teacher_temp"
+  " local_weight gram_weight",
+  "config.schedules.learning_rate": "peak final warmup_steps warmup",
   "config.schedules.weight_decay": "start final",
   "config.schedules.teacher_momentum": "start final",
   "config.schedules.teacher_temp": "start final warmup_steps",
+  "config.schedules.local_weight": "start final first_step steps",
+  "config.schedules.gram_weight": "start final first_step steps",
   "config.optimizer": "b1 b2 eps clip_norm layer_decay patch_embed_lr_scale"
   " freeze_prototypes_steps",
   "config.data": "sources weights batch_size max_pixels max_bad_share accept_changed",
@@ -58,6 +62,7 @@ CHOICES = {
   "config.backbone.local_norm": (False, True),
   "config.backbone.rope_periods": ("float32", "bfloat16"),
   "config.losses.targets": ("sinkhorn", "centering"),
+  "config.schedules.learning_rate.warmup": ("linear", "cosine"),
 }
 AT_LEAST = {
   "config.unroll": 1,
@@ -81,12 +86,24 @@ AT_LEAST = {
   "config.backbone.rope_jitter": 1.0,
   "config.backbone.rope_rescale": 1.0,
   "config.total_steps": 1,
+  **{
+    f"config.schedules.{weight}.{name}": least
+    for weight in ("local_weight", "gram_weight")
+    for name, least in dict(start=0.0, final=0.0, first_step=0, steps=0).items()
+  },
   "config.data.batch_size": 1,
   "config.data.max_pixels": 1,
   "config.augment.num_local": 1,
   "config.knn.every": 0,
   "config.knn.batch_size": 1,
   "config.alarm_window": 1,
+}
+
+# Values of fields that configs of older checkpoints lack: what their runs did.
+ADDED = {
+  "config.schedules.learning_rate.warmup": "linear",
+  "config.schedules.local_weight": dict(start=1.0, final=1.0, first_step=0, steps=0),
+  "config.schedules.gram_weight": dict(start=0.0, final=0.0, first_step=0, steps=0),
 }
 
 # Fields of a kind of crop, what must hold for their values, and the same in words.
@@ -110,6 +127,15 @@ CROP_LIMITS = (
 def _rises(pair) -> bool:
   low, high = pair
   return low <= high < math.inf
+
+
+def with_added(config: dict) -> dict:
+  """A saved config with what has been added since, as far as ADDED says it."""
+  config = copy.deepcopy(config)
+  for path, value in ADDED.items():
+    group, _, name = path.rpartition(".")
+    field(config, group).setdefault(name, value)
+  return config
 
 
 def field(config, path: str):

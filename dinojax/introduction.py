@@ -6,7 +6,7 @@ from typing import Any
 import jax
 from jax.sharding import Mesh
 
-from dinojax import preflight, schedules
+from dinojax import config_fields, preflight, schedules
 from dinojax.data import mixture
 from dinojax.evals import knn
 from dinojax.reporting import console
@@ -77,6 +77,7 @@ def introduce(
 
 def describe_extension(before: dict, config, start: int) -> str | None:
   """One line if the run is longer, or shorter, than at its checkpoint."""
+  before = config_fields.with_added(before)
   old, new = before["total_steps"], config.total_steps
   change = schedules.describe_change(
     schedules.make_schedules(**before["schedules"], total_steps=old),

@@ -34,14 +34,22 @@ def check(config, *, devices: int | None) -> None:
 
 def doubts(config) -> list[str]:
   """What of a config works and is hardly meant, a line each."""
-  warmup, total = config.schedules.teacher_temp.warmup_steps, config.total_steps
-  if warmup <= total:
-    return []
-  return [
-    f"config.schedules.teacher_temp.warmup_steps={warmup} is longer than"
-    f" config.total_steps={total}: the teacher temperature never reaches"
-    f" {config.schedules.teacher_temp.final}"
-  ]
+  plan, total, lines = config.schedules, config.total_steps, []
+  if (warmup := plan.teacher_temp.warmup_steps) > total:
+    lines.append(
+      f"config.schedules.teacher_temp.warmup_steps={warmup} is longer than"
+      f" config.total_steps={total}: the teacher temperature never reaches"
+      f" {plan.teacher_temp.final}"
+    )
+  for name in ("local_weight", "gram_weight"):
+    weight = plan[name]
+    if weight.start != weight.final and weight.first_step + weight.steps > total:
+      lines.append(
+        f"config.schedules.{name} changes from step {weight.first_step} to"
+        f" {weight.first_step + weight.steps}, and config.total_steps={total}: it never"
+        f" reaches {weight.final}"
+      )
+  return lines
 
 
 def mesh_shape(

@@ -105,10 +105,18 @@ def get_config():
   # 3. Optimisation.
   config.total_steps = 80 * EPOCH
   config.schedules = dict(
-    learning_rate=dict(peak=1e-4, final=1e-6, warmup_steps=10 * EPOCH),
+    # From 0 to the peak "linear" or by half a "cosine"; then half a cosine to `final`.
+    # With final=peak it is constant.
+    learning_rate=dict(
+      peak=1e-4, final=1e-6, warmup_steps=10 * EPOCH, warmup="linear"
+    ),
     weight_decay=dict(start=0.04, final=0.2),
     teacher_momentum=dict(start=0.994, final=1.0),
     teacher_temp=dict(start=0.04, final=0.07, warmup_steps=37_500),
+    # `start` until first_step, then half a cosine to `final` over `steps`: weights of
+    # the DINO loss of local crops, and of the Gram loss.
+    local_weight=dict(start=1.0, final=1.0, first_step=0, steps=0),
+    gram_weight=dict(start=0.0, final=0.0, first_step=0, steps=0),
   )
   config.optimizer = dict(
     b1=0.9,

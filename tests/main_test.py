@@ -95,7 +95,8 @@ def test_a_run_logs_every_loss_schedule_and_norm_and_leaves_its_config(whole_run
   steps = logged(whole_run)
   assert [entry["step"] for entry in steps] == list(range(1, 41))
   wanted = "loss loss_dino loss_ibot loss_koleo teacher_entropy learning_rate"
-  wanted += " weight_decay teacher_momentum teacher_temp grad_norm_backbone"
+  wanted += " weight_decay teacher_momentum teacher_temp local_weight gram_weight"
+  wanted += " grad_norm_backbone"
   assert {*wanted.split(), "step", "grad_norm_dino_head"} == set(steps[0])
   config = json.loads((whole_run / "config.json").read_text())
   assert config["backbone"]["width"] == 16

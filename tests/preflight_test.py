@@ -92,6 +92,21 @@ ERRORS = [
     " config.total_steps=500",
   ),
   (
+    {"schedules.learning_rate.warmup": "exponential"},
+    1,
+    "config.schedules.learning_rate.warmup='exponential' must be one of linear, cosine",
+  ),
+  (
+    {"schedules.gram_weight.final": -1.0},
+    1,
+    "config.schedules.gram_weight.final=-1.0 must be at least 0.0",
+  ),
+  (
+    {"schedules.local_weight.steps": -5},
+    1,
+    "config.schedules.local_weight.steps=-5 must be at least 0",
+  ),
+  (
     {"knn.every": 7000},
     1,
     "config.knn.every=7000 must be a multiple of config.checkpoint.every=5000, so that"
@@ -261,6 +276,17 @@ def test_a_teacher_temperature_that_never_arrives_is_doubted():
     "config.schedules.teacher_temp.warmup_steps=37500 is longer than"
     " config.total_steps=2000: the teacher temperature never reaches 0.07"
   )
+
+
+def test_a_loss_weight_that_never_arrives_is_doubted():
+  steps = {"first_step": 5_000_000, "steps": 1_000_000, "final": 2.0}
+  changes = {f"schedules.gram_weight.{name}": x for name, x in steps.items()}
+  (line,) = preflight.doubts(make_config(changes))
+  assert line == (
+    "config.schedules.gram_weight changes from step 5000000 to 6000000, and"
+    " config.total_steps=5546800: it never reaches 2.0"
+  )
+  assert preflight.doubts(make_config({**changes, "total_steps": 6_000_000})) == []
 
 
 def test_what_no_evaluation_uses_is_not_refused():

@@ -72,6 +72,7 @@ KINDS = (
   Kind("Weight decay", "weight decay (no unit)", ("weight_decay",)),
   Kind("Teacher temperature", "temperature (no unit)", ("teacher_temp",)),
   Kind("Teacher momentum", "EMA momentum (no unit)", ("teacher_momentum",)),
+  Kind("Loss weights", "weight (no unit)", ("local_weight", "gram_weight")),
   Kind("k-NN top-5 of the teacher", "accuracy (%)", ("knn_top5*",)),
   Kind("Linear probe of the teacher", "accuracy (%)", ("linear",)),
 )
