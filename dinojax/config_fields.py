@@ -7,7 +7,7 @@ import copy
 import math
 
 _CROP = "size area aspect geometry flip_prob jitter grey_prob blur solarize_prob"
-_HEAD = "hidden bottleneck prototypes"
+_HEAD = "hidden bottleneck prototypes weight_norm"
 FIELDS = {
   "config": "workdir mesh remat unroll attention compiler_options compilation_cache"
   " accumulation workers log_every loggers pictures hang_minutes checkpoint extend seed"
@@ -50,7 +50,10 @@ FIELDS = {
   "config.knn": "train test every ks temperature resize crop batch_size baselines"
   " linear",
 }
-OPTIONAL = {"config.heads.ibot"}
+OPTIONAL = {
+  *("config.heads.ibot", "config.heads.dino.weight_norm"),
+  "config.heads.ibot.weight_norm",
+}
 CHOICES = {
   "config.remat": ("none", "matmuls", "attention", "full"),
   "config.attention": ("auto", "xla", "cpu", "cudnn", "pallas"),
@@ -61,6 +64,8 @@ CHOICES = {
   "config.backbone.qkv_bias": ("all", "no_key", "none"),
   "config.backbone.local_norm": (False, True),
   "config.backbone.rope_periods": ("float32", "bfloat16"),
+  "config.heads.dino.weight_norm": (True, False),
+  "config.heads.ibot.weight_norm": (True, False),
   "config.losses.targets": ("sinkhorn", "centering"),
   "config.schedules.learning_rate.warmup": ("linear", "cosine"),
 }
@@ -136,6 +141,14 @@ def with_added(config: dict) -> dict:
     group, _, name = path.rpartition(".")
     field(config, group).setdefault(name, value)
   return config
+
+
+def has(config, path: str) -> bool:
+  """Whether a config has an optional field, and the group of it."""
+  *groups, name = path.split(".")[1:]
+  for group in groups:
+    config = config.get(group, {})
+  return name in config
 
 
 def field(config, path: str):

@@ -17,6 +17,8 @@ def check(config, *, devices: int | None) -> None:
   """
   _check_names(config)
   for path, choices in config_fields.CHOICES.items():
+    if path in config_fields.OPTIONAL and not config_fields.has(config, path):
+      continue
     value = config_fields.field(config, path)
     if value not in choices:
       allowed = ", ".join(map(str, choices))
@@ -92,9 +94,7 @@ def mesh_shape(
 def _check_names(config):
   for path, names in config_fields.FIELDS.items():
     names = names.split()
-    if path in config_fields.OPTIONAL and path.split(".")[
-      -1
-    ] not in config_fields.field(config, path[: path.rindex(".")]):
+    if path in config_fields.OPTIONAL and not config_fields.has(config, path):
       continue
     for name in config_fields.field(config, path):
       if name not in names:

@@ -18,9 +18,7 @@ class Schedules(NamedTuple):
   gram_weight: Callable
 
 
-def cosine(
-  *, start: float, final: float, steps: int, first_step: int = 0
-) -> Callable:
+def cosine(*, start: float, final: float, steps: int, first_step: int = 0) -> Callable:
   """Half a cosine between two constants.
 
   Args:
@@ -64,9 +62,9 @@ def make_schedules(
   Args:
     learning_rate: peak, final, warmup_steps, warmup: from 0 to the peak, "linear" or by
       half a "cosine", then half a cosine to `final`; exactly constant where that is the
-      peak. DIFFERS: step i of a warm-up of W steps has i/W of the peak, so that W = 0 and 1
-      mean something; the reference divides by W - 1, and reaches the peak a step
-      earlier. So for `teacher_temp`.
+      peak. DIFFERS: step i of a linear warm-up of W steps has i/W of the peak, so that
+      W = 0 and 1 mean something; the reference divides by W - 1, and reaches the peak a
+      step earlier. So for `teacher_temp`.
     weight_decay: start, final: half a cosine.
     teacher_momentum: start, final: half a cosine.
     teacher_temp: start, final, warmup_steps: linear, then constant.

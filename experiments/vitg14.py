@@ -88,7 +88,8 @@ def get_config():
     rope_rescale=1.0,
     rope_periods="float32",  # released .pth files hold them in "bfloat16"
   )
-  # Two heads, as in the ViT-g recipe. Without `ibot`, one head serves both losses.
+  # Two heads, as in the ViT-g recipe. Without `ibot`, one head serves both losses. With
+  # weight_norm=False, as DINOv3's, prototypes are a plain matrix of any norms.
   config.heads = dict(
     dino=dict(hidden=2048, bottleneck=384, prototypes=131_072),
     ibot=dict(hidden=2048, bottleneck=256, prototypes=131_072),
@@ -107,9 +108,7 @@ def get_config():
   config.schedules = dict(
     # From 0 to the peak "linear" or by half a "cosine"; then half a cosine to `final`.
     # With final=peak it is constant.
-    learning_rate=dict(
-      peak=1e-4, final=1e-6, warmup_steps=10 * EPOCH, warmup="linear"
-    ),
+    learning_rate=dict(peak=1e-4, final=1e-6, warmup_steps=10 * EPOCH, warmup="linear"),
     weight_decay=dict(start=0.04, final=0.2),
     teacher_momentum=dict(start=0.994, final=1.0),
     teacher_temp=dict(start=0.04, final=0.07, warmup_steps=37_500),

@@ -20,15 +20,25 @@ NAMES = sorted(
 )
 # Devices of the headers; the others run on one.
 DEVICES = {"vitg14": 128, "vitg14_dinov2": 128, "vitl14": 32, "vitb14": 8, "vits14": 8}
-# At 224 pixels: the published sizes at 518 less 37^2 - 16^2 positions.
+DEVICES |= {"vit7b16_dinov3": 256, "vitl16_dinov3": 32, "vits16_dinov3": 8}
+# At 224 pixels: the published sizes at 518 less 37^2 - 16^2 positions. Of DINOv3, which
+# has no positions to learn, the arrays of the released .pth files.
 BACKBONE = {
   "vitg14": 1_134_771_200,
   "vitg14_dinov2": 1_134_771_200,
   "vitl14": 304_368_640 - (37**2 - 16**2) * 1024,
   "vitb14": 86_580_480 - (37**2 - 16**2) * 768,
   "vits14": 22_056_576 - (37**2 - 16**2) * 384,
+  "vit7b16_dinov3": 6_716_043_264,
+  "vitl16_dinov3": 303_154_176,
+  "vits16_dinov3": 21_601_152,
 }
-STUDENT = {"vitg14": 1_234_919_040, "vitg14_dinov2": 1_234_919_040}
+STUDENT = {
+  "vitg14": 1_234_919_040,
+  "vitg14_dinov2": 1_234_919_040,
+  "vit7b16_dinov3": 6_716_043_264 + 239_092_224 + 72_884_608,
+  "vitl16_dinov3": 303_154_176 + 2 * 23_597_312,
+}
 # Recipes as the tables give them; images see 2 global and 8 local crops in each.
 RECIPES = {
   "vitg14": dict(
@@ -71,6 +81,56 @@ RECIPES = {
     prototypes=65_536,
   ),
 }
+# DINOv3's by field, written out from the tables.
+DINOV3 = {
+  "vit7b16_dinov3": {
+    "total_steps": 1_000_000,
+    "group_size": 16,
+    "heads.dino.prototypes": 262_144,
+    "heads.ibot.prototypes": 98_304,
+    "backbone.drop_path": 0.4,
+    "backbone.rope_rescale": 2.0,
+    "backbone.local_norm": True,
+    "schedules.learning_rate": dict(
+      peak=4e-4, final=4e-4, warmup_steps=100_000, warmup="linear"
+    ),
+    "schedules.weight_decay": dict(start=0.04, final=0.04),
+    "schedules.teacher_momentum": dict(start=0.994, final=0.994),
+    "schedules.teacher_temp": dict(start=0.04, final=0.07, warmup_steps=100_000),
+    "optimizer.layer_decay": 0.98,
+    "optimizer.clip_norm": 30.0,
+    "optimizer.b2": 0.99,
+    "optimizer.freeze_prototypes_steps": 5_000,
+    "data.batch_size": 4_096,
+    "augment.global1.size": 256,
+    "augment.local.size": 112,
+    "augment.local.flip_prob": 0.0,
+  },
+  "vitl16_dinov3": {
+    "total_steps": 125_000,
+    "group_size": 64,
+    "heads.dino.prototypes": 65_536,
+    "heads.ibot.prototypes": 65_536,
+    "backbone.drop_path": 0.3,
+    "backbone.rope_rescale": 1.0,
+    "backbone.local_norm": False,
+    "schedules.learning_rate": dict(
+      peak=1e-3 * 32**0.5, final=1e-6 * 32**0.5, warmup_steps=12_500, warmup="linear"
+    ),
+    "schedules.weight_decay": dict(start=0.04, final=0.4),
+    "schedules.teacher_momentum": dict(start=0.992, final=1.0),
+    "schedules.teacher_temp": dict(start=0.04, final=0.07, warmup_steps=37_500),
+    "optimizer.layer_decay": 0.9,
+    "optimizer.clip_norm": 3.0,
+    "optimizer.b2": 0.999,
+    "optimizer.freeze_prototypes_steps": 1_250,
+    "data.batch_size": 2_048,
+    "augment.global1.size": 224,
+    "augment.local.size": 96,
+    "augment.local.flip_prob": 0.5,
+  },
+}
+DINOV3["vits16_dinov3"] = DINOV3["vitl16_dinov3"] | {"backbone.drop_path": 0.1}
 
 
 def get_config(name):
@@ -88,16 +148,20 @@ def linear(inputs, outputs):
 def head_by_hand(width, head):
   body = linear(width, head.hidden) + linear(head.hidden, head.hidden)
   bottleneck = linear(head.hidden, head.bottleneck)
-  return body + bottleneck + (head.bottleneck + 1) * head.prototypes
+  gains = head.prototypes if head.get("weight_norm", True) else 0
+  return body + bottleneck + head.bottleneck * head.prototypes + gains
 
 
 def backbone_by_hand(b):
   d = b.width
-  hidden = {"mlp": 4 * d, "swiglu": (int(4 * d * 2 / 3) + 7) // 8 * 8}[b.ffn]
+  usual = {"mlp": 4 * d, "swiglu": (int(4 * d * 2 / 3) + 7) // 8 * 8}[b.ffn]
+  hidden = b.ffn_width or usual
   ffn = linear(d, hidden * (1 + (b.ffn == "swiglu"))) + linear(hidden, d)
-  block = linear(d, 3 * d) + linear(d, d) + ffn + 6 * d
-  tokens = 3 + b.registers + b.pos_grid**2
-  return linear(3 * b.patch_size**2, d) + tokens * d + b.depth * block + 2 * d
+  qkv = 3 * d * d + 3 * d * (b.qkv_bias != "none")
+  block = qkv + linear(d, d) + ffn + 6 * d
+  tokens = 2 + b.registers + (1 + b.pos_grid**2) * (b.positions == "learned")
+  norms = 2 * d * (1 + b.local_norm)
+  return linear(3 * b.patch_size**2, d) + tokens * d + b.depth * block + norms
 
 
 def assembled(name):
@@ -190,6 +254,31 @@ def test_the_recipes_hold_the_values_of_the_method(name):
   solarize = [config.augment[x].solarize_prob for x in ("global1", "global2", "local")]
   assert (blur, solarize) == ([1.0, 0.1, 0.5], [0.0, 0.2, 0.0])
   assert config.augment.num_local == 8
+
+
+@pytest.mark.parametrize("name", DINOV3)
+def test_the_recipes_of_dinov3_hold_the_values_of_the_method(name):
+  config = get_config(name)
+  wanted = {
+    **DINOV3[name],
+    **{
+      "losses.targets": "sinkhorn",
+      "losses.koleo_weight": 0.1,
+      "backbone.pool": "cls",
+    },
+    **{"augment.num_local": 8, "augment.local.geometry.rotate": 0.0},
+    **{"heads.dino.weight_norm": False, "heads.ibot.weight_norm": False},
+    **{"backbone.patch_size": 16, "backbone.registers": 4, "backbone.norm_eps": 1e-5},
+    **{"backbone.positions": "rope", "backbone.layerscale_init": 1e-5},
+    **{"optimizer.patch_embed_lr_scale": 0.2, "masking.ratio_max": 0.5},
+  }
+  for path, value in wanted.items():
+    found = config_fields.field(config, f"config.{path}")
+    if isinstance(value, dict):
+      found = found.to_dict()
+      assert found == {k: pytest.approx(v) for k, v in value.items()}, path
+    else:
+      assert found == pytest.approx(value), path
 
 
 @pytest.mark.parametrize("name", NAMES)

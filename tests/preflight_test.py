@@ -289,6 +289,20 @@ def test_a_loss_weight_that_never_arrives_is_doubted():
   assert preflight.doubts(make_config({**changes, "total_steps": 6_000_000})) == []
 
 
+def test_heads_without_weight_norm_are_an_option_of_each_head():
+  config = vitg14.get_config()
+  with config.unlocked():
+    config.heads.dino.weight_norm = False
+    preflight.check(config, devices=None)
+    config.heads.ibot.weight_norm = "no"
+  assert message(config, devices=None) == (
+    "config.heads.ibot.weight_norm='no' must be one of True, False"
+  )
+  with config.unlocked():
+    del config.heads.ibot
+  preflight.check(config, devices=None)
+
+
 def test_what_no_evaluation_uses_is_not_refused():
   config = vitg14.get_config()
   config.update_from_flattened_dict({"knn.every": 0, "knn.batch_size": 100})

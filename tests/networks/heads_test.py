@@ -68,6 +68,17 @@ def test_the_head_equals_pytorch_with_weight_norm(size):
   np.testing.assert_allclose(found, wanted, rtol=1e-5, atol=1e-5)
 
 
+def test_without_weight_norm_prototypes_are_a_plain_matrix():
+  variables, x = random_params(), inputs(2, 5)
+  kernel = variables["params"]["prototypes"]["v"]
+  variables["params"]["prototypes"]["gain"] = np.linalg.norm(kernel, axis=0)
+  wanted = make_head().apply(variables, x)  # gain_k * v_k / |v_k| is v_k
+  variables["params"]["prototypes"] = {"kernel": kernel}
+  fields = dict(hidden=HIDDEN, bottleneck=BOTTLENECK, prototypes=PROTOTYPES)
+  head = heads.DINOHead(**fields, dtype="float32", weight_norm=False)
+  np.testing.assert_allclose(head.apply(variables, x), wanted, rtol=1e-5, atol=1e-5)
+
+
 def test_gradients_equal_pytorch_with_weight_norm():
   variables, x = random_params(), inputs(5)
   pull = np.random.default_rng(2).normal(size=(5, PROTOTYPES)).astype(np.float32)

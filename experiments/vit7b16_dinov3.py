@@ -1,0 +1,58 @@
+"""DINOv3's ViT-7B/16, 6.7 B parameters: the first million steps, before its Gram stage.
+
+Source:    DINOv3, the 7B pre-training configuration of the public code.
+Hardware:  256 accelerators of 80 GB or more.
+Expected:  not yet trained.
+
+Differs from vitg14.py in what follows. Products run in bfloat16, and not in 8 bits as
+there.
+"""
+
+from experiments import vitg14
+
+BATCH = 4_096
+EPOCH = 1_000  # the reference's "official epoch", a unit of time and not of data
+
+
+def get_config():
+  config = vitg14.get_config()
+  with config.unlocked():
+    config.workdir = "runs/vit7b16_dinov3"
+    config.backbone.update(
+      patch_size=16,
+      pos_grid=16,
+      width=4096,
+      heads=32,
+      registers=4,
+      pool="cls",
+      positions="rope",
+      ffn_width=8192,
+      norm_eps=1e-5,
+      qkv_bias="none",
+      local_norm=True,
+      rope_rescale=2.0,
+    )
+    config.heads = dict(
+      dino=dict(hidden=8192, bottleneck=512, prototypes=262_144, weight_norm=False),
+      ibot=dict(hidden=4096, bottleneck=384, prototypes=98_304, weight_norm=False),
+    )
+
+    config.total_steps = 1_000 * EPOCH
+    peak = 5e-5 * 4 * (BATCH / 1_024) ** 0.5
+    config.schedules.learning_rate.update(
+      peak=peak, final=peak, warmup_steps=100 * EPOCH
+    )
+    config.schedules.weight_decay.final = 0.04
+    config.schedules.teacher_momentum.final = 0.994
+    config.schedules.teacher_temp.warmup_steps = 100 * EPOCH
+    config.optimizer.update(
+      b2=0.99, clip_norm=30.0, layer_decay=0.98, freeze_prototypes_steps=5 * EPOCH
+    )
+
+    config.data.sources = ("arrayrecord:data/web1689m/*.array_record",)
+    config.data.batch_size = BATCH
+    for kind, size in (("global1", 256), ("global2", 256), ("local", 112)):
+      config.augment[kind].update(size=size, flip_prob=0.0)
+      geometry = config.augment[kind].geometry
+      geometry.update(rotate=0.0, shear=0.0, perspective=0.0)  # it had none
+  return config
