@@ -33,7 +33,7 @@ def get_config():
     config.losses.targets = "sinkhorn"
     config.augment.local.size = 96
 
-    # With the batch grows the final rate, too, not the peak alone.
+    # The final rate grows with the batch, as the peak does.
     final = 4e-6 * (vitl14.BATCH / 1_024) ** 0.5
     config.schedules.learning_rate.final = final
   return config
