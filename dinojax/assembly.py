@@ -126,6 +126,6 @@ def start_from(path: str, state: dino.TrainState, config) -> dino.TrainState:
 
 def image_feature(nets: dino.Nets, teacher: Any, images: jax.Array) -> jax.Array:
   """The teacher's frozen image feature [B, D] of uint8 images [B, S, S, 3]."""
-  crops = [vit.normalize(images)]
+  crops = [nets.backbone.normalize(images)]
   (seen,) = nets.backbone.apply({"params": teacher["backbone"]}, crops, [None])
   return seen.image

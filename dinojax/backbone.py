@@ -157,7 +157,7 @@ def fingerprint(architecture: dict, params: Any) -> str:
 
 def apply(module, params, images: jax.Array, *, by_block: bool = False) -> vit.Features:
   """Features of uint8 images [B, H, W, 3]; `by_block` as in vit.py."""
-  images = sharding.constrain_batch(vit.normalize(images))
+  images = sharding.constrain_batch(module.normalize(images))
   (features,) = module.apply({"params": params}, [images], [None], by_block=by_block)
   return features
 

@@ -20,7 +20,7 @@ FIELDS = {
   "config.init": "backbone",
   "config.backbone": "patch_size pos_grid width depth heads ffn registers pool"
   " drop_path layerscale_init dtype positions ffn_width norm_eps qkv_bias local_norm"
-  " rope_shift rope_jitter rope_rescale rope_periods",
+  " rope_shift rope_jitter rope_rescale rope_periods mean std",
   "config.heads": "dino ibot",
   **{f"config.heads.{name}": _HEAD for name in ("dino", "ibot")},
   "config.losses": "targets student_temp dino_weight ibot_weight koleo_weight",
@@ -69,6 +69,8 @@ CHOICES = {
   "config.losses.targets": ("sinkhorn", "centering"),
   "config.schedules.learning_rate.warmup": ("linear", "cosine"),
 }
+# Of red, green and blue: the least of each, and 1 is the most.
+CHANNELS = {"config.backbone.mean": 0.0, "config.backbone.std": 0.001}
 AT_LEAST = {
   "config.unroll": 1,
   "config.accumulation": 1,
@@ -106,6 +108,8 @@ AT_LEAST = {
 
 # Values of fields that configs of older checkpoints lack: what their runs did.
 ADDED = {
+  "config.backbone.mean": (0.485, 0.456, 0.406),
+  "config.backbone.std": (0.229, 0.224, 0.225),
   "config.schedules.learning_rate.warmup": "linear",
   "config.schedules.local_weight": dict(start=1.0, final=1.0, first_step=0, steps=0),
   "config.schedules.gram_weight": dict(start=0.0, final=0.0, first_step=0, steps=0),
@@ -127,6 +131,15 @@ CROP_LIMITS = (
   ("jitter.hue", lambda v: 0 <= v <= 0.5, "be in [0, 0.5]"),
   ("blur.kernel", lambda v: v > 0 and v % 2 == 1, "be odd, as 9 is"),
 )
+
+
+def is_of_channels(value, *, least: float) -> bool:
+  """Whether a value is three numbers from `least` to 1."""
+  return (
+    isinstance(value, list | tuple)
+    and len(value) == 3
+    and all(isinstance(x, int | float) and least <= x <= 1 for x in value)
+  )
 
 
 def _rises(pair) -> bool:

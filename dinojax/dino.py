@@ -26,7 +26,6 @@ import jax.numpy as jnp
 import optax
 
 from dinojax import accumulate, losses
-from dinojax.networks import vit
 
 CENTER_MOMENTUM = 0.9  # of the "centering" targets, arXiv:2104.14294
 
@@ -103,7 +102,7 @@ def assign(logits: jax.Array, center: jax.Array | None, temp: jax.Array):
 
 def teacher_logits(teacher, batch: dict, *, nets: Nets) -> dict:
   """Prototype scores {"dino": [B, V, K], "ibot": [G, U, K]} of unmasked crops."""
-  crops = vit.normalize(flatten(batch["global_crops"]))
+  crops = nets.backbone.normalize(flatten(batch["global_crops"]))
   (seen,) = nets.backbone.apply({"params": teacher["backbone"]}, (crops,), (None,))
   images = einops.rearrange(seen.image, "(b v) d -> b v d", b=len(batch["mask"]))
   return {
@@ -122,7 +121,8 @@ def teacher_targets(logits: dict, centers: dict, temp):
 def student_loss(student, targets: dict, batch: dict, groups, *, key, nets, cfg):
   """The weighted sum of the three losses, and each by name. groups: [G] int32, ids."""
   (b, views), num_local = batch["mask"].shape[:2], batch["local_crops"].shape[1]
-  crops = [vit.normalize(flatten(batch[x])) for x in ("global_crops", "local_crops")]
+  crops = [flatten(batch[x]) for x in ("global_crops", "local_crops")]
+  crops = [nets.backbone.normalize(x) for x in crops]
   rngs = {"drop_path": key, "rope": jax.random.fold_in(key, 1)}
   masks = (flatten(batch["mask"]), None)
   global_features, local_features = nets.backbone.apply(

@@ -119,6 +119,10 @@ def _check_ranges(config):
   eps = config.backbone.norm_eps
   if not 0 < eps <= 0.1:
     raise errors.UserError(f"config.backbone.norm_eps={eps} must be within (0, 0.1]")
+  for path, least in config_fields.CHANNELS.items():
+    value = config_fields.field(config, path)
+    if not config_fields.is_of_channels(value, least=least):
+      raise errors.UserError(f"{path}={value} must be three numbers, {least} to 1")
   low, high = config.masking.ratio_min, config.masking.ratio_max
   if not 0 < low <= high < 1:
     raise errors.UserError(

@@ -18,6 +18,7 @@ def get_config():
   config = vitg14.get_config()
   with config.unlocked():
     config.workdir = "runs/vit7b16_dinov3"
+    config.mesh.fsdp = 32  # 16 do not make up whole axes of a slice of 256
     config.backbone.update(
       patch_size=16,
       pos_grid=16,

@@ -87,6 +87,9 @@ def get_config():
     rope_jitter=1.0,
     rope_rescale=1.0,
     rope_periods="float32",  # released .pth files hold them in "bfloat16"
+    # Of red, green and blue from 0 to 1: what images are normalised by. ImageNet's.
+    mean=(0.485, 0.456, 0.406),
+    std=(0.229, 0.224, 0.225),
   )
   # Two heads, as in the ViT-g recipe. Without `ibot`, one head serves both losses. With
   # weight_norm=False, as DINOv3's, prototypes are a plain matrix of any norms.

@@ -24,6 +24,7 @@ def setup(*, targets="sinkhorn", shared=False, pool="gap", drop_path=0.0):
   with config.unlocked():
     config.losses.targets = targets
     config.backbone.update(pool=pool, drop_path=drop_path)
+    config.backbone.update(mean=dino_oracle.MEAN, std=dino_oracle.STD)
     if shared:
       del config.heads.ibot
   nets, tx = assembly.make_nets(config), optax.sgd(LEARNING_RATE)

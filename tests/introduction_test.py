@@ -2,7 +2,8 @@
 
 import copy
 
-from dinojax import introduction
+from dinojax import config_fields, introduction
+from experiments import vitg14
 from tests import tiny
 
 
@@ -26,3 +27,9 @@ def test_a_run_begun_before_loss_weights_existed_says_how_it_is_extended():
   config.schedules.gram_weight.update(start=0.0, final=2.0, first_step=20)
   assert "gram_weight 0 -> 2" in introduction.describe_extension(before, config, 50)
   assert before == untouched
+
+
+def test_what_older_configs_lack_is_what_the_reference_recipe_has():
+  now = vitg14.get_config().to_dict()
+  for path, value in config_fields.ADDED.items():
+    assert config_fields.field(now, path) == value, path

@@ -92,6 +92,16 @@ ERRORS = [
     " config.total_steps=500",
   ),
   (
+    {"backbone.mean": (124, 116, 104)},
+    1,
+    "config.backbone.mean=(124, 116, 104) must be three numbers, 0.0 to 1",
+  ),
+  (
+    {"backbone.std": (0.2, 0.2, 0.0)},
+    1,
+    "config.backbone.std=(0.2, 0.2, 0.0) must be three numbers, 0.001 to 1",
+  ),
+  (
     {"schedules.learning_rate.warmup": "exponential"},
     1,
     "config.schedules.learning_rate.warmup='exponential' must be one of linear, cosine",

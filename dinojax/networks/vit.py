@@ -48,11 +48,15 @@ class Features:
   gap_by_block: jax.Array | None = None
 
 
-def normalize(images: jax.Array) -> jax.Array:
-  """uint8 [..., 3] to float32 with the channels' ImageNet mean and deviation."""
+def normalize(
+  images: jax.Array,
+  *,
+  mean: Sequence[float] = IMAGENET_MEAN,
+  std: Sequence[float] = IMAGENET_STD,
+) -> jax.Array:
+  """uint8 [..., 3] to float32, by the channels' mean and deviation of 0 to 1."""
   chex.assert_type(images, jnp.uint8)
-  mean, std = np.float32(IMAGENET_MEAN), np.float32(IMAGENET_STD)
-  return (images.astype(jnp.float32) / 255 - mean) / std
+  return (images.astype(jnp.float32) / 255 - np.float32(mean)) / np.float32(std)
 
 
 class TappedBlock(blocks.Block):
@@ -91,6 +95,8 @@ class VisionTransformer(nn.Module):
   norm_eps: of every LayerNorm. qkv_bias: a key of `blocks.BIASED`. local_norm: whether
   the CLS token of local crops has a final LayerNorm of its own, in training.
   rope_*: of `rope.Rope`, the first three in training alone.
+
+  mean, std: of the channels of images, for `normalize`.
   """
 
   patch_size: int
@@ -116,6 +122,8 @@ class VisionTransformer(nn.Module):
   rope_jitter: float = 1.0
   rope_rescale: float = 1.0
   rope_periods: str = "float32"
+  mean: tuple[float, float, float] = IMAGENET_MEAN
+  std: tuple[float, float, float] = IMAGENET_STD
 
   @nn.compact
   def __call__(
@@ -222,6 +230,11 @@ class VisionTransformer(nn.Module):
       x = jnp.concatenate([*prefix, x], axis=1)  # [B, 1 + registers + N, D]
       tokens.append(sharding.constrain_batch(x))
     return tuple(tokens)
+
+  @nn.nowrap
+  def normalize(self, images: jax.Array) -> jax.Array:
+    """uint8 [..., 3] as the network sees them, float32."""
+    return normalize(images, mean=self.mean, std=self.std)
 
   def grid(self, images: jax.Array) -> tuple[int, int]:
     """Rows and columns of patches of images [B, H, W, 3]."""

@@ -17,6 +17,11 @@ from dinojax.weights import files, names
 
 NORM_EPS = 1e-5  # of every released model; .pth files do not say
 PERIODS, MASK = "rope_embed.periods", "attn.qkv.bias_mask"
+# Mean and deviation of the channels of images, of files whose name holds the key. Those
+# trained on LVD-1689M have ImageNet's.
+STATISTICS = {
+  "sat493m": {"mean": (0.430, 0.411, 0.296), "std": (0.213, 0.156, 0.143)},
+}
 POS_GRID = 14  # 224 / 16: released models see any size
 
 
@@ -27,6 +32,11 @@ def is_dinov3(arrays: Mapping[str, files.Stored], naming: str) -> bool:
   return any(
     name in ("storage_tokens", PERIODS) or name.endswith(MASK) for name in arrays
   )
+
+
+def statistics(file_name: str) -> dict:
+  """The `STATISTICS` that the name of a file tells of; {} if it does not."""
+  return next((x for key, x in STATISTICS.items() if key in file_name.lower()), {})
 
 
 def plain_names(arrays: Mapping[str, files.Stored]) -> dict[str, files.Stored]:

@@ -210,6 +210,10 @@ def _read_arrays(where, path, heads, parts) -> model.Weights:
   if own_heads:
     model.with_choices(weights, path, heads=heads)
   stored = huggingface.stored_fields(metadata, config, weights.backbone)
+  if images is None:
+    stored |= dinov3.statistics(where.name)
+  else:
+    stored |= preprocessor.statistics_of(images, path=source)
   architecture = model.architecture({**weights.backbone, **stored}, path)
   weights = dataclasses.replace(weights, backbone=architecture)
   if config:
@@ -256,7 +260,7 @@ def _write(weights, where, format_name) -> list[str]:
   patch_size, pos_grid = backbone["patch_size"], backbone["pos_grid"]
   crop = model.usual_crop(patch_size=patch_size, pos_grid=pos_grid)
   own_sizes = {"resize": model.usual_resize(crop), "crop": crop}
-  images = preprocessor.config_of(weights.sizes or own_sizes)
+  images = preprocessor.config_of(weights.sizes or own_sizes, backbone)
   arrays = state_dicts.write(weights, format_name)
   if format_name == "huggingface":
     if backbone["local_norm"]:
@@ -264,7 +268,7 @@ def _write(weights, where, format_name) -> list[str]:
     # Fields of our own, for what the format cannot store; others ignore them.
     stored = ("heads", "pool") + (huggingface.ROTARY if rotary else ())
     metadata = {f"dinojax_{name}": str(backbone[name]) for name in stored}
-    if weights.sizes:
+    if weights.sizes or any(backbone[x] != usual[x] for x in model.CHANNELS):
       metadata[IMAGES] = json.dumps(images)
     if where.suffix == ".safetensors":
       files.write_safetensors(where, arrays, metadata)
@@ -277,6 +281,11 @@ def _write(weights, where, format_name) -> list[str]:
   files.write_torch(where, {"teacher": arrays} if format_name == "teacher" else arrays)
   if backbone["heads"] * state_dicts.HEAD_WIDTH != backbone["width"]:
     lost.append(f"heads={backbone['heads']}: give --heads when it is read again")
+  by_name = usual | dinov3.statistics(where.name)
+  if any(backbone[name] != by_name[name] for name in model.CHANNELS):
+    statistics = ", ".join(f"{name}={backbone[name]}" for name in model.CHANNELS)
+    others = "images get others when it is read again, and features would differ"
+    lost.append(f"{statistics}: {others}; keep --to=dinojax or huggingface")
   for name in ("pool", "rope_periods"):
     if backbone[name] != model.CHOICES[name][0]:
       lost.append(f"{name}={backbone[name]}: give --{name} when it is read again")

@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from dinojax import errors
+from dinojax import config_fields, errors
 from dinojax.networks import blocks, heads, positions, vit
 from dinojax.weights import json_objects
 
@@ -20,6 +20,7 @@ from dinojax.weights import json_objects
 ARCHITECTURE = (
   *("patch_size", "pos_grid", "width", "depth", "heads", "ffn", "registers", "pool"),
   *("positions", "ffn_width", "norm_eps", "qkv_bias", "local_norm", "rope_periods"),
+  *("mean", "std"),
 )
 # Values of fields that older checkpoints lack.
 DEFAULTS = {
@@ -38,6 +39,9 @@ CHOICES = {
   "local_norm": (False, True),
   "rope_periods": ("float32", "bfloat16"),
 }
+
+# Of red, green and blue, what images are normalised by; the least of each.
+CHANNELS = {"mean": 0.0, "std": 0.001}
 
 SHOWN = 10  # names in an error
 LARGEST_CROP = 224  # released weights are of 518 pixels, and evaluated at 224
@@ -119,6 +123,10 @@ def architecture(fields: Any, path: str) -> dict[str, Any]:
       fits, wanted = value in CHOICES[name], " or ".join(map(str, CHOICES[name]))
     elif name == "norm_eps":
       fits, wanted = type(value) is float and 0 < value <= 0.1, "above 0, at most 0.1"
+    elif name in CHANNELS:
+      least = CHANNELS[name]
+      fits = config_fields.is_of_channels(value, least=least)
+      wanted = f"three numbers from {least} to 1"
     else:
       fits = type(value) is int and least <= value <= LARGEST
       wanted = f"a whole number from {least} to {LARGEST}"
@@ -135,14 +143,15 @@ def architecture(fields: Any, path: str) -> dict[str, Any]:
       f"{path}: heads={fields['heads']} gives each {fields['width'] // fields['heads']}"
       " channels; rotary positions need a multiple of 4"
     )
-  return with_usual_width(fields)
+  return in_one_form(fields)
 
 
-def with_usual_width(fields: dict) -> dict:
-  """The same architecture with ffn_width=0 where it is the usual one."""
+def in_one_form(fields: dict) -> dict:
+  """The same architecture with ffn_width=0 where it is the usual one, and tuples."""
   usual = blocks.hidden_width(fields["width"], ffn=fields["ffn"], ffn_width=0)
   own = fields["ffn_width"]
-  return {**fields, "ffn_width": 0 if own == usual else own}
+  channels = {name: tuple(map(float, fields[name])) for name in CHANNELS}
+  return {**fields, "ffn_width": 0 if own == usual else own, **channels}
 
 
 def check_shapes(backbone: dict, params: dict, path: str) -> None:
@@ -260,7 +269,7 @@ def fit(weights: Weights, wanted: dict, path: str) -> Any:
     UserError: another architecture, but for grid, image feature, periods and the final
       norm of local crops.
   """
-  wanted = with_usual_width({name: wanted[name] for name in ARCHITECTURE})
+  wanted = in_one_form({name: wanted[name] for name in ARCHITECTURE})
   free = ("pos_grid", "pool", "local_norm", "rope_periods")
   differing = [
     f"{name}={weights.backbone[name]} there and config.backbone.{name}={wanted[name]}"

@@ -1,25 +1,27 @@
 """Preprocessing of a backbone's images: config of transformers' BitImageProcessor.
 
 A model's folder holds it as preprocessor_config.json, a .safetensors in its metadata.
-The sizes are those of a run's evaluation; all else is the same for every backbone.
+The sizes are those of a run's evaluation, mean and deviation those of its training; all
+else is the same for every backbone.
 """
 
 import logging
 
 import numpy as np
 
-from dinojax import errors
-from dinojax.networks import vit
-from dinojax.weights import json_objects
+from dinojax import config_fields, errors
+from dinojax.weights import dinov3, json_objects, model
 
 LOGGER = logging.getLogger(__name__)
 NAME = "preprocessor_config.json"
 BICUBIC = 3
+# How pixels become numbers, as vit.normalize does it.
+SCALE = {"do_rescale": True, "rescale_factor": 1 / 255, "do_normalize": True}
 LARGEST = 2**13  # pixels to which images are resized
 
 
-def config_of(sizes: dict[str, int]) -> dict:
-  """The config of {"resize", "crop"} in pixels."""
+def config_of(sizes: dict[str, int], backbone: dict) -> dict:
+  """The config of {"resize", "crop"} in pixels, and of a network's mean and std."""
   return {
     "image_processor_type": "BitImageProcessor",
     "do_convert_rgb": True,
@@ -28,8 +30,40 @@ def config_of(sizes: dict[str, int]) -> dict:
     "resample": BICUBIC,
     "do_center_crop": True,
     "crop_size": {"height": sizes["crop"], "width": sizes["crop"]},
-    **_values(),
+    **SCALE,
+    **{f"image_{name}": list(backbone[name]) for name in model.CHANNELS},
   }
+
+
+def statistics_of(config: dict, *, path: str) -> dict[str, tuple]:
+  """{"mean", "std"} of a config, ImageNet's where it lacks them.
+
+  Args:
+    config: as transformers writes it.
+    path: of the config, for the error.
+
+  Raises:
+    UserError: they are not three numbers, or pixels are scaled in another way.
+  """
+  for name, wanted in SCALE.items():
+    if not _close(config.get(name, wanted), wanted):
+      raise errors.UserError(
+        f"{path} has {name}={json_objects.shown(config[name])}, and images here get"
+        f" {wanted!r}: features would be wrong; to use the weights all the same, remove"
+        " it there, or give the folder's .safetensors alone"
+      )
+  found = {}
+  for name, least in model.CHANNELS.items():
+    known = [model.DEFAULTS[name], *(x[name] for x in dinov3.STATISTICS.values())]
+    value = config.get(f"image_{name}", known[0])
+    if not config_fields.is_of_channels(value, least=least):
+      raise errors.UserError(
+        f"{path} has image_{name}={json_objects.shown(value)}; it must be three numbers"
+        f" from {least} to 1, or be left out"
+      )
+    # Known ones in full, where a file has them in float32.
+    found[name] = next((x for x in known if _close(value, x)), tuple(value))
+  return found
 
 
 def sizes_of(config: dict, *, patch_size: int, path: str) -> dict[str, int]:
@@ -41,17 +75,7 @@ def sizes_of(config: dict, *, patch_size: int, path: str) -> dict[str, int]:
     config: as transformers writes it.
     patch_size: of the network.
     path: of the config, for messages.
-
-  Raises:
-    UserError: pixels get other values than ours, which no flag can change.
   """
-  for name, wanted in _values().items():
-    if not _close(config.get(name, wanted), wanted):
-      raise errors.UserError(
-        f"{path} has {name}={json_objects.shown(config[name])}, and images here get"
-        f" {wanted!r}: features would be wrong; to use the weights all the same, remove"
-        " it there, or give the folder's .safetensors alone"
-      )
   if (resample := config.get("resample", BICUBIC)) != BICUBIC:
     LOGGER.warning(
       "%s has resample=%s; images here are resized bicubically (%d)",
@@ -77,17 +101,6 @@ def sizes_of(config: dict, *, patch_size: int, path: str) -> dict[str, int]:
     *(path, *map(json_objects.shown, (steps[0], size, steps[1], crop)), patch_size),
   )
   return {}
-
-
-def _values() -> dict:
-  """How pixels become numbers, as vit.normalize does it."""
-  return {
-    "do_rescale": True,
-    "rescale_factor": 1 / 255,
-    "do_normalize": True,
-    "image_mean": list(vit.IMAGENET_MEAN),
-    "image_std": list(vit.IMAGENET_STD),
-  }
 
 
 def _close(found, wanted) -> bool:

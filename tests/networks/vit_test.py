@@ -176,13 +176,14 @@ def test_bfloat16_does_not_round_away_a_small_layerscale():
   assert (patches(1e-5) != patches(0)).mean() > 0.5
 
 
+def by_hand(pixels, mean, deviation):
+  return [(p / 255 - m) / s for p, m, s in zip(pixels, mean, deviation, strict=True)]
+
+
 def test_normalize_takes_uint8_to_imagenet_units():
-  pixels = np.uint8([[[0, 128, 255]]])
-  mean, deviation = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
-  by_hand = [
-    (p / 255 - m) / s for p, m, s in zip((0, 128, 255), mean, deviation, strict=True)
-  ]
-  np.testing.assert_allclose(vit.normalize(jnp.asarray(pixels))[0, 0], by_hand, 1e-6)
+  pixels = jnp.uint8([[[0, 128, 255]]])
+  wanted = by_hand((0, 128, 255), (0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+  np.testing.assert_allclose(vit.normalize(pixels)[0, 0], wanted, 1e-6)
   with pytest.raises(AssertionError):
     vit.normalize(jnp.ones((1, 1, 3), jnp.float32))
 
