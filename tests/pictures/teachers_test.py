@@ -33,7 +33,8 @@ def test_a_runs_teacher_comes_with_its_heads_sizes_and_config(tmp_path):
   runs.write(tmp_path / "checkpoints" / "0", weights)
   teacher, origin = teachers.load(str(tmp_path))
   assert origin.step_text == ", step 0"
-  assert origin.config["backbone"] == ARCHITECTURE
+  found = model.architecture(origin.config["backbone"], "its config")
+  assert found == ARCHITECTURE
   assert teacher.heads["dino"].module.prototypes == 12
   assert teacher.sizes == SIZES
   runs.write(
