@@ -6,6 +6,7 @@ the same program runs.
 """
 
 import collections
+import itertools
 import math
 from collections.abc import Callable, Sequence
 
@@ -15,7 +16,7 @@ import numpy as np
 from jax.experimental import mesh_utils
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from dinojax import preflight
+from dinojax import errors, preflight
 
 AXES = ("data", "fsdp")
 BATCH = PartitionSpec(AXES)
@@ -37,7 +38,8 @@ def make_mesh(*, data: int, fsdp: int, devices: Sequence | None = None) -> Mesh:
     devices: default all devices of all processes.
 
   Raises:
-    UserError: the product is not the number of devices, or "fsdp" leaves a slice.
+    UserError: the product is not the number of devices, or "fsdp" leaves a slice, or
+      does not make up whole axes of it.
   """
   devices = jax.devices() if devices is None else list(devices)
   slices = slice_count(devices)
@@ -50,20 +52,34 @@ def make_mesh(*, data: int, fsdp: int, devices: Sequence | None = None) -> Mesh:
   )
   # linen modules know nothing of Explicit axes, which are make_mesh's default.
   auto = (jax.sharding.AxisType.Auto,) * len(AXES)
-  if slices == 1 and devices[0].platform != "gpu":
-    return jax.make_mesh(tuple(shape.values()), AXES, axis_types=auto, devices=devices)
-  if slices == 1:
+  if slices == 1 and devices[0].platform == "gpu":
     # Hosts of GPUs one after the other, which make_mesh takes for slices.
     devices.sort(key=lambda device: (device.process_index, device.id))
-    grid = np.array(devices).reshape(*shape.values())
-  else:
+    return Mesh(np.array(devices).reshape(*shape.values()), AXES, axis_types=auto)
+  try:
+    if slices == 1:
+      sides = tuple(shape.values())
+      return jax.make_mesh(sides, AXES, axis_types=auto, devices=devices)
     grid = mesh_utils.create_hybrid_device_mesh(
       (shape["data"] // slices, shape["fsdp"]),
       (slices, 1),
       devices,
       allow_split_physical_axes="lite" in devices[0].device_kind,  # as make_mesh
     )
+  except NotImplementedError as error:
+    raise errors.UserError(_other_fsdp(shape, devices)) from error
   return Mesh(grid, AXES, axis_types=auto)
+
+
+def _other_fsdp(shape: dict[str, int], devices: Sequence) -> str:
+  """What to give for "fsdp" where it splits an axis of a slice of TPUs."""
+  sides = [len(set(axis)) for axis in zip(*(d.coords for d in devices), strict=True)]
+  whole = {math.prod(s) for n in range(4) for s in itertools.combinations(sides, n)}
+  best = min(sorted(whole)[::-1], key=lambda n: abs(math.log(n / shape["fsdp"])))
+  return (
+    f"config.mesh.fsdp={shape['fsdp']} must be a product of whole axes of a slice of"
+    f" {'x'.join(map(str, sides))}; try data={len(devices) // best}, fsdp={best}"
+  )
 
 
 def slice_count(devices: Sequence | None = None) -> int:
