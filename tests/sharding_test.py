@@ -117,20 +117,17 @@ def test_one_slice_is_laid_out_as_jax_does():
   assert (found == wanted).all()
 
 
-@pytest.mark.parametrize(
-  "fsdp, said", [(16, "data=8, fsdp=32"), (2, "data=64, fsdp=4")]
-)
-def test_a_mesh_that_splits_an_axis_of_a_slice_is_refused(fsdp, said):
+@pytest.mark.parametrize("fsdp, data, fits", [(16, 8, 32), (2, 64, 4)])
+def test_a_mesh_that_splits_an_axis_of_a_slice_is_refused(fsdp, data, fits):
   devices = topology.devices("v5p:8x8x4")
   with pytest.raises(errors.UserError) as caught:
     sharding.make_mesh(data=-1, fsdp=fsdp, devices=devices)
   assert str(caught.value) == (
     f"config.mesh.fsdp={fsdp} must be a product of whole axes of a slice of 8x8x4; try"
-    f" {said}"
+    f" data={data}, fsdp={fits}"
   )
-  fits = dict(pair.split("=") for pair in said.split(", "))
-  fits = {name: int(size) for name, size in fits.items()}
-  assert sharding.make_mesh(**fits, devices=devices).shape == fits
+  mesh = sharding.make_mesh(data=data, fsdp=fits, devices=devices)
+  assert dict(mesh.shape) == {"data": data, "fsdp": fits}
 
 
 @pytest.mark.parametrize("data, fsdp", [(1, -1), (1, 32)])
