@@ -4,10 +4,11 @@ Source:    DINOv3, the 7B pre-training configuration of the public code.
 Hardware:  256 accelerators of 80 GB or more; published: 256 GPUs.
 Expected:  not yet trained.
 
-  python -m dinojax.plan --config=experiments/vit7b16_dinov3.py --topology=v5p:8x8x4
+Planned, not run, by `python -m dinojax.plan --config=experiments/vit7b16_dinov3.py
+--topology=...`, steps by roofline:
 
-gives 36.3 of 95.7 GiB per chip as 8 x 32, 1.65 s a step by roofline, and 19 days.
-Nothing of it has run.
+  v5p:8x8x4  256 TPU v5p as 8 x 32: 36.3 of 95.7 GiB each, 1.65 s a step, 19 days.
+  h200:32x8  256 H200 as 32 x 8: 44.2 of 126.9 GiB each, 0.75 s a step, 8.6 days.
 
 Differs from vitg14.py in what follows. The published run multiplies in 8 bits, this one
 in bfloat16.
