@@ -1,7 +1,7 @@
 """DINOv3's ViT-7B/16, 6.7 B parameters: the first million steps, before its Gram stage.
 
 Source:    DINOv3, the 7B pre-training configuration of the public code.
-Hardware:  256 accelerators of 80 GB or more; published: 256 GPUs.
+Hardware:  64 to 256 accelerators of 80 GB or more; published: 256 GPUs.
 Expected:  not yet trained.
 
 Planned, not run, by `python -m dinojax.plan --config=experiments/vit7b16_dinov3.py
@@ -9,6 +9,8 @@ Planned, not run, by `python -m dinojax.plan --config=experiments/vit7b16_dinov3
 
   v5p:8x8x4  256 TPU v5p as 8 x 32: 36.3 of 95.7 GiB each, 1.65 s a step, 19 days.
   h200:32x8  256 H200 as 32 x 8: 44.2 of 126.9 GiB each, 0.75 s a step, 8.6 days.
+  h200:8x8   64 H200 as 8 x 8 with --config.accumulation=4: 49.5 of 126.9 GiB each,
+             3.0 s a step, 34 days.
 
 Differs from vitg14.py in what follows. The published run multiplies in 8 bits, this one
 in bfloat16.
