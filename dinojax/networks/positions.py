@@ -9,15 +9,22 @@ import jax.numpy as jnp
 import numpy as np
 
 
-def bicubic_matrix(source: int, target: int, *, antialias: bool) -> np.ndarray:
-  """Weights [target, source] that resize one axis of the position embeddings.
+def bicubic_matrix(
+  source: int, target: int, *, antialias: bool, extra: float
+) -> np.ndarray:
+  """Weights [target, source] that resize one axis of a map of patches.
 
-  Like PyTorch's interpolate, with which released weights were trained. Without
-  antialiasing: a = -0.75, a scale of (target + 0.1) / source, clamped borders. With it:
-  a = -0.5, the target size, weights outside the border dropped and the rest normalised.
+  Like PyTorch's interpolate. Without antialiasing: a = -0.75, clamped borders. With it:
+  a = -0.5, weights outside the border dropped and the rest normalised.
+
+  Args:
+    source: patches before.
+    target: patches after.
+    antialias: whether fewer patches are means over more of them.
+    extra: part of a patch by which the target is taken for larger.
   """
   a = -0.5 if antialias else -0.75
-  step = source / (target if antialias else target + 0.1)
+  step = source / (target + extra)
   stretch = max(step, 1.0) if antialias else 1.0
 
   def cubic(x):
@@ -44,8 +51,9 @@ def resize(
   m = round(len(pos_embed) ** 0.5)
   if (height, width) == (m, m):
     return pos_embed
-  rows = bicubic_matrix(m, height, antialias=antialias)
-  columns = bicubic_matrix(m, width, antialias=antialias)
+  # Released weights without registers were trained with a scale of (n + 0.1) / m.
+  how = dict(antialias=antialias, extra=0.0 if antialias else 0.1)
+  rows, columns = (bicubic_matrix(m, n, **how) for n in (height, width))
   square = einops.rearrange(pos_embed, "(r c) d -> r c d", r=m)
   resized = jnp.einsum("hr,wc,rcd->hwd", rows, columns, square, precision="highest")
   return einops.rearrange(resized, "h w d -> (h w) d")
