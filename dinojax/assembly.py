@@ -7,10 +7,9 @@ from typing import Any, NamedTuple
 import jax
 from jax.sharding import Mesh
 
-from dinojax import dino, errors, optimizer, schedules, sharding
+from dinojax import dino, optimizer, schedules, sharding, start
 from dinojax.data import train_batches
 from dinojax.networks import heads, vit
-from dinojax.weights import formats, model
 
 
 class Assembly(NamedTuple):
@@ -18,7 +17,9 @@ class Assembly(NamedTuple):
 
   nets: the modules.
   init_from_noise: jitted key -> TrainState, born sharded.
-  init: the same with the backbone of config.init, if it names one.
+  init: the same with the weights that config.init and config.gram name.
+  complete: a restored state -> the same with the Gram teacher that config.gram names,
+    if the checkpoint is of a stage without one.
   train_step: jitted (state, batch, key) -> (state, scalars); donates its state.
   abstract_state, abstract_batch, abstract_key: shapes, dtypes and shardings of the
     arguments of `train_step`.
@@ -28,6 +29,7 @@ class Assembly(NamedTuple):
   nets: dino.Nets
   init_from_noise: Callable
   init: Callable
+  complete: Callable
   train_step: Callable
   abstract_state: Any
   abstract_batch: dict
@@ -62,15 +64,20 @@ def assemble(config, mesh: Mesh) -> Assembly:
   jitted_init = jax.jit(init, out_shardings=by_state)
 
   def init_run(key):
-    started = jitted_init(key)
-    path = config.init.backbone
-    return start_from(path, started, config) if path else started
+    state = start.from_weights(jitted_init(key), config)
+    return start.with_gram_teacher(state, config)
+
+  def complete(state):
+    return (
+      start.with_gram_teacher(state, config) if state.gram_teacher is None else state
+    )
 
   platform = mesh.devices.flat[0].platform
   return Assembly(
     nets=nets,
     init_from_noise=jitted_init,
     init=init_run,
+    complete=complete,
     train_step=jax.jit(
       step,
       in_shardings=(by_state, by_batch, replicated),
@@ -101,27 +108,6 @@ def make_nets(config) -> dino.Nets:
   dtype = config.backbone.dtype
   head = {k: heads.DINOHead(**v, dtype=dtype) for k, v in config.heads.items()}
   return dino.Nets(backbone, head["dino"], head.get("ibot", head["dino"]))
-
-
-def start_from(path: str, state: dino.TrainState, config) -> dino.TrainState:
-  """The state with the backbone of student and teacher from a file of weights.
-
-  Raises:
-    UserError: it cannot be read, or is another network than `config.backbone`.
-  """
-  try:
-    weights = formats.read(path, heads=config.backbone.heads)
-    backbone = model.fit(weights, config.backbone, path)
-  except errors.UserError as error:
-    raise errors.UserError(f"config.init.backbone: {error}") from error
-
-  def replace_backbone(tree):
-    where = jax.tree.map(lambda x: x.sharding, tree["backbone"])
-    return {**tree, "backbone": jax.tree.map(formats.place, backbone, where)}
-
-  return state.replace(
-    student=replace_backbone(state.student), teacher=replace_backbone(state.teacher)
-  )
 
 
 def image_feature(nets: dino.Nets, teacher: Any, images: jax.Array) -> jax.Array:

@@ -12,12 +12,13 @@ FIELDS = {
   "config": "workdir mesh remat unroll attention compiler_options compilation_cache"
   " accumulation workers log_every loggers pictures hang_minutes checkpoint extend seed"
   " group_size init backbone heads losses masking total_steps schedules optimizer data"
-  " augment knn alarm_window",
+  " augment gram knn alarm_window",
   "config.compiler_options": "cpu gpu tpu",
   "config.mesh": "data fsdp",
   "config.pictures": "every",
   "config.checkpoint": "every keep_last keep_best",
-  "config.init": "backbone",
+  "config.init": "backbone run",
+  "config.gram": "teacher refresh_steps crop_size",
   "config.backbone": "patch_size pos_grid width depth heads ffn registers pool"
   " drop_path layerscale_init dtype positions ffn_width norm_eps qkv_bias local_norm"
   " rope_shift rope_jitter rope_rescale rope_periods mean std",
@@ -101,6 +102,7 @@ AT_LEAST = {
   "config.data.batch_size": 1,
   "config.data.max_pixels": 1,
   "config.augment.num_local": 1,
+  "config.gram.crop_size": 0,
   "config.knn.every": 0,
   "config.knn.batch_size": 1,
   "config.alarm_window": 1,
@@ -110,6 +112,17 @@ AT_LEAST = {
 ADDED = {
   "config.backbone.mean": (0.485, 0.456, 0.406),
   "config.backbone.std": (0.229, 0.224, 0.225),
+  "config.init.run": "",
+  "config.gram": dict(teacher="", refresh_steps=(), crop_size=0),
+  "config.backbone.positions": "learned",
+  "config.backbone.ffn_width": 0,
+  "config.backbone.norm_eps": 1e-6,
+  "config.backbone.qkv_bias": "all",
+  "config.backbone.local_norm": False,
+  "config.backbone.rope_shift": 0.0,
+  "config.backbone.rope_jitter": 1.0,
+  "config.backbone.rope_rescale": 1.0,
+  "config.backbone.rope_periods": "float32",
   "config.schedules.learning_rate.warmup": "linear",
   "config.schedules.local_weight": dict(start=1.0, final=1.0, first_step=0, steps=0),
   "config.schedules.gram_weight": dict(start=0.0, final=0.0, first_step=0, steps=0),
@@ -151,8 +164,11 @@ def with_added(config: dict) -> dict:
   """A saved config with what has been added since, as far as ADDED says it."""
   config = copy.deepcopy(config)
   for path, value in ADDED.items():
-    group, _, name = path.rpartition(".")
-    field(config, group).setdefault(name, value)
+    *groups, name = path.split(".")[1:]
+    group = config
+    for part in groups:
+      group = group.get(part, {})
+    group.setdefault(name, value)
   return config
 
 

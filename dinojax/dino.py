@@ -1,12 +1,12 @@
-"""The method: DINOv2 (arXiv:2304.07193) as pure functions of state, batch and key.
+"""The method: DINOv2 (arXiv:2304.07193) and DINOv3, of pure functions.
 
 A student sees masked global crops and local crops. A teacher, the exponential moving
-average (EMA) of the student, sees the global crops unmasked. Three losses train the
-student:
+average (EMA) of the student, sees the global crops unmasked. Losses of the student:
 
   DINO   a crop predicts the prototypes that the teacher assigns to the other views;
   iBOT   a masked patch predicts the prototypes that the teacher assigns to it;
-  KoLeo  image features spread out.
+  KoLeo  image features spread out;
+  Gram   patches stay as alike as an earlier teacher saw them (gram.py, a late stage).
 
 Dimension key: B images of the global batch, V global crops of an image (2), L local
 ones, N patches of a global crop, D width, K prototypes, G groups, U masked patches of a
@@ -15,6 +15,7 @@ DIFFERS: KoLeo, masks and drop path work within groups; the reference's work wit
 GPU. So no loss depends on the machine, or on gradient accumulation.
 """
 
+import functools
 from typing import Any, NamedTuple
 
 import chex
@@ -25,9 +26,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from dinojax import accumulate, losses
-
-CENTER_MOMENTUM = 0.9  # of the "centering" targets, arXiv:2104.14294
+from dinojax import accumulate, gram, losses
 
 
 class Nets(NamedTuple):
@@ -45,6 +44,7 @@ class TrainState:
   step: [] int32, completed updates. student, teacher: {"backbone", "dino_head"} trees,
   and "ibot_head" where it is separate. opt_state: the optimiser's, for the student.
   centers: mean teacher logits {"dino": [K], "ibot": [K]}; empty under Sinkhorn.
+  gram_teacher: tree of a backbone; None without Gram anchoring.
   """
 
   step: jax.Array
@@ -52,6 +52,7 @@ class TrainState:
   teacher: Any
   opt_state: optax.OptState
   centers: dict[str, jax.Array]
+  gram_teacher: Any = None
 
 
 def init_state(key: jax.Array, *, nets: Nets, tx, cfg) -> TrainState:
@@ -69,7 +70,8 @@ def init_state(key: jax.Array, *, nets: Nets, tx, cfg) -> TrainState:
   centering = cfg.losses.targets == "centering"
   centers = {name: jnp.zeros(k) for name, k in prototypes.items() if centering}
   teacher = jax.tree.map(jnp.copy, student)
-  return TrainState(jnp.int32(0), student, teacher, tx.init(student), centers)
+  anchor = jax.tree.map(jnp.copy, student["backbone"]) if cfg.gram.teacher else None
+  return TrainState(jnp.int32(0), student, teacher, tx.init(student), centers, anchor)
 
 
 def flatten(crops: jax.Array) -> jax.Array:
@@ -90,16 +92,6 @@ def masked_patches(patches: jax.Array, batch: dict) -> jax.Array:
   return jax.vmap(lambda tokens, i: tokens[i])(grouped, indices)
 
 
-def assign(logits: jax.Array, center: jax.Array | None, temp: jax.Array):
-  """Targets of [..., K] teacher logits over the whole batch, and the next center."""
-  if center is None:
-    flat = logits.reshape(-1, logits.shape[-1])
-    return losses.sinkhorn_knopp(flat, temp=temp).reshape(logits.shape), None
-  mean = logits.mean(range(logits.ndim - 1))
-  targets = losses.centered_softmax(logits, center, temp=temp)
-  return targets, CENTER_MOMENTUM * center + (1 - CENTER_MOMENTUM) * mean
-
-
 def teacher_logits(teacher, batch: dict, *, nets: Nets) -> dict:
   """Prototype scores {"dino": [B, V, K], "ibot": [G, U, K]} of unmasked crops."""
   crops = nets.backbone.normalize(flatten(batch["global_crops"]))
@@ -113,16 +105,20 @@ def teacher_logits(teacher, batch: dict, *, nets: Nets) -> dict:
 
 def teacher_targets(logits: dict, centers: dict, temp):
   """Targets of `teacher_logits`, float32 rows that sum to one, and the next centers."""
-  assigned = {name: assign(z, centers.get(name), temp) for name, z in logits.items()}
+  assign = functools.partial(losses.assign, temp=temp)
+  assigned = {name: assign(z, centers.get(name)) for name, z in logits.items()}
   targets = {name: target for name, (target, _) in assigned.items()}
   return targets, {name: assigned[name][1] for name in centers}
 
 
-def student_loss(student, targets: dict, batch: dict, groups, *, key, nets, cfg):
-  """The weighted sum of the three losses, and each by name. groups: [G] int32, ids."""
+def student_loss(student, targets, batch, groups, *, anchor, rates, key, nets, cfg):
+  """The weighted sum of the losses, and each by name.
+
+  anchor: the Gram teacher, or None. groups: [G] int32, ids. rates: schedules' values.
+  """
   (b, views), num_local = batch["mask"].shape[:2], batch["local_crops"].shape[1]
-  crops = [flatten(batch[x]) for x in ("global_crops", "local_crops")]
-  crops = [nets.backbone.normalize(x) for x in crops]
+  kinds = ("global_crops", "local_crops")
+  crops = [nets.backbone.normalize(flatten(batch[kind])) for kind in kinds]
   rngs = {"drop_path": key, "rope": jax.random.fold_in(key, 1)}
   masks = (flatten(batch["mask"]), None)
   global_features, local_features = nets.backbone.apply(
@@ -140,7 +136,7 @@ def student_loss(student, targets: dict, batch: dict, groups, *, key, nets, cfg)
   global_ce = losses.cross_entropy(logits[:, :views], other, temp=temp)  # [B, V]
   local_ce = losses.cross_entropy(logits[:, views:], both, temp=temp)  # [B, L]
   pairs = b * views * (views - 1 + num_local)
-  dino = (global_ce.sum() + local_ce.sum()) / pairs
+  dino = (global_ce.sum() + rates["local_weight"] * local_ce.sum()) / pairs
 
   # iBOT: mean over the masked patches of a crop, then over all crops, masked or not.
   patches = masked_patches(global_features.patches, batch)
@@ -154,7 +150,12 @@ def student_loss(student, targets: dict, batch: dict, groups, *, key, nets, cfg)
 
   loss = cfg.losses.dino_weight * dino + cfg.losses.ibot_weight * ibot
   loss += cfg.losses.koleo_weight * koleo
-  return loss, dict(loss=loss, loss_dino=dino, loss_ibot=ibot, loss_koleo=koleo)
+  parts = dict(loss_dino=dino, loss_ibot=ibot, loss_koleo=koleo)
+  if anchor is not None:
+    wanted = gram.patches(anchor, batch, backbone=nets.backbone)
+    parts["loss_gram"] = gram.loss(global_features.patches, wanted)
+    loss += rates["gram_weight"] * parts["loss_gram"]
+  return loss, dict(loss=loss, **parts)
 
 
 def train_step(state: TrainState, batch: dict, key, *, nets, tx, schedules, cfg):
@@ -164,12 +165,13 @@ def train_step(state: TrainState, batch: dict, key, *, nets, tx, schedules, cfg)
     state: the state before; may be donated.
     batch: uint8 global_crops [B,V,S,S,3] and local_crops [B,L,s,s,3], bool mask
       [B,V,N], int32 masked_indices [G,U] into a group's (image, view, patch) rows, and
-      float32 masked_weights [G,U], one over the number of masked patches of the crop.
+      float32 masked_weights [G,U], one over the number of masked patches of the crop;
+      perhaps uint8 gram_crops, the global crops as the Gram teacher sees them.
     key: the run's key; draws depend on it and on the step alone.
     nets: of `assembly.make_nets`.
     tx: an optax transformation of the student.
     schedules: of `schedules.make_schedules`.
-    cfg: the config, of which `group_size`, `losses` and `accumulation` are read.
+    cfg: the config, of which group_size, losses, gram and accumulation are read.
   """
   rates = {name: value(state.step) for name, value in schedules._asdict().items()}
   groups = jnp.arange(len(batch["masked_indices"]))
@@ -179,9 +181,10 @@ def train_step(state: TrainState, batch: dict, key, *, nets, tx, schedules, cfg)
   )
   targets, centers = teacher_targets(logits, state.centers, rates["teacher_temp"])
   key = jax.random.fold_in(key, state.step)
+  more = dict(anchor=state.gram_teacher, rates=rates, key=key, nets=nets, cfg=cfg)
   gradient = jax.grad(student_loss, has_aux=True)
   grads, metrics = accumulate.mean(
-    lambda *micro: gradient(state.student, *micro, key=key, nets=nets, cfg=cfg),
+    lambda *micro: gradient(state.student, *micro, **more),
     *(targets, batch, groups),
     **split,
   )
@@ -191,5 +194,7 @@ def train_step(state: TrainState, batch: dict, key, *, nets, tx, schedules, cfg)
   teacher = optax.incremental_update(student, state.teacher, 1 - momentum)
   metrics |= {f"grad_norm_{name}": optax.tree.norm(g) for name, g in grads.items()}
   metrics["teacher_entropy"] = jax.scipy.special.entr(targets["dino"]).sum(-1).mean()
-  state = TrainState(state.step + 1, student, teacher, opt_state, centers)
+  when = dict(step=state.step + 1, steps=cfg.gram.refresh_steps)
+  anchor = gram.refresh(state.gram_teacher, teacher["backbone"], **when)
+  state = TrainState(state.step + 1, student, teacher, opt_state, centers, anchor)
   return state, metrics | rates

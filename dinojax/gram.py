@@ -44,7 +44,9 @@ def _in_chunks(student, teacher):
     size -= 1
   if size == crops:
     return _of_crops(student, teacher)
-  chunks = [einops.rearrange(x, "(k c) n d -> k c n d", c=size) for x in (student, teacher)]
+  chunks = [
+    einops.rearrange(x, "(k c) n d -> k c n d", c=size) for x in (student, teacher)
+  ]
   of_chunk = jax.checkpoint(lambda chunk: _of_crops(*chunk))
   return jax.lax.map(of_chunk, chunks).reshape(-1)
 
@@ -62,7 +64,7 @@ def gram(patches: jax.Array) -> jax.Array:
 
 
 def reduce(patches: jax.Array, grid: tuple[int, int]) -> jax.Array:
-  """Patches of a square grid [C, M*M, D] resized bicubically to [C, rows*columns, D]."""
+  """Resizes square grids of patches bicubically: [C, M*M, D] -> [C, rows*cols, D]."""
   side = round(patches.shape[1] ** 0.5)
   if grid == (side, side):
     return patches
@@ -86,7 +88,7 @@ def patches(params: Any, batch: dict, *, backbone: vit.VisionTransformer) -> jax
     [B*V, N, D].
   """
   crops = batch.get("gram_crops", batch["global_crops"])
-  crops = vit.normalize(einops.rearrange(crops, "b v ... -> (b v) ..."))
+  crops = backbone.normalize(einops.rearrange(crops, "b v ... -> (b v) ..."))
   (seen,) = backbone.apply({"params": params}, (crops,), (None,))
   return reduce(seen.patches, backbone.grid(batch["global_crops"][0]))
 

@@ -64,8 +64,10 @@ def introduce(
   if start == config.total_steps:
     console.say(f"complete at step {start}; nothing to train")
   else:
-    if config.init.backbone and not start:
-      console.say(f"student and teacher start from {config.init.backbone}")
+    if (origin := config.init.backbone or config.init.run) and not start:
+      console.say(f"student and teacher start from {origin}")
+    if config.gram.teacher:
+      console.say(f"the Gram teacher is that of {config.gram.teacher}")
     if jax.default_backend() == "cpu" and config.backbone.dtype == "bfloat16":
       console.say("CPUs emulate bfloat16: --config.backbone.dtype=float32 is faster")
     console.say("the first step waits for the compiler")

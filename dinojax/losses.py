@@ -12,6 +12,25 @@ import jax
 import jax.numpy as jnp
 
 TINY = jnp.finfo(jnp.float32).tiny
+CENTER_MOMENTUM = 0.9  # of the "centering" targets, arXiv:2104.14294
+
+
+def assign(
+  logits: jax.Array, center: jax.Array | None, *, temp: jax.Array
+) -> tuple[jax.Array, jax.Array | None]:
+  """Teacher targets of the whole batch, and the center of the next one.
+
+  Args:
+    logits: [..., K], of the teacher.
+    center: [K], of the "centering" targets; None: Sinkhorn's.
+    temp: teacher temperature.
+  """
+  if center is None:
+    flat = logits.reshape(-1, logits.shape[-1])
+    return sinkhorn_knopp(flat, temp=temp).reshape(logits.shape), None
+  mean = logits.mean(range(logits.ndim - 1))
+  targets = centered_softmax(logits, center, temp=temp)
+  return targets, CENTER_MOMENTUM * center + (1 - CENTER_MOMENTUM) * mean
 
 
 def sinkhorn_knopp(

@@ -67,7 +67,7 @@ def train(config) -> None:
     stack.callback(checkpoints.close)
     run = assembly.assemble(config, mesh)
     restored = checkpoints.restore(run.abstract_state, check=folder.check)
-    state = restored[0] if restored else run.init(init_key)
+    state = run.complete(restored[0]) if restored else run.init(init_key)
     start, end = int(state.step), config.total_steps
     about = introduction.introduce(
       config,

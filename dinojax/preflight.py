@@ -30,6 +30,7 @@ def check(config, *, devices: int | None) -> None:
   _check_ranges(config)
   _check_shapes(config)
   _check_crops(config)
+  _check_start(config)
   if devices is not None:
     _check_batches(config, devices)
 
@@ -197,6 +198,42 @@ def _check_shapes(config):
     raise errors.UserError(
       f"config.augment.global2.size={config.augment.global2.size} must equal"
       f" config.augment.global1.size={config.augment.global1.size}"
+    )
+
+
+def _check_start(config):
+  """What config.init and config.gram name must not contradict the rest."""
+  if config.init.backbone and config.init.run:
+    raise errors.UserError(
+      f"config.init.backbone={config.init.backbone} and config.init.run="
+      f"{config.init.run} exclude each other; name one"
+    )
+  gram, weight = config.gram, config.schedules.gram_weight
+  weighted = weight.final > 0 or weight.start > 0
+  if weighted and not gram.teacher:
+    raise errors.UserError(
+      f"config.schedules.gram_weight.final={weight.final} needs a Gram teacher; set"
+      " config.gram.teacher=RUN@STEP, or a file of weights"
+    )
+  if gram.teacher and not weighted:
+    raise errors.UserError(
+      f"config.gram.teacher={gram.teacher} without weight changes nothing; set"
+      " config.schedules.gram_weight.final, for example to 2.0"
+    )
+  steps = tuple(gram.refresh_steps)
+  whole = all(type(step) is int and step > 0 for step in steps)
+  if not whole or list(steps) != sorted(set(steps)) or (steps and not gram.teacher):
+    raise errors.UserError(
+      f"config.gram.refresh_steps={steps} must be rising steps above 0, with a"
+      " config.gram.teacher"
+    )
+  size, patch = gram.crop_size, config.backbone.patch_size
+  least = config.augment.global1.size
+  if size and (not gram.teacher or size < least or size % patch):
+    raise errors.UserError(
+      f"config.gram.crop_size={size} must be 0, or a multiple of"
+      f" config.backbone.patch_size={patch} from config.augment.global1.size={least}"
+      f" on, with a config.gram.teacher; try {2 * least}"
     )
 
 

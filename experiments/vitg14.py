@@ -62,8 +62,9 @@ def get_config():
   # 2. Method.
   config.seed = 0
   config.group_size = 16  # images that share KoLeo neighbours, masks, drop-path draws
-  # Weights that student and teacher start from, such as a run or a .pth; "": none.
-  config.init = dict(backbone="")
+  # What student and teacher start from; "": noise. Of `backbone`, such as a run or a
+  # .pth, the backbone alone; of `run`, RUN or RUN@STEP, the teacher with its heads.
+  config.init = dict(backbone="", run="")
   config.backbone = dict(
     patch_size=14,
     pos_grid=16,  # 224 / 14: the position embedding's own grid
@@ -104,6 +105,11 @@ def get_config():
     ibot_weight=1.0,
     koleo_weight=0.1,
   )
+  # Gram anchoring (DINOv3), with schedules.gram_weight: `teacher` is a RUN@STEP from
+  # before patch features got worse, or a file of weights; "": none. After each step of
+  # `refresh_steps` a copy of the EMA teacher takes its place. It sees the global crops,
+  # or, with a `crop_size` in pixels, those in that size and in their own colours.
+  config.gram = dict(teacher="", refresh_steps=(), crop_size=0)
   config.masking = dict(ratio_min=0.1, ratio_max=0.5)  # of the masked half of the crops
 
   # 3. Optimisation.

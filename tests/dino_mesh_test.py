@@ -21,7 +21,9 @@ CONFIG = tiny.config()
 with CONFIG.unlocked():
   CONFIG.data.batch_size = 16  # 8 groups of 2
   CONFIG.augment.num_local = 2
-  CONFIG.backbone.drop_path = 0.5
+  CONFIG.backbone.update(drop_path=0.5, positions="rope", rope_rescale=2.0, registers=1)
+  CONFIG.gram.update(teacher="the first one", refresh_steps=(1,), crop_size=112)
+  CONFIG.schedules.gram_weight.update(start=2.0, final=2.0)
   CONFIG.heads.dino.prototypes = CONFIG.heads.ibot.prototypes = 64
 # At 0.1 the largest step is 1.5, and its 24 bits alone come near the 1e-5 asked for.
 NETS, TX = assembly.make_nets(CONFIG), optax.sgd(0.01, momentum=0.9)
@@ -89,7 +91,7 @@ def close(found, wanted):
 def test_eight_devices_train_as_one_does(monkeypatch, alone, data, fsdp):
   monkeypatch.setattr(sharding, "SMALLEST_SHARDED", 2**9)
   history, state = train(sharding.make_mesh(data=data, fsdp=fsdp))
-  for tree in (state.student, state.teacher, state.opt_state):
+  for tree in (state.student, state.teacher, state.opt_state, state.gram_teacher):
     whole = [x.size for x in jax.tree.leaves(tree)]
     shares = [x.addressable_shards[0].data.size for x in jax.tree.leaves(tree)]
     assert sum(shares) == pytest.approx(sum(whole) / fsdp, rel=0.3)
@@ -98,6 +100,8 @@ def test_eight_devices_train_as_one_does(monkeypatch, alone, data, fsdp):
       np.testing.assert_allclose(found[name], value, 1e-5, 1e-5, err_msg=name)
   close(jax.device_get(state.student), alone[1].student)
   close(jax.device_get(state.teacher), alone[1].teacher)
+  close(jax.device_get(state.gram_teacher), alone[1].gram_teacher)
+  assert all(scalars["loss_gram"] > 1e-3 for scalars in history)
 
 
 def test_weights_born_on_eight_devices_are_those_of_one(monkeypatch):

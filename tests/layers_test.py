@@ -33,6 +33,7 @@ FLOORS = (
   "data networks losses schedules",
   "accumulate evals checkpoint",
   "dino optimizer weights",
+  "start",
   "assembly introduction",
   "planning backbone feature_files",
   "export curation pictures",

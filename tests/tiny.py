@@ -40,13 +40,16 @@ def batch(config, seed=0):
       group[crop, rng.permutation(patches)[: i + 1]] = True
     indices.append(np.flatnonzero(group))
     weights.append(1 / group.sum(1)[indices[-1] // patches])
-  return {
+  made = {
     "global_crops": _crops(rng, (b, 2), sides[0]),
     "local_crops": _crops(rng, (b, config.augment.num_local), sides[1]),
     "mask": mask,
     "masked_indices": np.int32(indices),
     "masked_weights": np.float32(weights),
   }
+  if side := config.gram.crop_size:
+    made["gram_crops"] = _crops(rng, (b, 2), side)
+  return made
 
 
 def _crops(rng, shape, side):

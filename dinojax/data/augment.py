@@ -14,7 +14,7 @@ Shapes: image [H,W,3], global crop [S,S,3], each of L local crops [s,s,3].
 import dataclasses
 import functools
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable
 
 import cv2
 import numpy as np
@@ -49,6 +49,7 @@ class MultiCrop:
   global2: Crop
   local: Crop
   num_local: int
+  gram_size: int = 0  # of the global crops as a Gram teacher sees them; 0: not at all
   max_pixels: int = images.MAX_PIXELS  # of an image, see `images.decode`
 
   @functools.cached_property
@@ -88,7 +89,9 @@ class MultiCrop:
       image: an encoded image, or uint8 RGB [H,W,3].
 
     Returns:
-      {"global_crops": [2,S,S,3] uint8, "local_crops": [L,s,s,3] uint8}.
+      {"global_crops": [2,S,S,3] uint8, "local_crops": [L,s,s,3] uint8}, and with
+      `gram_size` "gram_crops": the global ones in that size, neither blurred nor
+      changed in colour.
 
     Raises:
       ValueError: the image cannot be decoded, see `images.decode`.
@@ -98,9 +101,14 @@ class MultiCrop:
     kinds = self.kinds
     warps = self.sample_warps(rng, probed.height, probed.width)
     appearances = photometric.sample_appearances(rng, self.ranges)
-    scales = [
-      geometry.scale(warp, kind.size) for warp, kind in zip(warps, kinds, strict=True)
-    ]
+    sizes = [kind.size for kind in kinds]
+    if side := self.gram_size:
+      shrink = np.diag([self.global1.size / side, self.global1.size / side, 1])
+      plain = photometric.Appearance(sigma=0.0, factors=None, solarize=False)
+      kinds, sizes = kinds + kinds[:2], sizes + [side] * 2
+      warps += [warp @ shrink for warp in warps[:2]]
+      appearances += [plain] * 2
+    scales = map(geometry.scale, warps, sizes)
     pixels, halved = probed.decode(
       halvings(scales), alpha=True, max_pixels=self.max_pixels
     )
@@ -110,13 +118,15 @@ class MultiCrop:
       for name, count, side in (
         ("global_crops", 2, self.global1.size),
         ("local_crops", self.num_local, self.local.size),
+        ("gram_crops", 2, self.gram_size),
       )
+      if side
     }
-    outs = [*crops["global_crops"], *crops["local_crops"]]
-    for kind, warp, appearance, out in zip(
-      kinds, warps, appearances, outs, strict=True
+    outs = [out for of_kind in crops.values() for out in of_kind]
+    for kind, size, warp, appearance, out in zip(
+      kinds, sizes, warps, appearances, outs, strict=True
     ):
-      pixels, variance = resample.warp_crop(level, warp, kind.size, appearance.sigma)
+      pixels, variance = resample.warp_crop(level, warp, size, appearance.sigma)
       kernel = kind.blur.kernel
       photometric.apply(pixels, appearance, variance=variance, kernel=kernel, out=out)
     return crops
@@ -138,7 +148,7 @@ def sample_warp(
   )
 
 
-def halvings(scales: Sequence[float]) -> int:
+def halvings(scales: Iterable[float]) -> int:
   """Returns how often an image can be halved when it is decoded.
 
   Args:
@@ -148,7 +158,7 @@ def halvings(scales: Sequence[float]) -> int:
 
 
 def make_multi_crop(
-  *, global1, global2, local, num_local, max_pixels=images.MAX_PIXELS
+  *, global1, global2, local, num_local, gram_size=0, max_pixels=images.MAX_PIXELS
 ) -> MultiCrop:
   """Builds the `MultiCrop` of `config.augment`, which preflight.py has checked.
 
@@ -157,6 +167,7 @@ def make_multi_crop(
     global2: as `global1`, and of the same size.
     local: as `global1`.
     num_local: L.
+    gram_size: `config.gram.crop_size`.
     max_pixels: `config.data.max_pixels`.
 
   Raises:
@@ -170,4 +181,5 @@ def make_multi_crop(
       "blur": photometric.Blur(**group["blur"]),
     }
     crops[name] = Crop(**{**group, **parts})
-  return MultiCrop(**crops, num_local=num_local, max_pixels=max_pixels)
+  more = dict(num_local=num_local, gram_size=gram_size, max_pixels=max_pixels)
+  return MultiCrop(**crops, **more)

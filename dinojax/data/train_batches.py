@@ -30,7 +30,9 @@ def open_batches(
     batch_size=config.data.batch_size,
     group_size=config.group_size,
     multi_crop=augment.make_multi_crop(
-      **config.augment.to_dict(), max_pixels=config.data.max_pixels
+      **config.augment.to_dict(),
+      gram_size=config.gram.crop_size,
+      max_pixels=config.data.max_pixels,
     ),
     masks=dict(views=2, grid=grid, **config.masking),
     groups=groups,
@@ -55,6 +57,8 @@ def batch_shapes(config) -> dict[str, tuple[tuple[int, ...], np.dtype]]:
     "masked_indices": ((batch // group_size, slots), np.int32),
     "masked_weights": ((batch // group_size, slots), np.float32),
   }
+  if gram := config.gram.crop_size:
+    shapes["gram_crops"] = ((batch, 2, gram, gram, 3), np.uint8)
   return {name: (shape, np.dtype(kind)) for name, (shape, kind) in shapes.items()}
 
 
@@ -90,7 +94,7 @@ def stream(
 
   Returns:
     Batches, to be closed, of b = len(groups) * g images, in the order of `groups`:
-    global_crops uint8 [b, V, S, S, 3], local_crops uint8 [b, L, s, s, 3],
+    the crops of `multi_crop`, such as global_crops uint8 [b, V, S, S, 3],
     mask bool [b, V, N], masked_indices int32 [len(groups), U] and masked_weights
     float32 [len(groups), U] (see `masking.block_masks`), bad_records [b], a
     `bad_records.REPORT` of each record: the corrupt ones are substituted.

@@ -44,7 +44,13 @@ def model_flops(config) -> float:
   student = shared + views * kept(size * views) * layers
   student += locals_ * (local_embed + head("dino"))
   student += locals_ * kept(size * locals_) * local_layers
-  return teacher + 3 * student
+  gram = 0
+  if config.gram.teacher:
+    tokens = grid**4 * b.width  # multiply-adds of a crop's Gram matrix
+    _, gram_layers = crop(config.gram.crop_size or config.augment.global1.size)
+    # The Gram teacher's forward pass and matrix; the student's matrix, and back.
+    gram = views * (embed + gram_layers + (1 + 3) * 2 * tokens)
+  return teacher + 3 * student + gram
 
 
 def cost(program: hlo.Program, chip: chips.Chip | None, devices: int) -> dict:

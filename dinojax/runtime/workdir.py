@@ -13,7 +13,7 @@ from typing import Any
 
 import jax
 
-from dinojax import errors
+from dinojax import config_fields, errors
 from dinojax.runtime import ownership
 
 # Fields that change no result of training: a run may resume with others. What the data
@@ -34,7 +34,11 @@ FREE_FIELDS = (
   *("data.max_pixels", "data.accept_changed", "extend"),
 )
 # Fields that may change when a run is extended, by config.extend.
-LENGTH_FIELDS = ("total_steps", "schedules", "optimizer.freeze_prototypes_steps")
+LENGTH_FIELDS = (
+  *("total_steps", "schedules", "optimizer.freeze_prototypes_steps"),
+  "gram.refresh_steps",
+)
+GRAM_FIELDS = ("gram.teacher", "gram.crop_size")  # where there was no Gram teacher
 
 
 class Workdir:
@@ -75,7 +79,10 @@ class Workdir:
 
   def check(self, record: dict) -> None:
     """Raises UserError if the record of a checkpoint is of another run."""
-    longer = LENGTH_FIELDS if self.record["config"]["extend"] else ()
+    longer = ()
+    if self.record["config"]["extend"]:
+      before = config_fields.with_added(record["config"])
+      longer = LENGTH_FIELDS + (() if before["gram"]["teacher"] else GRAM_FIELDS)
     check_same_run(record, **self.record, free=(*FREE_FIELDS, *longer))
     if record["step"] > self.record["config"]["total_steps"]:
       raise errors.UserError(
@@ -123,13 +130,16 @@ def check_same_run(
     free: fields or groups of the config that may differ, as "data.sources". Data that
       have changed are refused, too, unless config.data.accept_changed.
   """
-  before, now = _fields(saved["config"], free), _fields(config, free)
+  there, here = (config_fields.with_added(x) for x in (saved["config"], config))
+  before, now = _fields(there, free), _fields(here, free)
   names = [name for name in {**before, **now} if before.get(name) != now.get(name)]
   if names:
-    length = tuple(f"config.{name}" for name in LENGTH_FIELDS)
+    fields = LENGTH_FIELDS if there["gram"]["teacher"] else LENGTH_FIELDS + GRAM_FIELDS
+    length = tuple(f"config.{name}" for name in fields)
     if all(name.startswith(length) for name in names):
       way_out = (
-        "to train that run longer, add --config.extend=True: it resumes from its"
+        "to train that run longer, or on with a Gram teacher, add --config.extend=True:"
+        " it resumes from its"
         " newest checkpoint under the new schedules (copy the folder first to keep"
         " both); for a new run choose another config.workdir"
       )

@@ -17,6 +17,7 @@ import pathlib
 import shutil
 import time
 from collections.abc import Iterator
+from typing import Any
 
 import jax
 import numpy as np
@@ -86,6 +87,14 @@ def read(
   placed = sharding.state_sharding(mesh, weights.params)
   params = jax.tree.map(place, weights.params, placed)
   return dataclasses.replace(weights, params=params)
+
+
+def read_at(path: str, **options: Any) -> model.Weights:
+  """`read` of "PATH", or of "RUN@STEP", a step of a run."""
+  run, at, step = path.rpartition("@")
+  if at and step.isdecimal():
+    return read(run, step=int(step), **options)
+  return read(path, **options)
 
 
 def place(x: np.ndarray, where: jax.sharding.Sharding) -> jax.Array:

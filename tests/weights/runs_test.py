@@ -10,7 +10,7 @@ import jax
 import numpy as np
 import pytest
 
-from dinojax import assembly, backbone, checkpoint, errors, sharding
+from dinojax import assembly, backbone, checkpoint, errors, sharding, start
 from dinojax.weights import formats, runs
 from tests import tiny
 
@@ -244,12 +244,19 @@ def test_the_fingerprint_is_of_the_weights_alone(run, tmp_path):
   assert prints[3] != prints[0]
 
 
+def started_from(path, state, config):
+  named = config.copy_and_resolve_references()
+  with named.unlocked():
+    named.init.backbone = path
+  return start.from_weights(state, named)
+
+
 def test_a_run_starts_from_weights_student_and_teacher_alike(run, tmp_path):
   workdir, states, config = run
   formats.write(formats.read(str(workdir)), str(tmp_path / "w.pth"), "released")
   mesh = sharding.make_mesh(data=2, fsdp=4)
   before, abstract = random_state(config, seed=0, mesh=mesh)
-  state = assembly.start_from(str(tmp_path / "w.pth"), before, config)
+  state = started_from(str(tmp_path / "w.pth"), before, config)
   # Placed as the compiled step wants it, and nothing else of the state has changed.
   assert jax.tree.map(lambda x: x.sharding, state) == jax.tree.map(
     lambda x: x.sharding, abstract
@@ -269,7 +276,7 @@ def test_a_run_does_not_start_from_weights_that_are_not_finite(run, tmp_path):
   weights.params["backbone"]["blocks"]["ls1"]["gamma"][1, 5] = -np.inf
   formats.write(weights, str(tmp_path / "w.pth"), "released")
   with pytest.raises(errors.UserError) as caught:
-    assembly.start_from(str(tmp_path / "w.pth"), states[3], config)
+    started_from(str(tmp_path / "w.pth"), states[3], config)
   assert str(caught.value).startswith(
     f"config.init.backbone: {tmp_path}/w.pth: blocks.1.ls1.gamma has 1 values that"
   )
@@ -280,11 +287,11 @@ def test_weights_of_another_grid_are_resized_and_of_another_depth_refused(run):
   changed = config.copy_and_resolve_references()
   with changed.unlocked():
     changed.backbone.pos_grid = 6
-  started = assembly.start_from(str(workdir), states[3], changed)
+  started = started_from(str(workdir), states[3], changed)
   assert started.student["backbone"]["pos_embed"].shape == (1, 37, 64)
   with changed.unlocked():
     changed.backbone.update(depth=5, ffn="mlp")
   with pytest.raises(
     errors.UserError, match=r"depth=3 there and .*depth=5; ffn=swiglu"
   ):
-    assembly.start_from(str(workdir), states[3], changed)
+    started_from(str(workdir), states[3], changed)
