@@ -32,7 +32,11 @@ NETS, TX = assembly.make_nets(CONFIG), optax.sgd(0.01, momentum=0.9)
 def init(key):
   # Fresh heads map to tiny vectors: gradients pass 1000, and so do their roundings.
   state = dino.init_state(key, nets=NETS, tx=TX, cfg=CONFIG)
-  return state.replace(student=jax.tree.map(lambda x: 4 * x, state.student))
+  student = jax.tree.map(lambda x: 4 * x, state.student)
+  # Where drop path drops both blocks, a mask token of zeros without a position would
+  # come to the head as zeros, whose direction has no slope.
+  student["backbone"]["mask_token"] = student["backbone"]["cls_token"][0]
+  return state.replace(student=student)
 
 
 @functools.cache
