@@ -138,8 +138,8 @@ def check_same_run(
     length = tuple(f"config.{name}" for name in fields)
     if all(name.startswith(length) for name in names):
       way_out = (
-        "to train that run longer, or on with a Gram teacher, add --config.extend=True:"
-        " it resumes from its"
+        "to train that run longer, add --config.extend=True, as for a Gram stage: it"
+        " resumes from its"
         " newest checkpoint under the new schedules (copy the folder first to keep"
         " both); for a new run choose another config.workdir"
       )
