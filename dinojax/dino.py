@@ -1,4 +1,4 @@
-"""The method: DINOv2 (arXiv:2304.07193) and DINOv3, of pure functions.
+"""The method: DINOv2 (arXiv:2304.07193) and DINOv3, as functions of state and batch.
 
 A student sees masked global crops and local crops. A teacher, the exponential moving
 average (EMA) of the student, sees the global crops unmasked. Losses of the student:
@@ -15,7 +15,6 @@ DIFFERS: KoLeo, masks and drop path work within groups; the reference's work wit
 GPU. So no loss depends on the machine, or on gradient accumulation.
 """
 
-import functools
 from typing import Any, NamedTuple
 
 import chex
@@ -105,8 +104,7 @@ def teacher_logits(teacher, batch: dict, *, nets: Nets) -> dict:
 
 def teacher_targets(logits: dict, centers: dict, temp):
   """Targets of `teacher_logits`, float32 rows that sum to one, and the next centers."""
-  assign = functools.partial(losses.assign, temp=temp)
-  assigned = {name: assign(z, centers.get(name)) for name, z in logits.items()}
+  assigned = {k: losses.assign(z, centers.get(k), temp=temp) for k, z in logits.items()}
   targets = {name: target for name, (target, _) in assigned.items()}
   return targets, {name: assigned[name][1] for name in centers}
 

@@ -31,7 +31,7 @@ FLOORS = (
   "reporting",
   "pages runtime sharding",
   "data networks losses schedules",
-  "accumulate evals checkpoint",
+  "accumulate evals checkpoint gram",
   "dino optimizer weights",
   "start",
   "assembly introduction",

@@ -212,7 +212,7 @@ def _read_arrays(where, path, heads, parts) -> model.Weights:
       f"{path} ends in none of .safetensors, {', '.join(files.TORCH_ENDINGS)}; rename"
       " it after what it is"
     )
-  own_heads = _own_heads(metadata, config, path)
+  own_heads = huggingface.stored_heads(metadata, config, path)
   weights = state_dicts.read(
     arrays, path, others=others, heads=own_heads or heads, parts=parts
   )
@@ -232,21 +232,6 @@ def _read_arrays(where, path, heads, parts) -> model.Weights:
   patch_size = weights.backbone["patch_size"]
   sizes = preprocessor.sizes_of(images, patch_size=patch_size, path=source)
   return dataclasses.replace(weights, sizes=sizes)
-
-
-def _own_heads(metadata: dict, config: dict, path: str) -> int | None:
-  """The number of attention heads that a file stores, if it does."""
-  ours, theirs = "dinojax_heads", "num_attention_heads"
-  found = {
-    json_objects.whole_number(metadata.get(ours), ours, f"{path}: its metadata"),
-    json_objects.whole_number(config.get(theirs), theirs, f"{path}/config.json"),
-  } - {None}
-  if len(found) > 1:
-    raise errors.UserError(
-      f"{path} has {theirs}={config[theirs]} in its config.json, and"
-      f" {ours}={metadata[ours]} in the metadata of its weights; change the first"
-    )
-  return next(iter(found), None)
 
 
 def _write(weights, where, format_name) -> list[str]:
@@ -288,7 +273,8 @@ def _write(weights, where, format_name) -> list[str]:
     options = " ".join(f"--{name}={value}" for name, value in weights.sizes.items())
     lost.append(f"the sizes at which images are evaluated: give {options}")
   files.write_torch(where, {"teacher": arrays} if format_name == "teacher" else arrays)
-  if backbone["heads"] * state_dicts.HEAD_WIDTH != backbone["width"]:
+  told = rotary or backbone["heads"] * state_dicts.HEAD_WIDTH == backbone["width"]
+  if not told:
     lost.append(f"heads={backbone['heads']}: give --heads when it is read again")
   by_name = usual | dinov3.statistics(where.name)
   if any(backbone[name] != by_name[name] for name in model.CHANNELS):

@@ -85,6 +85,21 @@ def check_config(config: dict, backbone: dict, path: str) -> None:
       )
 
 
+def stored_heads(metadata: dict, config: dict, path: str) -> int | None:
+  """The number of attention heads that a file stores, if it does."""
+  ours, theirs = "dinojax_heads", "num_attention_heads"
+  found = {
+    json_objects.whole_number(metadata.get(ours), ours, f"{path}: its metadata"),
+    json_objects.whole_number(config.get(theirs), theirs, f"{path}/config.json"),
+  } - {None}
+  if len(found) > 1:
+    raise errors.UserError(
+      f"{path} has {theirs}={config[theirs]} in its config.json, and"
+      f" {ours}={metadata[ours]} in the metadata of its weights; change the first"
+    )
+  return next(iter(found), None)
+
+
 def stored_fields(metadata: dict, config: dict, backbone: dict) -> dict:
   """Fields of an architecture that arrays do not show, where a file stores them.
 
