@@ -16,7 +16,7 @@ FIELDS = {
   "config.compiler_options": "cpu gpu tpu",
   "config.mesh": "data fsdp",
   "config.pictures": "every",
-  "config.checkpoint": "every keep_last keep_best",
+  "config.checkpoint": "every keep_last keep_best keep_steps",
   "config.init": "backbone run",
   "config.gram": "teacher refresh_steps crop_size",
   "config.backbone": "patch_size pos_grid width depth heads ffn registers pool"

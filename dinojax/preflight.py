@@ -29,6 +29,7 @@ def check(config, *, devices: int | None) -> None:
       raise errors.UserError(f"{path}={value} must be at least {least}")
   _check_ranges(config)
   _check_shapes(config)
+  _check_kept(config)
   _check_crops(config)
   _check_start(config)
   if devices is not None:
@@ -149,6 +150,16 @@ def _check_ranges(config):
       f" config.checkpoint.every={every}, so that the best checkpoint is a saved one;"
       f" try {-(-config.knn.every // every) * every}"
     )
+
+
+def _check_kept(config):
+  every = config.checkpoint.every
+  for step in config.checkpoint.keep_steps:
+    if type(step) is not int or step < 1 or step % every:
+      raise errors.UserError(
+        f"config.checkpoint.keep_steps={tuple(config.checkpoint.keep_steps)} must be"
+        f" multiples of config.checkpoint.every={every}: no other step is saved"
+      )
 
 
 def _check_crops(config):

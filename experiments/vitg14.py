@@ -55,7 +55,8 @@ def get_config():
   # be restarted. The first step may take half an hour more. 0: it waits for ever.
   config.hang_minutes = 30.0
   # A save costs seconds, a lost step costs 128 chips: 5,000 steps are under an hour.
-  config.checkpoint = dict(every=5_000, keep_last=3, keep_best=1)
+  # The last and the best by k-NN stay, and those of `keep_steps`, for a Gram teacher.
+  config.checkpoint = dict(every=5_000, keep_last=3, keep_best=1, keep_steps=())
   # Resume a run with another total_steps, and schedules of that length.
   config.extend = False
 

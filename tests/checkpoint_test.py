@@ -185,6 +185,15 @@ def test_the_last_are_kept_and_the_best_besides(tmp_path):
   assert steps_on_disk(tmp_path) == [6, 10]
 
 
+def test_named_steps_are_kept_whatever_comes_later(tmp_path):
+  options = dict(every=1, keep_last=1, keep_best=0, keep_steps=(2, 5))
+  run = checkpoint.Checkpoints(str(tmp_path), **options)
+  for step in range(1, 8):
+    run.save(step, make_state(step), record_of(step))
+  run.close()
+  assert steps_on_disk(tmp_path) == [2, 5, 7]
+
+
 def test_an_unreadable_record_hides_the_rating_and_nothing_else(tmp_path):
   run = open_run(tmp_path, every=1, keep_last=2, keep_best=1)
   for step in (1, 2):

@@ -7,6 +7,7 @@ import pytest
 from dinojax import config_fields, errors, preflight
 from experiments import vitg14
 
+GRAM = {"gram.teacher": "runs/a@5000", "schedules.gram_weight.final": 2.0}
 ERRORS = [
   # What is set, on how many devices, and the whole message.
   (
@@ -22,6 +23,60 @@ ERRORS = [
     " devices times config.accumulation=1); try 64, or config.group_size=4",
   ),
   ({"accumulation": 0}, 1, "config.accumulation=0 must be at least 1"),
+  (
+    {"checkpoint.keep_steps": (5_000, 7_000)},
+    1,
+    "config.checkpoint.keep_steps=(5000, 7000) must be multiples of"
+    " config.checkpoint.every=5000: no other step is saved",
+  ),
+  (
+    {"init.backbone": "a.pth", "init.run": "runs/b"},
+    1,
+    "config.init.backbone=a.pth and config.init.run=runs/b exclude each other; name"
+    " one",
+  ),
+  (
+    {"schedules.gram_weight.final": 2.0},
+    1,
+    "config.schedules.gram_weight.final=2.0 needs a Gram teacher; set"
+    " config.gram.teacher=RUN@STEP, or a file of weights",
+  ),
+  (
+    {"gram.teacher": "runs/a@5000"},
+    1,
+    "config.gram.teacher=runs/a@5000 without weight changes nothing; set"
+    " config.schedules.gram_weight.final, for example to 2.0",
+  ),
+  (
+    GRAM | {"gram.refresh_steps": (20, 10)},
+    1,
+    "config.gram.refresh_steps=(20, 10) must be rising steps above 0, with a"
+    " config.gram.teacher",
+  ),
+  (
+    {"gram.refresh_steps": (10,)},
+    1,
+    "config.gram.refresh_steps=(10,) must be rising steps above 0, with a"
+    " config.gram.teacher",
+  ),
+  (
+    GRAM | {"gram.crop_size": 112},
+    1,
+    "config.gram.crop_size=112 must be 0, or a multiple of"
+    " config.backbone.patch_size=14 from config.augment.global1.size=224 on, with a"
+    " config.gram.teacher; try 448",
+  ),
+  (
+    {"backbone.positions": "rope", "backbone.heads": 256},
+    1,
+    "config.backbone.heads=256 gives each 6 channels; rotary positions"
+    " (config.backbone.positions=rope) need a multiple of 4",
+  ),
+  (
+    {"backbone.norm_eps": 0.0},
+    1,
+    "config.backbone.norm_eps=0.0 must be within (0, 0.1]",
+  ),
   (
     {"accumulation": 3, "data.batch_size": 64},
     2,

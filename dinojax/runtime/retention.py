@@ -1,18 +1,19 @@
-"""Retention of checkpoints: the last ones, and the best by k-NN accuracy."""
+"""Retention of checkpoints: the last, the best by k-NN, and those that are named."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 
 class KeepLastAndBest:
-  """Orbax's preservation policy for the last checkpoints and the best by k-NN top-1.
+  """Orbax's preservation policy: the last, the best by k-NN top-1, and given steps.
 
   Orbax's own ranking reads a metrics file per checkpoint at start-up and gives up when
   one is damaged; this one ranks by what the readable records say.
   """
 
-  def __init__(self, keep_last: int, keep_best: int):
-    """keep_last, keep_best: of `config.checkpoint`."""
+  def __init__(self, keep_last: int, keep_best: int, keep_steps: Collection[int]):
+    """keep_last, keep_best, keep_steps: of `config.checkpoint`."""
     self._keep_last, self._keep_best = keep_last, keep_best
+    self._keep_steps = frozenset(keep_steps)
     self._top1: dict[int, float] = {}
 
   def note(self, step: int, metrics: dict[str, float] | None) -> None:
@@ -26,4 +27,5 @@ class KeepLastAndBest:
     steps = [checkpoint.step for checkpoint in checkpoints]
     rank = {step: (self._top1[step], step) for step in steps if step in self._top1}
     best = sorted(rank, key=rank.get, reverse=True)[: self._keep_best]
-    return [step in best or step in steps[-self._keep_last :] for step in steps]
+    kept = {*best, *steps[-self._keep_last :], *self._keep_steps}
+    return [step in kept for step in steps]

@@ -6,7 +6,7 @@ import shutil
 
 import pytest
 
-from dinojax import errors
+from dinojax import config_fields, errors
 from dinojax.runtime import workdir
 from experiments import vitg14
 
@@ -106,6 +106,39 @@ def test_a_run_of_another_length_is_refused_with_the_way_to_extend_it(tmp_path):
     config.backbone.depth = 41
   with pytest.raises(errors.UserError, match=r"config\.backbone\.depth: 40 in the"):
     workdir.Workdir(config, ["f"]).check(record)
+
+
+def test_a_gram_stage_begins_by_extending_a_run_and_keeps_its_teacher(tmp_path):
+  config = vitg14.get_config()
+  record = {"step": 9, "config": config.to_dict(), "data_fingerprint": ["f"]}
+  with config.unlocked():
+    config.workdir = str(tmp_path)
+    config.gram.update(teacher="runs/a@5", refresh_steps=(20,))
+  with pytest.raises(errors.UserError, match=r"longer, add --config\.extend=True"):
+    workdir.Workdir(config, ["f"]).check(record)
+  config.extend = True
+  workdir.Workdir(config, ["f"]).check(record)
+  begun = {**record, "config": config.to_dict()}
+  config.gram.refresh_steps = (20, 30)
+  workdir.Workdir(config, ["f"]).check(begun)
+  config.gram.teacher = "runs/b@5"
+  with pytest.raises(errors.UserError, match=r"gram\.teacher: runs/a@5 in the workdir"):
+    workdir.Workdir(config, ["f"]).check(begun)
+
+
+def test_a_run_of_an_earlier_version_is_the_same_run_with_todays_fields(tmp_path):
+  config = vitg14.get_config()
+  config.workdir = str(tmp_path)
+  older = config.to_dict()
+  for path in config_fields.ADDED:
+    *groups, name = path.split(".")[1:]
+    group = older
+    for part in groups:
+      group = group[part]
+    del group[name]
+  assert "gram" not in older and "positions" not in older["backbone"]
+  record = {"step": 9, "config": older, "data_fingerprint": ["f"]}
+  workdir.Workdir(config, ["f"]).check(record)
 
 
 def test_a_run_is_not_extended_to_fewer_steps_than_it_has(tmp_path):

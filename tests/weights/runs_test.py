@@ -295,3 +295,62 @@ def test_weights_of_another_grid_are_resized_and_of_another_depth_refused(run):
     errors.UserError, match=r"depth=3 there and .*depth=5; ffn=swiglu"
   ):
     started_from(str(workdir), states[3], changed)
+
+
+def named(config, path, value):
+  changed = config.copy_and_resolve_references()
+  group, _, name = path.rpartition(".")
+  with changed.unlocked():
+    changed[group][name] = value
+  return changed
+
+
+def test_a_run_starts_from_the_teacher_and_the_heads_of_another(run):
+  workdir, states, config = run
+  before, abstract = random_state(config, seed=0)
+  state = start.from_weights(before, named(config, "init.run", f"{workdir}@3"))
+  for tree in (state.student, state.teacher):
+    jax.tree.map(np.testing.assert_array_equal, tree, states[3].teacher)
+  jax.tree.map(np.testing.assert_array_equal, state.opt_state, before.opt_state)
+  assert jax.tree.map(lambda x: x.sharding, state) == jax.tree.map(
+    lambda x: x.sharding, abstract
+  )
+
+
+def test_a_run_with_other_heads_is_refused_by_their_names(run):
+  workdir, _, config = run
+  other = config.copy_and_resolve_references()
+  with other.unlocked():
+    other.heads.dino.prototypes = 40
+  before, _ = random_state(other, seed=0)
+  with pytest.raises(errors.UserError, match=r"config.init.run: .*dino_head.*v is \["):
+    start.from_weights(before, named(other, "init.run", str(workdir)))
+  with other.unlocked():
+    del other.heads.ibot
+  before, _ = random_state(other, seed=0)
+  with pytest.raises(errors.UserError, match=r"ibot_head.* left over.*config.heads"):
+    start.from_weights(before, named(other, "init.run", str(workdir)))
+
+
+def test_the_gram_teacher_is_that_of_the_step_that_is_named(run):
+  workdir, states, config = run
+  before, _ = random_state(config, seed=0)
+  assert start.with_gram_teacher(before, config) is before
+  state = start.with_gram_teacher(before, named(config, "gram.teacher", f"{workdir}@3"))
+  wanted = before.replace(gram_teacher=states[3].teacher["backbone"])
+  jax.tree.map(np.testing.assert_array_equal, state, wanted)
+
+
+@pytest.mark.parametrize(
+  "name, message",
+  [
+    ("nowhere", "config.gram.teacher: nowhere does not exist; give a run's workdir"),
+    ("{run}@5", "config.gram.teacher: .* has no checkpoint of step 5, only \\[3, 7\\]"),
+  ],
+)
+def test_a_gram_teacher_that_is_not_there_is_refused(run, name, message):
+  workdir, _, config = run
+  before, _ = random_state(config, seed=0)
+  config = named(config, "gram.teacher", name.format(run=workdir))
+  with pytest.raises(errors.UserError, match=message):
+    start.with_gram_teacher(before, config)
