@@ -31,29 +31,19 @@ RECORD = dict(step=int, config=dict, checksums=dict, data_fingerprint=(list, str
 class Checkpoints:
   """The checkpoints of one run. All processes make every call together."""
 
-  def __init__(
-    self,
-    workdir: str,
-    *,
-    every: int,
-    keep_last: int,
-    keep_best: int,
-    keep_steps: Collection[int] = (),
-  ):
+  def __init__(self, workdir: str, *, every: int, **kept: Any):
     """Opens WORKDIR/checkpoints; clears away what an interrupted save left there.
 
     Args:
       workdir: of the run; exists and can be written to.
       every: steps between checkpoints.
-      keep_last: how many of the newest to keep, at least 1.
-      keep_best: how many of the best by k-NN top-1 to keep besides.
-      keep_steps: steps to keep besides.
+      **kept: which to keep, of `retention.KeepLastAndBest`.
     """
     orbax_errors.mute_orbax()
     self.directory = epath.Path(workdir).resolve() / "checkpoints"
     self._every = every
     self._writing: int | None = None
-    self._policy = retention.KeepLastAndBest(keep_last, keep_best, keep_steps)
+    self._policy = retention.KeepLastAndBest(**kept)
     self._last_whole: int | None = None  # newest checkpoint that is complete
     with self._failing_in_one_line():
       self._open()

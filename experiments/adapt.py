@@ -4,7 +4,7 @@ Source:    the recipe of vits16_dinov3.py from released weights, with a small le
            rate, smaller heads, and Gram anchoring to the weights that it starts from.
 Data:      --config.data.sources=folder:PHOTOS, 1,000 to 1 M images.
 Weights:   --config.init.backbone=PATH, of a ViT-S/16: the .pth, or its Hugging Face
-           folder. They are the Gram teacher, too, unless config.gram.teacher is another.
+           folder. They are the Gram teacher, too, unless config.gram names another.
 Hardware:  one GPU.
 
 The heads start from noise, since no released file has any: the loss falls for long

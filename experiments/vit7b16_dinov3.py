@@ -26,6 +26,7 @@ def get_config():
   config = vitg14.get_config()
   with config.unlocked():
     config.workdir = "runs/vit7b16_dinov3"
+    config.checkpoint.keep_steps = (200_000,)  # for vit7b16_gram.py
     config.mesh.fsdp = 32  # whole axes of a slice of 8x8x4, which 16 are not
     config.backbone.update(
       patch_size=16,

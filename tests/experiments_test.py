@@ -20,7 +20,12 @@ NAMES = sorted(
 )
 # Devices of the headers; the others run on one.
 DEVICES = {"vitg14": 128, "vitg14_dinov2": 128, "vitl14": 32, "vitb14": 8, "vits14": 8}
-DEVICES |= {"vit7b16_dinov3": 256, "vitl16_dinov3": 32, "vits16_dinov3": 8}
+DEVICES |= {
+  "vit7b16_gram": 256,
+  "vit7b16_dinov3": 256,
+  "vitl16_dinov3": 32,
+  "vits16_dinov3": 8,
+}
 # At 224 pixels: the published sizes at 518 less 37^2 - 16^2 positions. Of DINOv3, which
 # has no positions to learn, the arrays of the released .pth files.
 BACKBONE = {
@@ -32,6 +37,8 @@ BACKBONE = {
   "vit7b16_dinov3": 6_716_043_264,
   "vitl16_dinov3": 303_154_176,
   "vits16_dinov3": 21_601_152,
+  "vit7b16_gram": 6_716_043_264,
+  "adapt": 21_601_152,
 }
 STUDENT = {
   "vitg14": 1_234_919_040,
@@ -129,6 +136,21 @@ DINOV3 = {
     "augment.local.size": 96,
     "augment.local.flip_prob": 0.5,
   },
+}
+DINOV3["vit7b16_gram"] = DINOV3["vit7b16_dinov3"] | {
+  "total_steps": 1_200_000,
+  "schedules.learning_rate": dict(
+    peak=2.4e-4, final=2.4e-4, warmup_steps=100_000, warmup="linear"
+  ),
+  "schedules.teacher_momentum": dict(start=0.999, final=0.999),
+  "schedules.gram_weight": dict(
+    start=0.0, final=2.0, first_step=1_000_000, steps=1_000
+  ),
+  "schedules.local_weight": dict(
+    start=1.0, final=0.5, first_step=1_000_000, steps=1_000
+  ),
+  "gram.refresh_steps": (1_010_000, 1_020_000, 1_030_000),
+  "gram.crop_size": 512,
 }
 DINOV3["vits16_dinov3"] = DINOV3["vitl16_dinov3"] | {"backbone.drop_path": 0.1}
 
@@ -292,9 +314,11 @@ def test_experiments_are_locked_against_unknown_fields(name):
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_experiments_have_workdirs_of_their_own(name):
-  others = {get_config(other).workdir for other in NAMES if other != name}
-  assert get_config(name).workdir not in others
+def test_experiments_have_workdirs_of_their_own_and_stages_that_of_their_run(name):
+  folders = [get_config(other).workdir for other in NAMES]
+  stages = {get_config(other).workdir for other in NAMES if get_config(other).extend}
+  folder = get_config(name).workdir
+  assert folders.count(folder) == 1 + (folder in stages)
 
 
 def test_ranges_of_one_kind_of_crop_change_no_other_kind():

@@ -10,8 +10,16 @@ class KeepLastAndBest:
   one is damaged; this one ranks by what the readable records say.
   """
 
-  def __init__(self, keep_last: int, keep_best: int, keep_steps: Collection[int]):
-    """keep_last, keep_best, keep_steps: of `config.checkpoint`."""
+  def __init__(
+    self, *, keep_last: int, keep_best: int, keep_steps: Collection[int] = ()
+  ):
+    """See `config.checkpoint`.
+
+    Args:
+      keep_last: how many of the newest to keep, at least 1.
+      keep_best: how many of the best by k-NN top-1 to keep besides.
+      keep_steps: steps to keep besides.
+    """
     self._keep_last, self._keep_best = keep_last, keep_best
     self._keep_steps = frozenset(keep_steps)
     self._top1: dict[int, float] = {}
