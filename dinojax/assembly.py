@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import jax
 from jax.sharding import Mesh
 
-from dinojax import dino, optimizer, schedules, sharding, start
+from dinojax import dino, optimizer, resolutions, schedules, sharding, start
 from dinojax.data import train_batches
 from dinojax.networks import heads, vit
 
@@ -21,8 +21,8 @@ class Assembly(NamedTuple):
   complete: a restored state -> the same with the Gram teacher that config.gram names,
     if the checkpoint is of a stage without one.
   train_step: jitted (state, batch, key) -> (state, scalars); donates its state.
-  abstract_state, abstract_batch, abstract_key: shapes, dtypes and shardings of the
-    arguments of `train_step`.
+  abstract_state, abstract_batches, abstract_key: shapes, dtypes and shardings of the
+    arguments of `train_step`; a batch for each row of `resolutions.configs`.
   image_feature: jitted (teacher, uint8 [B, S, S, 3]) -> frozen features [B, D].
   """
 
@@ -32,14 +32,14 @@ class Assembly(NamedTuple):
   complete: Callable
   train_step: Callable
   abstract_state: Any
-  abstract_batch: dict
+  abstract_batches: list[dict]
   abstract_key: Any
   image_feature: Callable
 
-  def lower_step(self) -> jax.stages.Lowered:
-    """The traced `train_step`, which needs neither a state nor a batch for it."""
-    arguments = self.abstract_state, self.abstract_batch, self.abstract_key
-    return self.train_step.lower(*arguments)
+  def lower_step(self, row: int = 0) -> jax.stages.Lowered:
+    """The traced `train_step` of a row, which needs neither a state nor a batch."""
+    batch = self.abstract_batches[row]
+    return self.train_step.lower(self.abstract_state, batch, self.abstract_key)
 
 
 def assemble(config, mesh: Mesh) -> Assembly:
@@ -87,10 +87,13 @@ def assemble(config, mesh: Mesh) -> Assembly:
       compiler_options=dict(config.compiler_options.get(platform, {})),
     ),
     abstract_state=jax.tree.map(sharded, state, by_state),
-    abstract_batch={
-      name: jax.ShapeDtypeStruct(shape, kind, sharding=by_batch)
-      for name, (shape, kind) in train_batches.batch_shapes(config).items()
-    },
+    abstract_batches=[
+      {
+        name: jax.ShapeDtypeStruct(shape, kind, sharding=by_batch)
+        for name, (shape, kind) in train_batches.batch_shapes(row).items()
+      }
+      for row in resolutions.configs(config)
+    ],
     abstract_key=sharded(key, replicated),
     image_feature=jax.jit(functools.partial(image_feature, nets)),
   )

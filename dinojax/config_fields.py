@@ -12,7 +12,7 @@ FIELDS = {
   "config": "workdir mesh remat unroll attention compiler_options compilation_cache"
   " accumulation workers log_every loggers pictures hang_minutes checkpoint extend seed"
   " group_size init backbone heads losses masking total_steps schedules optimizer data"
-  " augment gram knn alarm_window",
+  " augment resolutions gram knn alarm_window",
   "config.compiler_options": "cpu gpu tpu",
   "config.mesh": "data fsdp",
   "config.pictures": "every",
@@ -114,6 +114,7 @@ ADDED = {
   "config.backbone.std": (0.229, 0.224, 0.225),
   "config.init.run": "",
   "config.gram": dict(teacher="", refresh_steps=(), crop_size=0),
+  "config.resolutions": (),
   "config.backbone.positions": "learned",
   "config.backbone.ffn_width": 0,
   "config.backbone.norm_eps": 1e-6,

@@ -6,7 +6,7 @@ from typing import Any
 import jax
 from jax.sharding import Mesh
 
-from dinojax import config_fields, preflight, schedules
+from dinojax import config_fields, preflight, resolutions, schedules
 from dinojax.data import mixture
 from dinojax.evals import knn
 from dinojax.reporting import console
@@ -70,6 +70,9 @@ def introduce(
       console.say(f"the Gram teacher is that of {config.gram.teacher}")
     if jax.default_backend() == "cpu" and config.backbone.dtype == "bfloat16":
       console.say("CPUs emulate bfloat16: --config.backbone.dtype=float32 is faster")
+    if config.resolutions:
+      about["resolutions"] = resolutions.describe(config)
+      console.say("\n".join(about["resolutions"]))
     console.say("the first step waits for the compiler")
   if record and (line := describe_extension(record["config"], config, start)):
     console.say(line)

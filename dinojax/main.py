@@ -8,6 +8,7 @@ checkpoint in config.workdir; Ctrl-C and SIGTERM save before they end a run.
 """
 
 import contextlib
+import functools
 
 import jax
 from absl import flags
@@ -19,6 +20,7 @@ from dinojax import (
   introduction,
   losses,
   preflight,
+  resolutions,
   sharding,
 )
 from dinojax.commands import cli
@@ -88,14 +90,19 @@ def train(config) -> None:
     if start < end:
       batches = feed.Feed(config, data, mesh=mesh, start_step=start)
       stack.callback(batches.close)
-      train_step = run.lower_step().compile()
+      shares = resolutions.shares(config)
+      row_of = functools.partial(resolutions.row_of, seed=config.seed, shares=shares)
+      train_steps = []  # all before the first step, which shows whether memory suffices
+      for row in range(len(shares)):
+        train_steps.append(run.lower_step(row).compile())
+        watch.progress()
     for step in range(start + 1, end + 1):
       with log.waiting():
         batch = stop.next(batches)
       if batch is None:
         step -= 1  # saved as it is: a signal has come, and no data
       else:
-        state, scalars = train_step(state, batch, step_key)
+        state, scalars = train_steps[row_of(step - 1)](state, batch, step_key)
         log.step(step, scalars, batches.images_per_second())
         watch.step_done()
         pictures.write(step, state.teacher, log)

@@ -8,7 +8,8 @@ slices by name (v5e:8x16, v5p:4x4x8, v6e:8x16 have 128 chips), with --slices=2 f
 of them. Without --topology the plan is for the devices of this machine. Nothing runs
 but the compiler, some minutes for a large model; the config can be overridden as in
 training. With --sample=SOURCE of images like the run's, the input is timed on this
-machine, and the plan lists how many cores a host needs.
+machine, and the plan lists how many cores a host needs. A run of several resolutions
+(config.resolutions) has a plan for each row, and one line for their mean.
 """
 
 import math
@@ -18,7 +19,7 @@ import time
 import jax
 from absl import flags
 
-from dinojax import assembly, durable, errors, preflight, sharding
+from dinojax import assembly, durable, errors, preflight, resolutions, sharding
 from dinojax.commands import cli
 from dinojax.networks import blocks
 from dinojax.planning import chips, costs, hlo, input_plan, memory, text, topology
@@ -40,7 +41,7 @@ def make_plan(config, devices, *, step_only: bool = False) -> dict:
   """Compiles the step and reads off the program what it costs, per step.
 
   Args:
-    config: of the run.
+    config: of the run, of one resolution.
     devices: of the run; they need not be there.
     step_only: leaves out the memory of what a run compiles besides its step.
 
@@ -109,6 +110,20 @@ def make_plan(config, devices, *, step_only: bool = False) -> dict:
   return plan
 
 
+def of_rows(plans: list[dict], shares: list[float], total_steps: int) -> dict:
+  """The plan of a run of several resolutions, from one of each and their shares."""
+  plan = {
+    "rows": plans,
+    "shares": shares,
+    "fits": all(row["fits"] for row in plans),
+    "peak_bytes": max(row["peak_bytes"] for row in plans),
+  }
+  if all("seconds" in row for row in plans):
+    step = sum(share * row["seconds"] for share, row in zip(shares, plans, strict=True))
+    plan |= {"seconds": step, "days": total_steps * step / 86_400}
+  return plan
+
+
 def search(config, devices) -> list[dict]:
   """Plans remat policies, then mesh splits, then scan settings; the best one first.
 
@@ -140,6 +155,16 @@ def rank(plan: dict) -> tuple:
   return not plan["fits"], slow, plan["peak_bytes"]
 
 
+def plan_and_print(config, devices) -> dict:
+  """The plan of a config of one resolution, with its input."""
+  measured = input_plan.measure(config, SAMPLE.value) if SAMPLE.value else None
+  plan = make_plan(config, devices)
+  hosts = len({device.process_index for device in devices})
+  plan["input"] = input_plan.needs(config, plan, hosts=hosts, measured=measured)
+  print(text.table(plan), text.lines(input_plan.rows(plan["input"])), sep="\n")
+  return plan
+
+
 def main(_) -> None:
   """Prints the plan, or the ranking of the search."""
   config = cli.CONFIG.value
@@ -152,15 +177,21 @@ def main(_) -> None:
     devices = jax.devices()
   for_what = f"{len(devices)} x {devices[0].device_kind}"
   console.say(f"compiling for {for_what}: some minutes, for a large model")
+  preflight.check(config, devices=len(devices))
+  rows = resolutions.configs(config)
   if SEARCH.value:
-    result = search(config, devices)
+    result = search(max(rows, key=costs.model_flops), devices)
     print(text.ranking(result))
+  elif config.resolutions:
+    plans = []
+    for line, row in zip(resolutions.describe(config), rows, strict=True):
+      print(line)
+      plans.append(plan_and_print(row, devices))
+      print()
+    result = of_rows(plans, resolutions.shares(config), config.total_steps)
+    print(text.lines(text.mean_of_rows(result)))
   else:
-    measured = input_plan.measure(config, SAMPLE.value) if SAMPLE.value else None
-    result = make_plan(config, devices)
-    hosts = len({device.process_index for device in devices})
-    result["input"] = input_plan.needs(config, result, hosts=hosts, measured=measured)
-    print(text.table(result), text.lines(input_plan.rows(result["input"])), sep="\n")
+    result = plan_and_print(config, devices)
   if JSON.value:
     durable.write_json(JSON.value, result, flag="--json")
 

@@ -7,7 +7,7 @@ Every error names the field, its value, the limit and the way out.
 import difflib
 import math
 
-from dinojax import config_fields, errors
+from dinojax import config_fields, errors, resolutions
 
 
 def check(config, *, devices: int | None) -> None:
@@ -32,6 +32,7 @@ def check(config, *, devices: int | None) -> None:
   _check_kept(config)
   _check_crops(config)
   _check_start(config)
+  resolutions.check(config)
   if devices is not None:
     _check_batches(config, devices)
 

@@ -191,6 +191,10 @@ def get_config():
     ),
     num_local=8,
   )
+  # Several resolutions (DINOv3): rows of dict(share=, global_size=, local_size=,
+  # gram_size=), of which each step draws one, as in vitl16_highres.py. Shares add up to
+  # 1; the first row has the sizes above and gram.crop_size. (): these sizes alone.
+  config.resolutions = ()
 
   # 5. Evaluation: k-NN on frozen teacher features.
   config.knn = dict(

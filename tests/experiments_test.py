@@ -26,6 +26,7 @@ DEVICES |= {
   "vitl16_dinov3": 32,
   "vits16_dinov3": 8,
 }
+DEVICES |= {"vitl16_highres": 32}
 # At 224 pixels: the published sizes at 518 less 37^2 - 16^2 positions. Of DINOv3, which
 # has no positions to learn, the arrays of the released .pth files.
 BACKBONE = {
@@ -36,6 +37,7 @@ BACKBONE = {
   "vits14": 22_056_576 - (37**2 - 16**2) * 384,
   "vit7b16_dinov3": 6_716_043_264,
   "vitl16_dinov3": 303_154_176,
+  "vitl16_highres": 303_154_176,
   "vits16_dinov3": 21_601_152,
   "vit7b16_gram": 6_716_043_264,
   "adapt": 21_601_152,
@@ -45,6 +47,7 @@ STUDENT = {
   "vitg14_dinov2": 1_234_919_040,
   "vit7b16_dinov3": 6_716_043_264 + 239_092_224 + 72_884_608,
   "vitl16_dinov3": 303_154_176 + 2 * 23_597_312,
+  "vitl16_highres": 303_154_176 + 2 * 23_597_312,
 }
 # Recipes as the tables give them; images see 2 global and 8 local crops in each.
 RECIPES = {
@@ -152,6 +155,22 @@ DINOV3["vit7b16_gram"] = DINOV3["vit7b16_dinov3"] | {
   "gram.refresh_steps": (1_010_000, 1_020_000, 1_030_000),
   "gram.crop_size": 512,
 }
+DINOV3["vitl16_highres"] = DINOV3["vitl16_dinov3"] | {
+  "total_steps": 30_000,
+  "group_size": 16,
+  "schedules.learning_rate": dict(
+    peak=5e-5 * 2**0.5, final=5e-5 * 2**0.5, warmup_steps=10_000, warmup="cosine"
+  ),
+  "schedules.weight_decay": dict(start=0.04, final=0.04),
+  "schedules.teacher_momentum": dict(start=0.999, final=0.999),
+  "schedules.teacher_temp": dict(start=0.07, final=0.07, warmup_steps=0),
+  "schedules.local_weight": dict(start=0.5, final=0.5, first_step=0, steps=0),
+  "schedules.gram_weight": dict(start=1.5, final=1.5, first_step=0, steps=0),
+  "optimizer.freeze_prototypes_steps": 0,
+  "gram.refresh_steps": (),
+  "augment.global1.size": 512,
+  "augment.local.size": 112,
+}
 DINOV3["vits16_dinov3"] = DINOV3["vitl16_dinov3"] | {"backbone.drop_path": 0.1}
 
 
@@ -220,6 +239,8 @@ def test_every_experiment_has_its_number_of_parameters_and_traces_to_a_step(name
     "masked_indices": ((b // g, slots), np.int32),
     "masked_weights": ((b // g, slots), np.float32),
   }
+  if gram := config.gram.crop_size:
+    shapes["gram_crops"] = ((b, 2, gram, gram, 3), np.uint8)
   plan = schedules.make_schedules(**config.schedules, total_steps=config.total_steps)
   step = functools.partial(
     dino.train_step, nets=nets, tx=tx, schedules=plan, cfg=config
@@ -301,6 +322,13 @@ def test_the_recipes_of_dinov3_hold_the_values_of_the_method(name):
       assert found == {k: pytest.approx(v) for k, v in value.items()}, path
     else:
       assert found == pytest.approx(value), path
+
+
+def test_the_high_resolution_stage_starts_from_the_run_that_it_continues():
+  before, config = (get_config(f"vitl16_{name}") for name in ("dinov3", "highres"))
+  assert config.init.run == config.gram.teacher == before.workdir
+  for group in ("backbone", "heads"):
+    assert config[group].to_dict() == before[group].to_dict()
 
 
 @pytest.mark.parametrize("name", NAMES)

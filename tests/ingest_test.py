@@ -125,8 +125,11 @@ def read(source, workers):
         seed=0,
         batch_size=2 * GROUPS,
         group_size=2,
-        multi_crop=pictures.corners,
-        masks=dict(views=2, grid=4, ratio_min=0.1, ratio_max=0.5),
+        rows=[
+          train_batches.Row(
+            pictures.corners, dict(views=2, grid=4, ratio_min=0.1, ratio_max=0.5)
+          )
+        ],
         groups=range(host * share, (host + 1) * share),
         workers=count,
         start_step=0,

@@ -26,7 +26,7 @@ MAY_LAUNCH = {
 # imports from lower floors, and from its own room. All verbs are on the top floor.
 FLOORS = (
   "errors",
-  "config_fields durable",
+  "config_fields durable resolutions",
   "preflight",
   "reporting",
   "pages runtime sharding",

@@ -15,7 +15,7 @@ import time
 import children
 import pytest
 
-from dinojax import errors, main
+from dinojax import errors, main, resolutions
 from experiments import quickstart
 
 pytestmark = pytest.mark.process
@@ -124,6 +124,31 @@ def test_after_kill_9_the_same_command_repeats_the_run_bit_by_bit(whole_run, tmp
   assert programs == sorted(tmp_path.glob("programs/compiled/*/jit_train_step-*"))
   assert int(re.search(r"step (\d+) of 40", output)[1]) >= 4
   assert logged(killed) == logged(whole_run)
+
+
+def test_a_high_resolution_stage_continues_a_run_and_resumes_bit_by_bit(
+  whole_run, tmp_path
+):
+  rows = (
+    dict(share=0.5, global_size=16, local_size=12, gram_size=24),
+    dict(share=0.5, global_size=24, local_size=8, gram_size=0),
+  )
+  stage = (f"init.run={whole_run}", f"gram.teacher={whole_run}", "gram.crop_size=24")
+  stage += ("schedules.gram_weight.final=1.5", "schedules.gram_weight.start=1.5")
+  stage += (f"resolutions={rows}", "total_steps=8", "checkpoint.every=4")
+  first, again = tmp_path / "first", tmp_path / "again"
+  output = finish(start(first, *stage))
+  assert f"student and teacher start from {whole_run}\n" in output
+  assert "0.5 of the steps: crops of 16 and 12, Gram of 24 pixels\n" in output
+  shutil.copytree(first, again)
+  shutil.rmtree(again / "checkpoints" / "8")
+  assert "step 4 of 8" in finish(start(again, *stage))
+  # Steps 5 to 8 have both rows, as the first four do.
+  assert len({resolutions.row_of(k, seed=0, shares=[0.5, 0.5]) for k in (4, 5)}) == 2
+  assert logged(again) == logged(first)
+  records = [path / "checkpoints/8/record/metadata" for path in (first, again)]
+  there, here = (json.loads(path.read_text())["checksums"] for path in records)
+  assert there and there == here
 
 
 def wait_for(path, process):

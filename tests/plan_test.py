@@ -5,12 +5,15 @@ import pathlib
 import re
 import subprocess
 import sys
+import types
 
 import jax
 import pytest
 import tiny
+from absl import flags
 
 from dinojax import losses, plan, sharding
+from dinojax.commands import cli
 from dinojax.networks import blocks
 from dinojax.planning import costs, memory, text, topology
 from experiments import vitg14
@@ -154,6 +157,46 @@ def test_a_search_plans_for_the_devices_of_this_machine_without_times(
   heading, *lines = text.ranking(ranked).splitlines()
   assert "then recomputed FLOPs, since times are not known here" in heading
   assert len(lines) == 2
+
+
+def test_a_run_of_several_resolutions_has_a_plan_for_each_row(capsys, monkeypatch):
+  config = tiny.config()
+  rows = [dict(share=0.25, global_size=56), dict(share=0.75, global_size=84)]
+  config.resolutions = tuple(row | dict(local_size=28, gram_size=0) for row in rows)
+  config.mesh.update(data=1, fsdp=1)
+  monkeypatch.setattr(cli, "CONFIG", types.SimpleNamespace(value=config))
+  monkeypatch.setattr(jax, "devices", lambda: jax.local_devices()[:1])
+  planned = []
+
+  def make_plan(config, devices):
+    planned.append(config.augment.global1.size)
+    sizes = dict(peak_bytes=planned[-1] * 2**30, memory_bytes=2**30)
+    names = dict(devices="1 x cpu", mesh=dict(data=1, fsdp=1), remat="none", slices=1)
+    return dict(fits=False, batch_size=8, missing_bytes=1, **sizes, **names)
+
+  monkeypatch.setattr(plan, "make_plan", make_plan)
+  flags.FLAGS.mark_as_parsed()
+  plan.main(None)
+  assert planned == [56, 84]
+  printed = capsys.readouterr().out
+  for line in (
+    r"^0.25 of the steps: crops of 56 and 28 pixels\nmachine +1 x cpu$",
+    r"^0.75 of the steps: crops of 84 and 28 pixels\nmachine +1 x cpu$",
+    r"^all 2 resolutions: peak memory +84.00 GiB: does not fit$",
+  ):
+    assert re.search(line, printed, re.MULTILINE), printed
+
+
+def test_a_mean_step_weighs_each_row_by_its_share():
+  rows = [dict(fits=True, peak_bytes=8, seconds=1.0)]
+  rows.append(dict(fits=True, peak_bytes=9, seconds=3.0))
+  found = plan.of_rows(rows, [0.25, 0.75], 86_400)
+  assert (found["seconds"], found["days"], found["peak_bytes"]) == (2.5, 2.5, 9)
+  shown = text.lines(text.mean_of_rows(found))
+  assert re.search(r"mean step +2.500 s\n  whole schedule +2.5 days", shown)
+  # The compiler gives up on a row that does not fit, and knows no time.
+  found = plan.of_rows([rows[0], dict(fits=False, peak_bytes=99)], [0.25, 0.75], 9)
+  assert not found["fits"] and "seconds" not in found
 
 
 def test_plans_rank_by_what_fits_then_time_then_memory():

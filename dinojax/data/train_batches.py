@@ -3,17 +3,37 @@
 Grain shuffles, reads, crops, groups and masks in worker processes, ahead of the
 training step. Neither the number of workers, nor that of hosts, nor a restart changes
 a batch, so a checkpoint needs no state of the input.
+
+Where crops have several resolutions there is a whole stream for each row of sizes, and
+step k reads from that of its row. Streams make nothing but what is read, and draw
+alike: batch k is that of a run of its row's sizes alone.
 """
 
 import dataclasses
 import functools
 import logging
 from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 import grain
 import numpy as np
 
+from dinojax import resolutions
 from dinojax.data import augment, bad_records, masking, mixture, prefetch
+
+
+class Row(NamedTuple):
+  """What makes the batches of one resolution.
+
+  multi_crop: picklable (rng, image as its source stores it) -> {"global_crops": uint8
+    [V, S, S, 3], "local_crops": uint8 [L, s, s, 3]}.
+  masks: arguments of `masking.block_masks` besides rng and group_size.
+  share: probability of the row.
+  """
+
+  multi_crop: Callable[[np.random.Generator, bytes | np.ndarray], dict]
+  masks: dict
+  share: float = 1.0
 
 
 def open_batches(
@@ -23,26 +43,34 @@ def open_batches(
   if 0 in groups:  # one process for all
     for line in data.small_sources(config.data.batch_size):
       logging.warning(line)
-  grid = config.augment.global1.size // config.backbone.patch_size
   return stream(
     data,
     seed=config.seed,
     batch_size=config.data.batch_size,
     group_size=config.group_size,
-    multi_crop=augment.make_multi_crop(
-      **config.augment.to_dict(),
-      gram_size=config.gram.crop_size,
-      max_pixels=config.data.max_pixels,
-    ),
-    masks=dict(views=2, grid=grid, **config.masking),
+    rows=list(map(_row, resolutions.configs(config), resolutions.shares(config))),
     groups=groups,
     workers=config.workers,
     start_step=start_step,
   )
 
 
+def _row(config, share: float) -> Row:
+  """The row of a config of one resolution."""
+  grid = config.augment.global1.size // config.backbone.patch_size
+  multi_crop = augment.make_multi_crop(
+    **config.augment.to_dict(),
+    gram_size=config.gram.crop_size,
+    max_pixels=config.data.max_pixels,
+  )
+  return Row(multi_crop, dict(views=2, grid=grid, **config.masking), share)
+
+
 def batch_shapes(config) -> dict[str, tuple[tuple[int, ...], np.dtype]]:
-  """Shape and dtype of each entry of a config's global batch, as the step takes it."""
+  """Shape and dtype of each entry of the global batch, as the step takes it.
+
+  config: of one resolution, see `resolutions.configs`.
+  """
   batch, group_size = config.data.batch_size, config.group_size
   side, local_side = config.augment.global1.size, config.augment.local.size
   grid = side // config.backbone.patch_size
@@ -68,8 +96,7 @@ def stream(
   seed: int,
   batch_size: int,
   group_size: int,
-  multi_crop: Callable[[np.random.Generator, bytes | np.ndarray], dict],
-  masks: dict,
+  rows: Sequence[Row],
   groups: Sequence[int],
   workers: int,
   start_step: int,
@@ -84,9 +111,7 @@ def stream(
     seed: of order, crops and masks.
     batch_size: images of the global batch, a multiple of `group_size`.
     group_size: g, images that share masks.
-    multi_crop: picklable (rng, image as its source stores it) -> {"global_crops":
-      uint8 [V, S, S, 3], "local_crops": uint8 [L, s, s, 3]}.
-    masks: the remaining arguments of `masking.block_masks`.
+    rows: resolutions; each step draws one, see `resolutions.row_of`.
     groups: positions in the global batch, each in range(batch_size // group_size), of
       the groups that this process holds.
     workers: processes; 0 reads in a thread of this one.
@@ -94,7 +119,7 @@ def stream(
 
   Returns:
     Batches, to be closed, of b = len(groups) * g images, in the order of `groups`:
-    the crops of `multi_crop`, such as global_crops uint8 [b, V, S, S, 3],
+    the crops of their row, such as global_crops uint8 [b, V, S, S, 3],
     mask bool [b, V, N], masked_indices int32 [len(groups), U] and masked_weights
     float32 [len(groups), U] (see `masking.block_masks`), bad_records [b], a
     `bad_records.REPORT` of each record: the corrupt ones are substituted.
@@ -102,15 +127,18 @@ def stream(
   Raises:
     errors.UserError: while iterating, if a record and all its substitutes are bad.
   """
-  step_groups = (
+  by_row = [
     data.order(seed)
-    .random_map(_Crops(data, multi_crop))
+    .random_map(_Crops(data, row.multi_crop))
     .batch(group_size)
-    .random_map(_Masks(group_size, masks))
-  )
+    .random_map(_Masks(group_size, row.masks))
+    for row in rows
+  ]
+  shares = tuple(row.share for row in rows)
+  row_of = functools.partial(resolutions.row_of, seed=seed, shares=shares)
   # Sharding comes last: hosts that drew after it would share random numbers.
-  share = _Share(step_groups, tuple(groups), batch_size // group_size)
-  return prefetch.Batches(share[start_step:], workers)
+  steps = _Steps(by_row, row_of, tuple(groups), batch_size // group_size)
+  return prefetch.Batches(steps[start_step:], workers)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -144,19 +172,27 @@ class _Masks:
     }
 
 
-class _Share(grain.MapDataset):
-  """Element k joins those of step k's groups that this process holds."""
+class _Steps(grain.MapDataset):
+  """Element k joins those groups of step k that this process holds, in its row."""
 
-  def __init__(self, parent: grain.MapDataset, groups: tuple[int, ...], per_step: int):
-    super().__init__(parent)
+  def __init__(
+    self,
+    by_row: Sequence[grain.MapDataset],
+    row_of: Callable[[int], int],
+    groups: tuple[int, ...],
+    per_step: int,
+  ):
+    super().__init__(by_row)
+    self._row_of = row_of
     self._groups = groups
     self._per_step = per_step
 
   def __len__(self) -> int:
-    return len(self._parent) // self._per_step
+    return len(self._parents[0]) // self._per_step
 
   def __getitem__(self, index: int | slice) -> dict[str, np.ndarray]:
     if isinstance(index, slice):
       return self.slice(index)
-    parts = [self._parent[index * self._per_step + group] for group in self._groups]
+    row = self._parents[self._row_of(index)]
+    parts = [row[index * self._per_step + group] for group in self._groups]
     return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}

@@ -90,6 +90,19 @@ def _times(plan):
   ]
 
 
+def mean_of_rows(plan: dict) -> list[tuple]:
+  """What the rows of `plan.of_rows` are together."""
+  fits = "" if plan["fits"] else ": does not fit"
+  peak = f"{plan['peak_bytes'] / GIB:.2f} GiB{fits}"
+  rows = [(f"all {len(plan['rows'])} resolutions: peak memory", peak)]
+  if "seconds" in plan:
+    rows += [
+      ("  mean step", f"{plan['seconds']:.3f} s"),
+      ("  whole schedule", f"{plan['days']:.1f} days"),
+    ]
+  return rows
+
+
 def lines(rows: list[tuple]) -> str:
   """(what, value) each, as two columns."""
   return "\n".join(f"{name:36} {value}".rstrip() for name, value in rows)

@@ -142,8 +142,9 @@ def test_every_kind_is_read_alike_by_worker_processes_and_in_this_one(every_kind
       seed=0,
       batch_size=8,
       group_size=2,
-      multi_crop=colours,
-      masks=dict(views=1, grid=4, ratio_min=0.1, ratio_max=0.5),
+      rows=[
+        train_batches.Row(colours, dict(views=1, grid=4, ratio_min=0.1, ratio_max=0.5))
+      ],
       groups=range(4),
       workers=workers,
       start_step=0,

@@ -11,7 +11,7 @@ from absl import flags
 from array_record.python import array_record_module
 from PIL import Image
 
-from dinojax import errors
+from dinojax import errors, resolutions
 from dinojax.data import (
   arrayrecord,
   bad_records,
@@ -37,14 +37,27 @@ def tiny_crops(rng, image):
   return {"global_crops": noise[:2], "local_crops": noise[2:, :1, :1]}
 
 
+def larger_crops(rng, image):
+  """The same of 3 and 2 pixels."""
+  noise = rng.integers(0, 256, (5, 3, 3, 3), np.uint8)
+  noise[..., 0] = images.decode(image)[0, 0, 0]
+  return {"global_crops": noise[:2], "local_crops": noise[2:, :2, :2]}
+
+
+ONE, OTHER = (
+  train_batches.Row(tiny_crops, MASKS),
+  train_batches.Row(larger_crops, MASKS | {"grid": 6}),
+)
+MIXED = [ONE._replace(share=0.5), OTHER._replace(share=0.5)]
+
+
 def train(source, steps=3, **changes):
   """Returns the first batches of a run of 4 groups of 2 images."""
   arguments = dict(
     seed=0,
     batch_size=8,
     group_size=2,
-    multi_crop=tiny_crops,
-    masks=MASKS,
+    rows=[ONE],
     groups=range(4),
     workers=0,
     start_step=0,
@@ -114,6 +127,31 @@ def test_a_restarted_stream_continues_bit_by_bit(start_step):
   numbered.assert_same(
     train(source, 7 - start_step, start_step=start_step), whole[start_step:]
   )
+
+
+def test_a_step_of_several_resolutions_is_that_of_a_run_of_its_row_alone():
+  source = numbered.Numbers(11, bad=(3,))
+  alone = [train(source, 12, rows=[row]) for row in (ONE, OTHER)]
+  drawn = [resolutions.row_of(k, seed=0, shares=[0.5, 0.5]) for k in range(12)]
+  assert {0, 1} == set(drawn[:6]) == set(drawn[6:])
+  expected = [alone[row][step] for step, row in enumerate(drawn)]
+  assert expected[drawn.index(1)]["mask"].shape == (8, 2, 36)
+  numbered.assert_same(train(source, 12, rows=MIXED), expected)
+  numbered.assert_same(train(source, 5, rows=MIXED, start_step=7), expected[7:])
+  for groups in ((0, 1), (2,), (3,)):  # of three hosts
+    images_held = [image for group in groups for image in (2 * group, 2 * group + 1)]
+    share = train(source, 12, rows=MIXED, groups=groups)
+    for batch, whole in zip(share, expected, strict=True):
+      for name, value in batch.items():
+        held = groups if name.startswith("masked_") else images_held
+        np.testing.assert_array_equal(value, whole[name][list(held)])
+
+
+@pytest.mark.process
+def test_batches_of_several_resolutions_do_not_depend_on_the_number_of_workers():
+  source = numbered.Numbers(20)
+  found = train(source, 7, workers=2, rows=MIXED, start_step=2)
+  numbered.assert_same(found, train(source, 9, rows=MIXED)[2:])
 
 
 def test_another_seed_changes_order_crops_and_masks():
