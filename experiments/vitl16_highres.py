@@ -4,7 +4,10 @@ Source:    DINOv3, the 7B high-resolution configuration of the public code: rows
            sizes and their probabilities, steps, weights of the losses, momentum,
            learning rate, weight decay. The network and the rest of the optimiser are
            those of vitl16_dinov3.py, whose patch features still anchor the new ones.
-Hardware:  32 accelerators; a step has 12 times the tokens of vitl16_dinov3.py.
+Hardware:  32 accelerators; an image takes 17 times the FLOPs of vitl16_dinov3.py, by
+           planning.costs.model_flops, as a mean over the rows.
+           Batches ahead take 43 to 112 GiB of each of 8 hosts, by planning.input_plan,
+           as the row is; fewer config.workers take less.
 Expected:  not yet trained.
 
 It starts from the teacher of a finished run, heads included, which is the Gram teacher,
