@@ -6,7 +6,7 @@ average (EMA) of the student, sees the global crops unmasked. Losses of the stud
   DINO   a crop predicts the prototypes that the teacher assigns to the other views;
   iBOT   a masked patch predicts the prototypes that the teacher assigns to it;
   KoLeo  image features spread out;
-  Gram   patches stay as alike as an earlier teacher saw them (gram.py, a late stage).
+  Gram   patches stay as alike as an earlier teacher sees them: gram.py, a late stage.
 
 Dimension key: B images of the global batch, V global crops of an image (2), L local
 ones, N patches of a global crop, D width, K prototypes, G groups, U masked patches of a
@@ -43,7 +43,7 @@ class TrainState:
   step: [] int32, completed updates. student, teacher: {"backbone", "dino_head"} trees,
   and "ibot_head" where it is separate. opt_state: the optimiser's, for the student.
   centers: mean teacher logits {"dino": [K], "ibot": [K]}; empty under Sinkhorn.
-  gram_teacher: tree of a backbone; None without Gram anchoring.
+  gram_teacher: tree of an earlier EMA backbone (gram.py); None without a Gram stage.
   """
 
   step: jax.Array
@@ -69,8 +69,9 @@ def init_state(key: jax.Array, *, nets: Nets, tx, cfg) -> TrainState:
   centering = cfg.losses.targets == "centering"
   centers = {name: jnp.zeros(k) for name, k in prototypes.items() if centering}
   teacher = jax.tree.map(jnp.copy, student)
-  anchor = jax.tree.map(jnp.copy, student["backbone"]) if cfg.gram.teacher else None
-  return TrainState(jnp.int32(0), student, teacher, tx.init(student), centers, anchor)
+  # A place for the Gram teacher, which start.py reads.
+  earlier = jax.tree.map(jnp.copy, student["backbone"]) if cfg.gram.teacher else None
+  return TrainState(jnp.int32(0), student, teacher, tx.init(student), centers, earlier)
 
 
 def flatten(crops: jax.Array) -> jax.Array:
@@ -109,10 +110,10 @@ def teacher_targets(logits: dict, centers: dict, temp):
   return targets, {name: assigned[name][1] for name in centers}
 
 
-def student_loss(student, targets, batch, groups, *, anchor, rates, key, nets, cfg):
+def student_loss(student, targets, batch, groups, *, earlier, rates, key, nets, cfg):
   """The weighted sum of the losses, and each by name.
 
-  anchor: the Gram teacher, or None. groups: [G] int32, ids. rates: schedules' values.
+  earlier: the Gram teacher, or None. groups: [G] int32, ids. rates: schedules' values.
   """
   (b, views), num_local = batch["mask"].shape[:2], batch["local_crops"].shape[1]
   kinds = ("global_crops", "local_crops")
@@ -149,8 +150,8 @@ def student_loss(student, targets, batch, groups, *, anchor, rates, key, nets, c
   loss = cfg.losses.dino_weight * dino + cfg.losses.ibot_weight * ibot
   loss += cfg.losses.koleo_weight * koleo
   parts = dict(loss_dino=dino, loss_ibot=ibot, loss_koleo=koleo)
-  if anchor is not None:
-    wanted = gram.patches(anchor, batch, backbone=nets.backbone)
+  if earlier is not None:  # also while its weight is 0
+    wanted = gram.teacher_patches(earlier, batch, backbone=nets.backbone)
     parts["loss_gram"] = gram.loss(global_features.patches, wanted)
     loss += rates["gram_weight"] * parts["loss_gram"]
   return loss, dict(loss=loss, **parts)
@@ -179,7 +180,7 @@ def train_step(state: TrainState, batch: dict, key, *, nets, tx, schedules, cfg)
   )
   targets, centers = teacher_targets(logits, state.centers, rates["teacher_temp"])
   key = jax.random.fold_in(key, state.step)
-  more = dict(anchor=state.gram_teacher, rates=rates, key=key, nets=nets, cfg=cfg)
+  more = dict(earlier=state.gram_teacher, rates=rates, key=key, nets=nets, cfg=cfg)
   gradient = jax.grad(student_loss, has_aux=True)
   grads, metrics = accumulate.mean(
     lambda *micro: gradient(state.student, *micro, **more),
@@ -193,6 +194,6 @@ def train_step(state: TrainState, batch: dict, key, *, nets, tx, schedules, cfg)
   metrics |= {f"grad_norm_{name}": optax.tree.norm(g) for name, g in grads.items()}
   metrics["teacher_entropy"] = jax.scipy.special.entr(targets["dino"]).sum(-1).mean()
   when = dict(step=state.step + 1, steps=cfg.gram.refresh_steps)
-  anchor = gram.refresh(state.gram_teacher, teacher["backbone"], **when)
-  state = TrainState(state.step + 1, student, teacher, opt_state, centers, anchor)
+  earlier = gram.refresh(state.gram_teacher, teacher["backbone"], **when)
+  state = TrainState(state.step + 1, student, teacher, opt_state, centers, earlier)
   return state, metrics | rates

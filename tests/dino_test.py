@@ -54,7 +54,7 @@ def setup(*, targets="sinkhorn", shared=False, pool="gap", drop_path=0.0):
   def loss(student, targets, batch):
     groups = np.arange(config.data.batch_size // config.group_size)
     rates = {"local_weight": 1.0}
-    it = dict(key=KEY, nets=nets, cfg=config, rates=rates, anchor=None)
+    it = dict(key=KEY, nets=nets, cfg=config, rates=rates, earlier=None)
     return dino.student_loss(student, targets, batch, groups, **it)[1]
 
   def targets_and_centers(teacher, batch, centers, temp):

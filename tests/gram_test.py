@@ -80,7 +80,7 @@ def test_larger_maps_are_reduced_as_pytorch_interpolates(side, grid):
   square = square.reshape(2, side, side, -1).permute(0, 3, 1, 2)
   small = torch.nn.functional.interpolate(square, size=grid, mode="bicubic")
   wanted = small.permute(0, 2, 3, 1).flatten(1, 2).numpy()
-  np.testing.assert_allclose(gram.reduce(features, grid), wanted, atol=2e-6)
+  np.testing.assert_allclose(gram.resize(features, grid), wanted, atol=2e-6)
 
 
 def test_the_ema_teacher_takes_its_place_at_the_given_steps_alone():
@@ -103,7 +103,7 @@ def test_its_patches_are_those_of_unmasked_larger_crops_on_the_students_grid():
   init = functools.partial(dino.init_state, nets=nets, cfg=config)
   assert batch["gram_crops"].shape == (8, 2, 112, 112, 3)
   params = jax.jit(lambda key: init(key, tx=_Nothing).gram_teacher)(jax.random.key(0))
-  found = jax.jit(functools.partial(gram.patches, backbone=nets.backbone))(
+  found = jax.jit(functools.partial(gram.teacher_patches, backbone=nets.backbone))(
     params, batch
   )
   assert found.shape == (16, 16, 32)
@@ -112,7 +112,7 @@ def test_its_patches_are_those_of_unmasked_larger_crops_on_the_students_grid():
     [0.229, 0.224, 0.225]
   )
   (alone,) = nets.backbone.apply({"params": params}, (crops,), (None,))
-  wanted = gram.reduce(alone.patches, (4, 4))[0]
+  wanted = gram.resize(alone.patches, (4, 4))[0]
   np.testing.assert_allclose(found[7], wanted, atol=1e-4)
 
 
