@@ -35,6 +35,7 @@ PARTS = {
   "1_local_crop": ["augment.num_local=1"],
   "4_local_crops": ["augment.num_local=4"],
   "4_registers": ["backbone.registers=4"],
+  "rope": ["backbone.positions=rope", "backbone.rope_rescale=2.0"],
   "momentum_0.9": ["schedules.teacher_momentum.start=0.9"],
   "momentum_0.996": ["schedules.teacher_momentum.start=0.996"],
   "group_of_64": ["group_size=64"],
