@@ -1,10 +1,11 @@
-"""The recipe of cifar10.py for an hour on a CPU: a ViT of 0.8 M parameters.
+"""The recipe of cifar10.py for some hours on a CPU: a ViT of 0.8 M parameters.
 
 Source:    cifar10.py, with four blocks of width 128 and 1,024 prototypes.
 Data:      data/cifar10/{train,test}/CLASS/*.jpg, as cifar10.py.
-Hardware:  2 CPU cores.
-Expected:  with 13 epochs of crops little is final: look whether k-NN of the teacher
-           rises above that of raw pixels, and the page of the run for the rest.
+Hardware:  2 CPU cores; half an hour for 1,000 steps where they have nothing else to do.
+Expected:  with 13 epochs of crops little is final. Ended by total_steps=1200, k-NN of
+           the teacher (k = 10) was 36.9, 39.3 and 39.7% at 500, 1,000 and 1,200 steps;
+           untrained 28.7, raw pixels 44.8%: so few steps do not pass raw pixels.
 """
 
 from experiments import cifar10
@@ -39,4 +40,5 @@ def get_config():
     config.augment.local.area = (0.15, 0.4)
     config.augment.num_local = 2
     config.knn.update(every=500, ks=(10, 20))
+    config.alarm_window = 500
   return config

@@ -157,14 +157,19 @@ def _below_pixels(run) -> Iterator[str]:
 
 
 def _recent_loss(run) -> tuple[float, int] | None:
-  """(mean DINO + iBOT loss, over how many steps) of the alarm's window, or None."""
+  """(mean DINO + iBOT loss, over how many steps) of the alarm's window, or None.
+
+  A run that ended before one window was full is judged by its second half.
+  """
   parts = [run.series.get(name) for name in ("loss_dino", "loss_ibot")]
   if None in parts or not run.alarm_window:
     return None
   steps = int(parts[0].steps[-1])
-  window = min(run.alarm_window, steps)
+  ended = run.total_steps and steps >= run.total_steps
+  window = min(run.alarm_window, steps // 2 if ended else steps)
   dino, ibot = (_recent(run, name, window) for name in ("loss_dino", "loss_ibot"))
-  if window < run.alarm_window or len(dino) < MIN_POINTS or len(ibot) < MIN_POINTS:
+  short = window < run.alarm_window and not ended
+  if short or len(dino) < MIN_POINTS or len(ibot) < MIN_POINTS:
     return None
   return float(dino.mean() + ibot.mean()), window
 

@@ -39,6 +39,14 @@ def test_a_run_that_is_done_says_so(tmp_path):
   assert found.sentence.startswith("Healthy: complete, step 1,000 of 1,000. The")
 
 
+def test_a_complete_run_shorter_than_the_window_is_judged_by_its_second_half(tmp_path):
+  events = [recorded.started(total_steps=60), recorded.event("done", 60)]
+  lines = [*healthy(30, **at(0.019 * LEVEL)), *healthy(60)[3:]]
+  found = judge(tmp_path, lines, events)
+  assert found.sentence.startswith("Healthy: complete, step 60 of 60. The")
+  assert "of the last 30 steps" in found.sentence
+
+
 def test_nothing_learnt_is_waited_for_in_the_warm_up_and_bad_after_it(tmp_path):
   early = judge(tmp_path / "a", healthy(150, **at(0.995 * LEVEL)))
   assert (early.state, early.kind) == ("nothing learnt yet", "watch")
