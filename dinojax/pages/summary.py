@@ -82,8 +82,8 @@ def facts(run: run_record.Run) -> Iterator[tuple[str, str]]:
     yield "parameters", wording.NOT_KNOWN
   yield "devices", _devices(start)
   yield "data", start.get("data", _sources(run))
-  starts = [event["time"] for event in run.events if event["event"] == "start"]
-  yield "started", wording.moment(starts[0] if starts else None)
+  starts = [event for event in run.events if event["event"] == "start"]
+  yield "started", wording.moment(starts[0]["time"] if starts else None)
   yield "restarts", _restarts(run, starts)
   saved = [f"{step:,}" for step in run.checkpoints]
   yield "checkpoints on disk", wording.listed(saved) if saved else "none"
@@ -139,9 +139,13 @@ def _restarts(run, starts) -> str:
   steps = [f"{step:,}" for step in hours.restarts(run)]
   if not steps:
     return "none"
-  return (
-    f"{len(steps)}, at step {wording.listed(steps[-10:])}; the last on"
-    f" {wording.moment(starts[-1])}"
+  changed = [start["extended"] for start in starts if start.get("extended")]
+  return "; ".join(
+    [
+      f"{len(steps)}, at step {wording.listed(steps[-10:])}",
+      f"the last on {wording.moment(starts[-1]['time'])}",
+      *changed[-1:],
+    ]
   )
 
 

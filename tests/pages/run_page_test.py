@@ -122,6 +122,14 @@ def test_every_logged_number_has_its_curve_and_levels_are_drawn(tmp_path):
     assert re.search(r"\(.+\)$|images per second", chart["label"])  # its unit
 
 
+def test_a_restart_under_other_schedules_says_which(tmp_path):
+  line = "extended from 900 to 1000 steps; at step 240: learning_rate 0.1 to 0.2"
+  events = [recorded.started(), recorded.started(240, after=260, extended=line)]
+  said = rows(render(read(tmp_path, events=events)))
+  assert said["restarts"].startswith("1, at step 240; the last on ")
+  assert said["restarts"].endswith(f"; {line}")
+
+
 def test_checkpoints_restarts_alarms_and_errors_are_marks_at_their_steps(tmp_path):
   events = [
     recorded.started(),
