@@ -158,33 +158,43 @@ def _biased(arrays, ours: bool) -> str:
 
 
 def without_buffers(
-  arrays: Mapping[str, files.Stored], path: str
+  arrays: Mapping[str, files.Stored], path: str, width: int
 ) -> dict[str, files.Stored]:
   """The parameters alone of arrays that released names have.
+
+  Args:
+    arrays: of a backbone.
+    path: for the error.
+    width: D.
 
   Raises:
     UserError: the periods or a mask are other than ours.
   """
   kept = {}
   for name, x in arrays.items():
-    if name == PERIODS:
-      wanted = [
-        rope.periods(4 * max(x.shape[0], 1) if x.shape else 4, dtype=dtype)
-        for dtype in ("float32", "bfloat16")
-      ]
-    elif name.endswith(MASK):
-      wanted = [np.repeat(np.float32(blocks.BIASED["no_key"]), x.shape[-1] // 3)]
-    else:
+    if name != PERIODS and not name.endswith(MASK):
       kept[name] = x
-      continue
-    found = np.asarray(x.read(), np.float32)
-    if not any(w.shape == found.shape and np.allclose(found, w, 1e-3) for w in wanted):
+    elif not _is_ours(name, x, width):
       what = "bias" if name.endswith(MASK) else "periods of the rotary positions"
       raise errors.UserError(
         f"{path}: {name} is not what every released DINOv3 has; dinojax has no other"
         f" {what}"
       )
   return kept
+
+
+def _is_ours(name: str, x: files.Stored, width: int) -> bool:
+  """Whether periods or a mask are those that we compute."""
+  if name != PERIODS:
+    wanted = [np.repeat(np.float32(blocks.BIASED["no_key"]), width)]
+  elif len(x.shape) == 1 and 0 < 4 * x.shape[0] <= width:
+    dtypes = ("float32", "bfloat16")
+    wanted = [rope.periods(4 * x.shape[0], dtype=dtype) for dtype in dtypes]
+  else:
+    return False
+  if tuple(x.shape) != wanted[0].shape:
+    return False
+  return any(np.allclose(np.float32(x.read()), w, 1e-3) for w in wanted)
 
 
 def buffers(backbone: dict) -> dict[str, np.ndarray]:

@@ -45,7 +45,7 @@ def read(
   own = dinov3.plain_names(own)
   backbone = _architecture(own, prefix, naming, path)
   if backbone["positions"] == "rope":
-    own = dinov3.without_buffers(own, path)
+    own = dinov3.without_buffers(own, path, backbone["width"])
   found["backbone"] = wrappers.Part(prefix, own)
   width, heads = backbone["width"], backbone.get("heads", heads)
   if not heads and width % HEAD_WIDTH:

@@ -204,6 +204,13 @@ def _without_keys(weights):
   [
     ("rope_embed.periods", torch.full((16,), 3.0), "periods of the rotary positions"),
     ("rope_embed.periods", torch.zeros(0), "periods of the rotary positions"),
+    ("rope_embed.periods", torch.zeros(()), "periods of the rotary positions"),
+    (
+      "rope_embed.periods",
+      torch.ones(1).expand(10**12),
+      "periods of the rotary positions",
+    ),
+    ("blocks.1.attn.qkv.bias_mask", torch.ones(()), "no other bias"),
     ("blocks.1.attn.qkv.bias_mask", torch.ones(192), "no other bias"),
     ("blocks.1.attn.qkv.bias_mask", torch.full((192,), torch.nan), "no other bias"),
     ("storage_tokens", None, "storage_tokens is missing|does not fit"),
