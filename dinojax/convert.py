@@ -75,7 +75,15 @@ def main(argv: list[str]) -> None:
     lost = formats.write(weights, target, TO.value or formats.guess(target))
   for line in lost:
     console.say(f"not stored in {target}: {line}")
-  fields = ", ".join(f"{name}={weights.backbone[name]}" for name in model.ARCHITECTURE)
+  # Of what DINOv3 changed, only what is not as in DINOv2.
+  own = {
+    name: value
+    for name, value in weights.backbone.items()
+    if value != model.DEFAULTS.get(name, ...)
+  }
+  fields = ", ".join(
+    f"{name}={own[name]}" for name in model.ARCHITECTURE if name in own
+  )
   print(f"{source}: {fields}")
   for part, tree in weights.params.items():
     count = sum(math.prod(x.shape) for x in jax.tree.leaves(tree))

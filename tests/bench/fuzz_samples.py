@@ -262,16 +262,23 @@ def weight_samples(folder: pathlib.Path) -> dict[str, Sample]:
   from dinojax.weights import formats, model
 
   network = dict(patch_size=2, pos_grid=2, width=64, depth=1, heads=1, registers=0)
-  network |= dict(ffn="mlp", pool="cls")
+  network |= model.DEFAULTS | dict(ffn="mlp", pool="cls")
+  rotary = network | dict(positions="rope", qkv_bias="no_key", norm_eps=1e-5)
   rng = np.random.default_rng(0)
-  shapes = {"backbone": model.shapes(network)}
-  params = jax.tree.map(lambda x: rng.normal(size=x.shape).astype(x.dtype), shapes)
-  weights = model.Weights(network, params)
-  names = {
-    "dinojax": "weights",
-    "released": "hub.pth",
-    "teacher": "teacher.pth",
-    "huggingface": "folder",
+
+  def draw(network):
+    shapes = {"backbone": model.shapes(network)}
+    fill = lambda x: rng.normal(size=x.shape).astype(x.dtype)  # noqa: E731
+    return model.Weights(network, jax.tree.map(fill, shapes))
+
+  weights, dinov3 = draw(network), draw(rotary | dict(registers=2))
+  written = {
+    "dinojax": (weights, "dinojax", "weights"),
+    "released": (weights, "released", "hub.pth"),
+    "teacher": (weights, "teacher", "teacher.pth"),
+    "huggingface": (weights, "huggingface", "folder"),
+    "released DINOv3": (dinov3, "released", "dinov3.pth"),
+    "huggingface DINOv3": (dinov3, "huggingface", "dinov3"),
   }
   samples = {}
 
@@ -279,11 +286,11 @@ def weight_samples(folder: pathlib.Path) -> dict[str, Sample]:
     found = formats.read(str(folder / name), parts=("backbone", "dino_head"))
     return [x.tobytes() for x in jax.tree.leaves(found.params["backbone"])]
 
-  for format_name, name in names.items():
-    formats.write(weights, str(folder / name), format_name)
+  for kind, (saved, format_name, name) in written.items():
+    formats.write(saved, str(folder / name), format_name)
     files = _files(folder, name)
     read_it = functools.partial(read, name=name)
-    samples[f"weights, {format_name}"] = Sample(files, read_it, weight=0.5)
+    samples[f"weights, {kind}"] = Sample(files, read_it, weight=0.5)
   whole = folder / "folder" / "model.safetensors"
   samples["weights, safetensors"] = Sample(
     {"model.safetensors": whole.read_bytes()},
