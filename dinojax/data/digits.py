@@ -5,8 +5,6 @@ import importlib.metadata
 
 import numpy as np
 
-from dinojax import errors
-
 TEST = 450  # of 1,797; the last ones
 
 
@@ -16,13 +14,8 @@ class DigitsSource:
   class_names = tuple("0123456789")
   notes = ()
 
-  def __init__(self, spec: str, where: str):
-    """spec: digits:train or digits:test."""
-    kind, _, split = spec.partition(":")
-    if kind != "digits" or split not in ("train", "test"):
-      raise errors.UserError(
-        f"{where} must be embedded:digits:train or embedded:digits:test"
-      )
+  def __init__(self, split: str, where: str):
+    """split: "train" or "test"."""
     # From scikit-learn's file: to import scikit-learn takes two seconds.
     package = importlib.metadata.distribution("scikit-learn")
     file = package.locate_file("sklearn/datasets/data/digits.csv.gz")

@@ -9,12 +9,12 @@ import glob
 import logging
 import os
 from collections.abc import Callable
-from typing import NamedTuple, Protocol
+from typing import NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 
 from dinojax import errors
-from dinojax.data import digits, files, folder, parquet, shards, tar_shards
+from dinojax.data import digits, files, folder, parquet, scenes, shards, tar_shards
 
 # What reading a damaged record raises: file systems, array_record, decoders.
 UNREADABLE = (OSError, RuntimeError, ValueError)
@@ -42,11 +42,29 @@ class Source(Protocol):
     """Returns file, or shard and position, printable on one line."""
 
 
+@runtime_checkable
+class DenseSource(Source, Protocol):
+  """A source whose records also have a "label_map", see data/label_maps.py."""
+
+  map_classes: tuple[str, ...]  # by value of the maps; () if nothing names them
+
+
 class Kind(NamedTuple):
   """A kind of sources. open: called with what stands behind "KIND:", and `where`."""
 
   usage: str
   open: Callable[[str, str], Source]
+
+
+EMBEDDED = {"digits": digits.DigitsSource, "scenes": scenes.ScenesSource}
+
+
+def _open_embedded(spec: str, where: str) -> Source:
+  name, _, split = spec.partition(":")
+  if name not in EMBEDDED or split not in ("train", "test"):
+    known = " or ".join(f"embedded:{name}:train" for name in EMBEDDED)
+    raise errors.UserError(f"{where} must be {known}, or the same with :test")
+  return EMBEDDED[name](split, where)
 
 
 KINDS = {
@@ -55,7 +73,7 @@ KINDS = {
   "parquet": Kind("parquet:GLOB", parquet.ParquetSource),
   "arrayrecord": Kind("arrayrecord:GLOB", shards.ArrayRecordSource),
   "tfds": Kind("tfds:NAME:SPLIT", shards.TfdsSource),
-  "embedded": Kind("embedded:digits:SPLIT", digits.DigitsSource),
+  "embedded": Kind("embedded:digits:SPLIT, embedded:scenes:SPLIT", _open_embedded),
 }
 USAGE = ", ".join(kind.usage for kind in KINDS.values())
 

@@ -20,7 +20,16 @@ from dinojax.data import images, mixture, sources, train_batches
 
 
 @pytest.mark.parametrize(
-  "spec", ["", "folder:", "/data/images", "tfds:mnist", "embedded:digits", "s3:bucket"]
+  "spec",
+  [
+    "",
+    "folder:",
+    "/data/images",
+    "tfds:mnist",
+    "embedded:digits",
+    "embedded:scenes:val",
+    "s3:bucket",
+  ],
 )
 def test_an_unknown_source_is_told_what_there_is(spec):
   with pytest.raises(errors.UserError, match=r"config.knn.train=.* must be "):
@@ -48,7 +57,7 @@ def test_a_path_without_its_kind_is_told_the_kind(tmp_path, monkeypatch, spec, m
       sources.open_source(path, field="--images")
     assert str(raised.value).endswith(f"; did you mean {meant}{path}?")
   for path in (f"{tmp_path}/none/{spec}", f"{tmp_path}/notes.txt"):
-    with pytest.raises(errors.UserError, match=r"embedded:digits:SPLIT$"):
+    with pytest.raises(errors.UserError, match=r"embedded:scenes:SPLIT$"):
       sources.open_source(path, field="--images")
 
 

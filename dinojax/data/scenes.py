@@ -1,0 +1,75 @@
+"""Scenes of several handwritten digits with label maps, made in memory.
+
+Each scene is a black canvas with digits of scikit-learn's, of several sizes, beside one
+another. Its label map says for each pixel whose ink it is: 0 background, 1 to 10 the
+digits 0 to 9, and 255 at the edges of strokes, where a pixel is neither.
+"""
+
+import hashlib
+
+import numpy as np
+from PIL import Image
+
+from dinojax.data import digits, label_maps
+
+SIDE = 48  # pixels of a scene
+SCENES = {"train": 1_024, "test": 128}
+TRIES = (4, 16)  # to place a digit, of each scene; where one lies, no other does
+DIGIT_SIDE = (14, 20)  # pixels, both included
+PAPER, INK = 64, 128  # grey levels: below is background, from INK on is a stroke
+
+
+class ScenesSource:
+  """One split of the scenes, of digits of that split alone; the same on any machine."""
+
+  class_names = ()
+  map_classes = ("background", *digits.DigitsSource.class_names)
+  labels = None
+  notes = ()
+
+  def __init__(self, split: str, where: str):
+    """split: "train" or "test"."""
+    self.where = where
+    self._split = split
+    source = digits.DigitsSource(split, where)
+    rng = np.random.default_rng(list(SCENES).index(split))
+    scenes = [_compose(rng, source) for _ in range(SCENES[split])]
+    self._images, self._maps = map(np.stack, zip(*scenes, strict=True))
+    content = self._images.tobytes() + self._maps.tobytes()
+    self.fingerprint = hashlib.sha256(content).hexdigest()[:16]
+
+  def __len__(self) -> int:
+    """Returns 1024 for train, 128 for test."""
+    return len(self._images)
+
+  def __getitem__(self, index: int) -> dict:
+    """Returns one scene and its label map, not encoded."""
+    image = np.repeat(self._images[index][..., None], 3, axis=-1)
+    return {"image": image, "label": -1, "label_map": self._maps[index]}
+
+  def name(self, index: int) -> str:
+    """Returns split and position."""
+    return f"scenes:{self._split}#{index}"
+
+
+def _compose(
+  rng: np.random.Generator, source: digits.DigitsSource
+) -> tuple[np.ndarray, np.ndarray]:
+  """A scene of digits that do not overlap: grey and classes, uint8 [SIDE, SIDE]."""
+  image = np.zeros((SIDE, SIDE), np.uint8)
+  classes = np.zeros((SIDE, SIDE), np.uint8)
+  taken = np.zeros((SIDE, SIDE), bool)
+  for _ in range(rng.integers(*TRIES, endpoint=True)):
+    record = source[int(rng.integers(len(source)))]
+    side = int(rng.integers(*DIGIT_SIDE, endpoint=True))
+    top, left = rng.integers(SIDE - side, size=2, endpoint=True)
+    box = slice(top, top + side), slice(left, left + side)
+    if taken[box].any():
+      continue
+    # Pillow resizes 8-bit pixels in whole numbers: any machine gives the same.
+    digit = Image.fromarray(record["image"][..., 0]).resize((side, side))
+    grey = np.asarray(digit)
+    edges = np.where(grey < PAPER, 0, label_maps.IGNORE)
+    image[box], taken[box] = grey, True
+    classes[box] = np.where(grey >= INK, 1 + record["label"], edges)
+  return image, classes
