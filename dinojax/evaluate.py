@@ -1,4 +1,4 @@
-r"""Evaluates a frozen backbone: k-NN, linear probe, logistic regression, retrieval.
+r"""Evaluates a frozen backbone: k-NN, linear probe, retrieval, segmentation and more.
 
   python -m dinojax.evaluate --checkpoint=runs/vitg14 --tasks=knn,linear \
     --train=tfds:imagenet2012:train --test=tfds:imagenet2012:validation
@@ -6,12 +6,17 @@ r"""Evaluates a frozen backbone: k-NN, linear probe, logistic regression, retrie
 Of a run's checkpoint only the teacher's backbone is read. Features are computed once
 for all tasks. Each task prints its table on stdout when it is done; its numbers are
 added to --results, a JSON file, and to the run's metrics. --train, --test and --val are
-sources as in training, such as folder:PATH or embedded:digits:test.
+sources as in training, such as folder:PATH or embedded:digits:test. knn_segmentation
+labels the pixels of --test by the nearest patches of --train, without training; it
+needs sources with label maps, such as embedded:scenes:train.
 """
 
 import contextlib
 import dataclasses
+import functools
+import itertools
 import math
+from collections.abc import Callable, Iterable, Iterator
 
 import jax
 import numpy as np
@@ -20,81 +25,47 @@ from jax.sharding import Mesh
 
 import dinojax
 from dinojax import backbone, durable, errors, sharding
-from dinojax.commands import backbone_flags, cli, image_flags
+from dinojax.commands import backbone_flags, cli, evaluation_flags
 from dinojax.data import sources
-from dinojax.evals import cache, features, labelled, linear, results, tasks
+from dinojax.evals import cache, features, labelled, linear, patches, results, tasks
 from dinojax.reporting import console
 from dinojax.runtime import compiled, processes
 
-for module in (backbone_flags, processes):
+for module in (backbone_flags, evaluation_flags, processes):
   flags.adopt_module_key_flags(module)
-NAMES = ("knn", "linear", "logreg", "retrieval")
 # Of a task's fields, those that its numbers do not name: added to the run's metrics.
-SETTINGS = ("temperature", "tries", "steps", "batch_size", "seed")
-TASKS = flags.DEFINE_list(
-  "tasks", ["knn"], f"Some of {', '.join(NAMES)}, separated by commas."
-)
-TRAIN = flags.DEFINE_string(
-  "train",
-  None,
-  "Labelled source: neighbours, training images of classifiers, gallery. One of"
-  f" {sources.USAGE}.",
-)
-TEST = flags.DEFINE_string(
-  "test",
-  None,
-  "Labelled source to evaluate on. If it is --train, retrieval ranks each image among"
-  " all the others.",
-)
-VAL = flags.DEFINE_string(
-  "val",
-  None,
-  "Labelled source on which linear chooses its best head; default --test, as published"
-  " numbers do.",
-)
-KS = flags.DEFINE_list("ks", ["10", "20", "100", "200"], "knn: numbers of neighbours.")
-TEMPERATURE = flags.DEFINE_float("temperature", 0.07, "knn: of the softmax of votes.")
-SHOTS = flags.DEFINE_list(
-  "shots", [], "knn: also from this many images of each class, drawn --tries times."
-)
-TRIES = flags.DEFINE_integer("tries", 5, "knn: draws for each number of --shots.")
-LINEAR_STEPS = flags.DEFINE_integer("linear_steps", 12_500, "linear: steps of SGD.")
-LINEAR_BATCH = flags.DEFINE_integer("linear_batch", 1_024, "linear: images per step.")
-RECALL = flags.DEFINE_list("recall", ["1", "5", "10"], "retrieval: the k of recall@k.")
-SEED = flags.DEFINE_integer("seed", 0, "Seed of draws, first weights and order.")
-RESULTS = flags.DEFINE_string("results", None, "Also writes everything to this JSON.")
-MAX_PIXELS = image_flags.define_max_pixels()
-flags.declare_key_flag(MAX_PIXELS.name)
-CACHE = flags.DEFINE_string(
-  "cache", None, "Folder that keeps features for the next evaluation of the same."
-)
+SETTINGS = ("temperature", "tries", "steps", "batch_size", "seed", "k", "memory")
 
 
-def chosen_tasks() -> dict[str, tasks.Task]:
+def chosen_tasks() -> dict[str, tasks.Task | tasks.KnnSegmentation]:
   """The tasks by name; UserError for the first flag that cannot work."""
-  names = list(dict.fromkeys(TASKS.value))
-  for name in names or [""]:
-    if name not in NAMES:
-      raise errors.UserError(f"--tasks={name} must be some of {', '.join(NAMES)}")
-  for flag, least in ((TRIES, 1), (LINEAR_STEPS, 1), (LINEAR_BATCH, 1), (SEED, 0)):
-    if flag.value < least:
-      raise errors.UserError(f"--{flag.name}={flag.value} must be at least {least}")
-  if not 0 < TEMPERATURE.value < math.inf:
-    raise errors.UserError(f"--temperature={TEMPERATURE.value} must be above 0")
-  for flag in (TRAIN, TEST):
-    if not flag.value:
-      raise errors.UserError(f"--{flag.name}=SOURCE is missing, such as folder:PHOTOS")
+  names = evaluation_flags.checked_tasks()
   known = {
     "knn": tasks.Knn(
-      ks=cli.integers(KS),
-      temperature=TEMPERATURE.value,
-      shots=cli.integers(SHOTS) if SHOTS.value else (),
-      tries=TRIES.value,
-      seed=SEED.value,
+      ks=cli.integers(evaluation_flags.KS),
+      temperature=evaluation_flags.TEMPERATURE.value,
+      shots=cli.integers(evaluation_flags.SHOTS)
+      if evaluation_flags.SHOTS.value
+      else (),
+      tries=evaluation_flags.TRIES.value,
+      seed=evaluation_flags.SEED.value,
     ),
-    "linear": tasks.Linear(LINEAR_STEPS.value, LINEAR_BATCH.value, SEED.value),
-    "logreg": tasks.LogReg(SEED.value),
-    "retrieval": tasks.Retrieval(cli.integers(RECALL), TRAIN.value == TEST.value),
+    "linear": tasks.Linear(
+      evaluation_flags.LINEAR_STEPS.value,
+      evaluation_flags.LINEAR_BATCH.value,
+      evaluation_flags.SEED.value,
+    ),
+    "logreg": tasks.LogReg(evaluation_flags.SEED.value),
+    "knn_segmentation": tasks.KnnSegmentation(
+      k=evaluation_flags.SEGMENTATION_K.value,
+      temperature=evaluation_flags.SEGMENTATION_TEMPERATURE.value,
+      memory=evaluation_flags.SEGMENTATION_MEMORY.value,
+      seed=evaluation_flags.SEED.value,
+    ),
+    "retrieval": tasks.Retrieval(
+      cli.integers(evaluation_flags.RECALL),
+      evaluation_flags.TRAIN.value == evaluation_flags.TEST.value,
+    ),
   }
   return {name: known[name] for name in names}
 
@@ -158,7 +129,7 @@ def extract(
         mesh=mesh,
         batch_size=batch_size,
         workers=backbone_flags.WORKERS.value,
-        max_pixels=MAX_PIXELS.value,
+        max_pixels=evaluation_flags.MAX_PIXELS.value,
         description=f"features of --{name}",
         progress=watch.step_done,
         **sizes,
@@ -168,7 +139,7 @@ def extract(
 
   return cache.cached(
     compute,
-    CACHE.value,
+    evaluation_flags.CACHE.value,
     what=f"features of --{name}, {len(source):,} images",
     made_of={
       "weights": loaded.fingerprint,
@@ -176,7 +147,7 @@ def extract(
       "columns": present,
       "dtype": loaded.module.dtype,
       "batch_size": batch_size,
-      "max_pixels": MAX_PIXELS.value,
+      "max_pixels": evaluation_flags.MAX_PIXELS.value,
       "dinojax": dinojax.__version__,
       **sizes,
     },
@@ -189,65 +160,129 @@ def extract(
   )
 
 
-def describe(
-  loaded: backbone.Backbone, opened: dict[str, sources.Source], name: str | None = None
-) -> dict:
-  """What is evaluated, by flag; name: for this task alone, whose features it says."""
+def describe(loaded: backbone.Backbone, opened: Iterable[str], name: str) -> dict:
+  """What a task evaluates, by flag; opened: the names of its sources."""
   about = {
-    **{name: flags.FLAGS[name].value for name in opened},
+    **{source: flags.FLAGS[source].value for source in opened},
     **backbone_flags.image_sizes(loaded),
     "dtype": loaded.module.dtype,
   }
-  if name != "linear":  # it has features of its own
+  if name in evaluation_flags.DENSE:
+    del about["resize"]  # whole images are stretched to the crop's size
+  elif name != "linear":  # it has features of its own
     about["feature"] = backbone_flags.feature(loaded)
     about["layers"] = backbone_flags.LAYERS.value
   return about
 
 
+def evaluate_features(
+  chosen: dict[str, tasks.Task],
+  opened: dict[str, sources.Source],
+  loaded: backbone.Backbone,
+  mesh: Mesh,
+) -> Iterator[tuple[str, Callable[[], dict]]]:
+  """Computes features of all sources; yields tasks by name, to be called."""
+  wanted = {name: columns(name, loaded) for name in chosen}
+  present = tuple(sorted({column for some in wanted.values() for column in some}))
+  # Small sets first: what cannot work with them is known soon.
+  banks = {
+    name: extract(name, opened[name], loaded, present, mesh)
+    for name in sorted(opened, key=lambda name: len(opened[name]))
+  }
+  highest = max(int(bank.labels.max()) for bank in banks.values())
+  class_names, width = labelled.class_names(opened, highest), loaded.module.width
+  for name, task in chosen.items():
+    some = {k: features.select(x, present, wanted[name]) for k, x in banks.items()}
+    numbers = f"{len(wanted[name]) * width:,} features each"
+    console.say(f"{name}: {image_counts(opened)}, {numbers}")
+    yield (
+      name,
+      functools.partial(
+        task.evaluate, some, class_names=class_names, width=width, mesh=mesh
+      ),
+    )
+
+
+def evaluate_patches(
+  chosen: dict[str, tasks.KnnSegmentation],
+  opened: dict[str, sources.DenseSource],
+  loaded: backbone.Backbone,
+  mesh: Mesh,
+) -> Iterator[tuple[str, Callable[[], dict]]]:
+  """Yields tasks of patches and label maps by name, to be called."""
+  side, patch = backbone_flags.image_sizes(loaded)["crop"], loaded.module.patch_size
+
+  @jax.jit
+  def apply(params, images):
+    return backbone.apply(loaded.module, params, images).patches
+
+  for name, task in chosen.items():
+    grid, width = (side // patch) ** 2, loaded.module.width
+    classes = len(opened["train"].map_classes)
+    most = task.most_images(grid, classes)
+    with contextlib.closing(backbone_flags.open_watchdog()) as watch:
+      reader = patches.Reader(
+        apply,
+        loaded.params,
+        patch_size=patch,
+        side=side,
+        mesh=mesh,
+        batch_size=backbone_flags.batch_size(mesh.size, at_most=most),
+        workers=backbone_flags.WORKERS.value,
+        max_pixels=evaluation_flags.MAX_PIXELS.value,
+        progress=watch.step_done,
+      )
+      numbers = f"{grid:,} patches of {width:,} features each, {classes} classes"
+      console.say(f"{name}: {image_counts(opened)}, {numbers}")
+      yield name, functools.partial(task.evaluate, reader, opened)
+
+
+def image_counts(opened: dict[str, sources.Source]) -> str:
+  """How many images there are of each source."""
+  return ", ".join(f"{len(x):,} images of --{k}" for k, x in opened.items())
+
+
 def main(_) -> None:
-  """Computes the features of all sources, then does one task after the other."""
+  """Opens all sources, then does one task after the other."""
   processes.join()
   chosen = chosen_tasks()
-  durable.check_file(RESULTS.value, flag="--results", example="results.json")
-  specs = {flag.name: flag.value for flag in (TRAIN, TEST, VAL) if flag.value}
-  opened = labelled.open_sources(specs)
-  check_labels(chosen, opened)
+  durable.check_file(
+    evaluation_flags.RESULTS.value, flag="--results", example="results.json"
+  )
+  specs = evaluation_flags.sources_given()
+  dense = {k: task for k, task in chosen.items() if k in evaluation_flags.DENSE}
+  plain = {k: task for k, task in chosen.items() if k not in dense}
+  mapped = labelled.open_dense(specs, task=next(iter(dense))) if dense else {}
+  opened = labelled.open_sources(specs) if plain else {}
+  if plain:
+    check_labels(plain, opened)
   compiled.keep_programs("auto")
   mesh = sharding.make_mesh(data=sharding.slice_count(), fsdp=-1)
   processes.meet("connect")
   sharding.connect(mesh)
   if "linear" in chosen:
-    linear.check_batch(LINEAR_BATCH.value, mesh)
+    linear.check_batch(evaluation_flags.LINEAR_BATCH.value, mesh)
   with jax.set_mesh(mesh):
     loaded = backbone_flags.load(mesh)
     origin = {**backbone_flags.origin(loaded), "weights": loaded.fingerprint}
-    about = {**origin, **describe(loaded, opened)}
+    about = {**origin, **describe(loaded, specs, next(iter(plain or dense)))}
     console.say(", ".join(f"{k} {x}" for k, x in about.items() if x is not None))
     about["tasks"] = {name: dataclasses.asdict(task) for name, task in chosen.items()}
-    wanted = {name: columns(name, loaded) for name in chosen}
-    present = tuple(sorted({column for some in wanted.values() for column in some}))
-    # Small sets first: what cannot work with them is known soon.
-    banks = {
-      name: extract(name, opened[name], loaded, present, mesh)
-      for name in sorted(opened, key=lambda name: len(opened[name]))
-    }
-    highest = max(int(bank.labels.max()) for bank in banks.values())
-    class_names = labelled.class_names(opened, highest)
-    width, failures = loaded.module.width, []
-    found = results.Results(about, path=RESULTS.value, run=loaded.run)
-    for name, task in chosen.items():
-      some = {k: features.select(x, present, wanted[name]) for k, x in banks.items()}
-      images = ", ".join(f"{len(x):,} images of --{k}" for k, x in opened.items())
-      console.say(f"{name}: {images}, {len(wanted[name]) * width:,} features each")
+    found = results.Results(about, path=evaluation_flags.RESULTS.value, run=loaded.run)
+    failures = []
+    for name, evaluate in itertools.chain(
+      evaluate_features(plain, opened, loaded, mesh) if plain else (),
+      evaluate_patches(dense, mapped, loaded, mesh),
+    ):
       try:
-        numbers = task.evaluate(some, class_names=class_names, width=width, mesh=mesh)
+        numbers = evaluate()
       except errors.UserError as error:  # the other tasks do not depend on it
         failures.append(error)
         continue
       settings = {
         f"{name}_{k}": x for k, x in about["tasks"][name].items() if k in SETTINGS
       }
-      found.add(numbers, {**describe(loaded, opened, name), **settings})
+      found.add(numbers, {**describe(loaded, specs, name), **settings})
     found.close()
   if len(failures) == 1:
     raise failures[0]

@@ -19,6 +19,7 @@ from PIL import Image
 
 from dinojax import checkpoint, errors
 from dinojax import evaluate as main
+from dinojax.data import scenes
 from dinojax.evals import cache
 from dinojax.runtime import ownership
 from dinojax.weights import formats, model
@@ -238,6 +239,27 @@ def test_the_linear_protocol_has_features_of_its_own_and_its_line_names_no_other
   assert "eval_feature" not in line and "eval_layers" not in line
 
 
+def test_scenes_are_segmented_beside_other_tasks_and_the_runs_metrics_say_how(
+  workdir, run, tmp_path, monkeypatch, capsys
+):
+  monkeypatch.setattr(scenes, "SCENES", {"train": 16, "test": 8})
+  sources = {name: f"embedded:scenes:{name}" for name in ("train", "test")}
+  path = tmp_path / "r.json"
+  run(tasks=["knn_segmentation"], crop=24, batch_size=8, results=str(path), **sources)
+  said = capsys.readouterr()
+  assert "k-NN segmentation, 576 patches" in said.out and "background" in said.out
+  assert (
+    "knn_segmentation: 16 images of --train, 8 images of --test, 36 patches of 16"
+    " features each, 11 classes\n"
+  ) in said.err
+  saved, line = json.loads(path.read_text()), metrics(workdir)[-1]
+  assert len(saved["results"]["knn_segmentation_iou"]) == 11
+  wanted = dict(crop=24, knn_segmentation_k=30, knn_segmentation_memory=1_024_000)
+  assert {f"eval_{k}": x for k, x in wanted.items()}.items() < line.items()
+  assert line["eval_knn_segmentation_miou"] == saved["results"]["knn_segmentation_miou"]
+  assert "eval_resize" not in line and "eval_feature" not in line
+
+
 ONE = {"ant": 5}
 SINGLE = {"ant": 5, "bee": 1, "cat": 5}
 
@@ -250,6 +272,8 @@ SINGLE = {"ant": 5, "bee": 1, "cat": 5}
     (None, dict(ks=["1", "x"]), "--ks=1,x must be numbers from 1 with commas between"),
     (None, dict(temperature=0.0), "--temperature=0.0 must be above 0"),
     (None, dict(seed=-1), "--seed=-1 must be at least 0"),
+    (None, dict(segmentation_k=0), "--segmentation_k=0 must be at least 1"),
+    (None, dict(tasks=["knn", "knn_segmentation"]), "has no label maps, which knn_s"),
     (None, dict(checkpoint="/nope"), "/nope does not exist; give a run's workdir or "),
     (None, dict(layers=9), "--layers=9 must be within 1 and 5"),
     (None, dict(crop=15), "--crop=15 must be a multiple of the patch size, 4; try 16"),

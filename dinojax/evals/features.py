@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import tqdm
-from jax.sharding import Mesh
+from jax.sharding import Mesh, PartitionSpec
 
 from dinojax import errors, sharding
 from dinojax.data import bad_records, eval_batches, images, sources
@@ -32,7 +32,7 @@ class Bank:
 
 def check(bank: Bank, source: sources.Source) -> None:
   """Raises UserError if no labelled image was readable, or a feature is not finite."""
-  readable, bad, first = jax.device_get(_count_bad(bank))
+  readable, bad, first = jax.device_get(count_bad(bank))
   if not readable:
     raise errors.UserError(
       f"{source.where}: none of its {len(source):,} images is readable and has a label;"
@@ -47,7 +47,7 @@ def check(bank: Bank, source: sources.Source) -> None:
 
 
 @jax.jit
-def _count_bad(bank: Bank) -> tuple:
+def count_bad(bank: Bank) -> tuple:
   """Labelled rows, how many of them are not finite, and the first of these."""
   bad = (bank.labels >= 0) & ~jnp.isfinite(bank.features).all(-1)
   return (bank.labels >= 0).sum(), bad.sum(), jnp.argmax(bad.ravel())
@@ -71,6 +71,32 @@ def select(bank: Bank, present: Sequence, wanted: Sequence) -> Bank:
     return jnp.concatenate([parts[i] for i in places], axis=-1)
 
   return bank.replace(features=take(bank.features))
+
+
+def fetch(bank: Bank, rows: jax.Array, mesh: Mesh) -> tuple:
+  """Features [n, D] and labels [n] of rows [n] of the bank, split over the devices.
+
+  Each device looks up its own rows and sends every other device its slice, so that
+  memory holds a batch, whatever the size of the bank.
+  """
+  spec = PartitionSpec(None, sharding.AXES)
+  step, row = jnp.divmod(rows, bank.labels.shape[1])
+
+  def look_up(bank, step, row):
+    local = bank.labels.shape[1]
+    row = row - jax.lax.axis_index(sharding.AXES) * local
+    here = (row >= 0) & (row < local)
+    place = step, jnp.clip(row, 0, local - 1)
+    found = (
+      jnp.where(here[:, None], bank.features[place], 0),
+      jnp.where(here, bank.labels[place], 0),
+    )
+    return [sharding.reduce_scatter(x) for x in found]
+
+  specs = dict(
+    in_specs=(spec, PartitionSpec(), PartitionSpec()), out_specs=sharding.BATCH
+  )
+  return jax.shard_map(look_up, mesh=mesh, **specs)(bank, step, row)
 
 
 def extract(

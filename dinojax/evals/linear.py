@@ -146,32 +146,6 @@ def order(labels: np.ndarray, *, seed: int, batch_size: int) -> Iterator[np.ndar
     left = left[batch_size:]
 
 
-def fetch(bank: features.Bank, rows: jax.Array, mesh: Mesh) -> tuple:
-  """Features [n, F] and labels [n] of rows [n] of the bank, split over the devices.
-
-  Each device looks up its own rows and sends every other device its slice, so that
-  memory holds a batch, whatever the size of the bank.
-  """
-  spec = PartitionSpec(None, sharding.AXES)
-  step, row = jnp.divmod(rows, bank.labels.shape[1])
-
-  def look_up(bank, step, row):
-    local = bank.labels.shape[1]
-    row = row - jax.lax.axis_index(sharding.AXES) * local
-    here = (row >= 0) & (row < local)
-    place = step, jnp.clip(row, 0, local - 1)
-    found = (
-      jnp.where(here[:, None], bank.features[place], 0),
-      jnp.where(here, bank.labels[place], 0),
-    )
-    return [sharding.reduce_scatter(x) for x in found]
-
-  specs = dict(
-    in_specs=(spec, PartitionSpec(), PartitionSpec()), out_specs=sharding.BATCH
-  )
-  return jax.shard_map(look_up, mesh=mesh, **specs)(bank, step, row)
-
-
 def loss(heads: list[Heads], x: jax.Array, labels: jax.Array, spans: dict) -> jax.Array:
   """Sum over all heads of their mean cross-entropy; x: [n, F], labels: [n]."""
   total = 0.0
@@ -243,7 +217,7 @@ def fit(
 
   def step(bank, state, rows):
     heads, opt_state = state
-    x, wanted = fetch(bank, rows, mesh)
+    x, wanted = features.fetch(bank, rows, mesh)
     grads = jax.grad(loss)(heads, x, wanted, spans)
     updates, opt_state = tx.update(grads, opt_state)
     return (optax.apply_updates(heads, updates), opt_state), None

@@ -5,7 +5,9 @@ from collections.abc import Iterator
 
 COLUMN = 14  # characters
 # Results that stand in the row or the cell of another one.
-WITHIN_OTHERS = re.compile(r"knn_.*_std|linear_(head|chosen_on|grid)|logreg_c")
+WITHIN_OTHERS = re.compile(
+  r"knn_.*_std|linear_(head|chosen_on|grid)|logreg_c|knn_segmentation_patches"
+)
 
 
 def rows(results: dict) -> Iterator[tuple[str, str, str]]:
@@ -34,6 +36,13 @@ def rows(results: dict) -> Iterator[tuple[str, str, str]]:
     elif name == "retrieval_left_out":
       if value:
         yield "retrieval, queries without a match", "left out", f"{value:,}"
+    elif name in ("knn_segmentation_miou", "knn_segmentation_accuracy"):
+      kept = f"{results['knn_segmentation_patches']:,} patches"
+      column = "mIoU" if name.endswith("miou") else "pixels"
+      yield f"k-NN segmentation, {kept}", column, f"{value:.1%}"
+    elif name == "knn_segmentation_iou":
+      for title, iou in value.items():
+        yield f"  {title}", "IoU", "none" if iou is None else f"{iou:.1%}"
     elif not WITHIN_OTHERS.fullmatch(name):
       yield name, "value", f"{value:.4g}" if isinstance(value, float) else str(value)
 

@@ -1,7 +1,8 @@
 """Tasks of an evaluation: k-NN, linear probe, logistic regression and retrieval.
 
 The fields of a task are its settings. Each task checks the labels, before features are
-computed, and turns features into numbers by name.
+computed, and turns features into numbers by name. Dense tasks read patches and label
+maps instead, batch by batch.
 """
 
 import dataclasses
@@ -10,14 +11,24 @@ from typing import Protocol
 import numpy as np
 from jax.sharding import Mesh
 
-from dinojax.evals import features, few_shot, knn, linear, logreg, retrieval
+from dinojax.data import sources
+from dinojax.evals import (
+  features,
+  few_shot,
+  knn,
+  linear,
+  logreg,
+  patches,
+  retrieval,
+  segmentation,
+)
 
 RETRIEVAL_BLOCK = 64  # queries at once: each ranks the whole gallery
 LINEAR_BLOCKS = 4  # whose CLS tokens the linear protocol uses
 
 
 class Task(Protocol):
-  """What every task offers."""
+  """What every task of image features offers."""
 
   @property
   def needs_classes(self) -> bool:
@@ -144,4 +155,33 @@ class Retrieval:
     queries = None if self.test_is_train else banks["test"]
     return retrieval.retrieval(
       banks["train"], queries, ks=self.recall, mesh=mesh, block=RETRIEVAL_BLOCK
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class KnnSegmentation:
+  """Segmentation by the nearest patches, without training."""
+
+  k: int
+  temperature: float
+  memory: int
+  seed: int
+
+  def most_images(self, grid: int, num_classes: int) -> int:
+    """How many images of `grid` patches a batch should have at most."""
+    return segmentation.most_images(grid, k=self.k, num_classes=num_classes)
+
+  def evaluate(
+    self, reader: patches.Reader, opened: dict[str, sources.DenseSource]
+  ) -> dict:
+    """Returns IoU of train's classes in test, and its mean."""
+    return segmentation.knn_segmentation(
+      reader,
+      opened["train"],
+      opened["test"],
+      class_names=opened["train"].map_classes,
+      k=self.k,
+      temperature=self.temperature,
+      memory=self.memory,
+      seed=self.seed,
     )

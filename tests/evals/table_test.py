@@ -31,6 +31,24 @@ def test_rows_of_one_kind_stand_together_under_their_columns():
   ]
 
 
+def test_classes_of_a_segmentation_stand_below_their_mean():
+  text = table.render(
+    {
+      "knn_segmentation_miou": 0.5,
+      "knn_segmentation_accuracy": 0.912,
+      "knn_segmentation_patches": 1234,
+      "knn_segmentation_iou": {"background": 0.75, "cat": None},
+    }
+  )
+  assert text.splitlines() == [
+    "                                          mIoU        pixels",
+    "k-NN segmentation, 1,234 patches         50.0%         91.2%",
+    "                                           IoU",
+    "  background                             75.0%",
+    "  cat                                     none",
+  ]
+
+
 def test_results_of_unknown_names_are_shown_as_they_are():
   text = table.render(
     {"segmentation_miou": 0.51234567, "note": "x", "knn_top1_k1": 1.0}
