@@ -69,7 +69,6 @@ def init_state(key: jax.Array, *, nets: Nets, tx, cfg) -> TrainState:
   centering = cfg.losses.targets == "centering"
   centers = {name: jnp.zeros(k) for name, k in prototypes.items() if centering}
   teacher = jax.tree.map(jnp.copy, student)
-  # A place for the Gram teacher, which start.py reads.
   earlier = jax.tree.map(jnp.copy, student["backbone"]) if cfg.gram.teacher else None
   return TrainState(jnp.int32(0), student, teacher, tx.init(student), centers, earlier)
 
@@ -77,12 +76,6 @@ def init_state(key: jax.Array, *, nets: Nets, tx, cfg) -> TrainState:
 def flatten(crops: jax.Array) -> jax.Array:
   """[B, V, ...] -> [B*V, ...]; an image's crops stay together, hence on its device."""
   return einops.rearrange(crops, "b v ... -> (b v) ...")
-
-
-def apply_ibot_head(nets: Nets, params, patches: jax.Array) -> jax.Array:
-  """[..., D] -> [..., K], by the iBOT head's parameters, or else the shared head's."""
-  head = params.get("ibot_head", params["dino_head"])
-  return nets.ibot_head.apply({"params": head}, patches)
 
 
 def masked_patches(patches: jax.Array, batch: dict) -> jax.Array:
@@ -97,9 +90,11 @@ def teacher_logits(teacher, batch: dict, *, nets: Nets) -> dict:
   crops = nets.backbone.normalize(flatten(batch["global_crops"]))
   (seen,) = nets.backbone.apply({"params": teacher["backbone"]}, (crops,), (None,))
   images = einops.rearrange(seen.image, "(b v) d -> b v d", b=len(batch["mask"]))
+  patches = masked_patches(seen.patches, batch)
+  head = teacher.get("ibot_head", teacher["dino_head"])  # which both losses may share
   return {
     "dino": nets.dino_head.apply({"params": teacher["dino_head"]}, images),
-    "ibot": apply_ibot_head(nets, teacher, masked_patches(seen.patches, batch)),
+    "ibot": nets.ibot_head.apply({"params": head}, patches),
   }
 
 
@@ -139,7 +134,8 @@ def student_loss(student, targets, batch, groups, *, earlier, rates, key, nets, 
 
   # iBOT: mean over the masked patches of a crop, then over all crops, masked or not.
   patches = masked_patches(global_features.patches, batch)
-  logits = apply_ibot_head(nets, student, patches)  # [G, U, K]
+  head = student.get("ibot_head", student["dino_head"])
+  logits = nets.ibot_head.apply({"params": head}, patches)  # [G, U, K]
   patch_ce = losses.cross_entropy(logits, targets["ibot"], temp=temp)  # [G, U]
   ibot = (batch["masked_weights"] * patch_ce).sum() / (b * views)
 
@@ -172,28 +168,33 @@ def train_step(state: TrainState, batch: dict, key, *, nets, tx, schedules, cfg)
     schedules: of `schedules.make_schedules`.
     cfg: the config, of which group_size, losses, gram and accumulation are read.
   """
-  rates = {name: value(state.step) for name, value in schedules._asdict().items()}
-  groups = jnp.arange(len(batch["masked_indices"]))
-  split = dict(groups=len(groups), microbatches=cfg.accumulation)
+  split = dict(groups=len(batch["masked_indices"]), microbatches=cfg.accumulation)
   logits = accumulate.collect(
     lambda micro: teacher_logits(state.teacher, micro, nets=nets), batch, **split
   )
+  rates = schedules.at(state.step)
   targets, centers = teacher_targets(logits, state.centers, rates["teacher_temp"])
+  more = dict(loss=student_loss, rates=rates, nets=nets, tx=tx, cfg=cfg)
+  state, metrics = update(state.replace(centers=centers), targets, batch, key, **more)
+  return state, metrics | {"teacher_entropy": losses.entropy(targets["dino"])}
+
+
+def update(state, targets, batch, key, *, loss, rates, nets, tx, cfg):
+  """One update of the student, by a loss towards targets, and of its EMA."""
+  groups = jnp.arange(len(batch["masked_indices"]))
   key = jax.random.fold_in(key, state.step)
   more = dict(earlier=state.gram_teacher, rates=rates, key=key, nets=nets, cfg=cfg)
-  gradient = jax.grad(student_loss, has_aux=True)
   grads, metrics = accumulate.mean(
-    lambda *micro: gradient(state.student, *micro, **more),
+    lambda *part: jax.grad(loss, has_aux=True)(state.student, *part, **more),
     *(targets, batch, groups),
-    **split,
+    **dict(groups=len(groups), microbatches=cfg.accumulation),
   )
   updates, opt_state = tx.update(grads, state.opt_state, state.student)
   student = optax.apply_updates(state.student, updates)
-  momentum = rates["teacher_momentum"]
-  teacher = optax.incremental_update(student, state.teacher, 1 - momentum)
+  share = 1 - rates["teacher_momentum"]
+  teacher = optax.incremental_update(student, state.teacher, share)
   metrics |= {f"grad_norm_{name}": optax.tree.norm(g) for name, g in grads.items()}
-  metrics["teacher_entropy"] = jax.scipy.special.entr(targets["dino"]).sum(-1).mean()
   when = dict(step=state.step + 1, steps=cfg.gram.refresh_steps)
   earlier = gram.refresh(state.gram_teacher, teacher["backbone"], **when)
-  state = TrainState(state.step + 1, student, teacher, opt_state, centers, earlier)
-  return state, metrics | rates
+  new = (state.step + 1, student, teacher, opt_state, state.centers, earlier)
+  return TrainState(*new), metrics | rates

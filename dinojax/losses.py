@@ -101,6 +101,11 @@ def cross_entropy(
   return targets.sum(-1) * jax.nn.logsumexp(z, -1) - (targets * z).sum(-1)
 
 
+def entropy(targets: jax.Array) -> jax.Array:
+  """Mean entropy of targets [..., K], in nats, []."""
+  return jax.scipy.special.entr(targets).sum(-1).mean()
+
+
 def koleo(features: jax.Array, *, eps: float = 1e-8) -> jax.Array:
   """Kozachenko-Leonenko spread of features within each group (arXiv:1806.03198).
 

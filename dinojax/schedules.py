@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from typing import NamedTuple
 
+import jax
 import jax.numpy as jnp
 import optax
 
@@ -16,6 +17,10 @@ class Schedules(NamedTuple):
   teacher_temp: Callable
   local_weight: Callable
   gram_weight: Callable
+
+  def at(self, step: jax.Array) -> dict[str, jax.Array]:
+    """Their values at a step, by name."""
+    return {name: value(step) for name, value in self._asdict().items()}
 
 
 def cosine(*, start: float, final: float, steps: int, first_step: int = 0) -> Callable:

@@ -140,7 +140,7 @@ def test_files_are_at_most_300_lines_and_say_what_they_are_for(name):
 
 
 def test_the_method_fits_on_200_lines():
-  assert len(FILES["dino"].read_text().splitlines()) < 200
+  assert len(FILES["dino"].read_text().splitlines()) <= 200
   assert len(FILES["main"].read_text().splitlines()) <= 200
 
 
