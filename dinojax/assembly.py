@@ -1,4 +1,7 @@
-"""Assembly of a run: from config and mesh to initial state and compiled train step."""
+"""Assembly of a run: from config and mesh to initial state and compiled train step.
+
+A distillation is assembled of its students, and trains them in one step.
+"""
 
 import functools
 from collections.abc import Callable
@@ -7,15 +10,24 @@ from typing import Any, NamedTuple
 import jax
 from jax.sharding import Mesh
 
-from dinojax import dino, optimizer, resolutions, schedules, sharding, start
+from dinojax import (
+  dino,
+  distill,
+  optimizer,
+  resolutions,
+  schedules,
+  sharding,
+  start,
+  students,
+)
 from dinojax.data import train_batches
 from dinojax.networks import heads, vit
 
 
 class Assembly(NamedTuple):
-  """What a run is made of; call its functions under `jax.set_mesh`.
+  """What a network's training is made of; call its functions under `jax.set_mesh`.
 
-  nets: the modules.
+  student: its modules, optimiser, schedules and config.
   init_from_noise: jitted key -> TrainState, born sharded.
   init: the same with the weights that config.init and config.gram name.
   complete: a restored state -> the same with the Gram teacher that config.gram names,
@@ -26,7 +38,7 @@ class Assembly(NamedTuple):
   image_feature: jitted (teacher, uint8 [B, S, S, 3]) -> frozen features [B, D].
   """
 
-  nets: dino.Nets
+  student: distill.Student
   init_from_noise: Callable
   init: Callable
   complete: Callable
@@ -41,6 +53,78 @@ class Assembly(NamedTuple):
     batch = self.abstract_batches[row]
     return self.train_step.lower(self.abstract_state, batch, self.abstract_key)
 
+  @property
+  def nets(self) -> dino.Nets | distill.FeatureNets:
+    """The modules."""
+    return self.student.nets
+
+  @property
+  def members(self) -> dict[str, "Assembly"]:
+    """The networks that a run trains, by name: this one alone."""
+    return {"": self}
+
+  def join(self, states: dict[str, Any], teacher: Any) -> Any:
+    """The state of `train_step` from that of each member, and a frozen teacher."""
+    del teacher
+    return states[""]
+
+  def split(self, joined: Any) -> dict[str, Any]:
+    """State or scalars of each member."""
+    return {"": joined}
+
+
+class Distillation(NamedTuple):
+  """What a run of several students is made of: as `Assembly`, of `distill.State`.
+
+  members: by name. train_step: of all students at once.
+  """
+
+  members: dict[str, Assembly]
+  train_step: Callable
+  abstract_state: distill.State
+  abstract_batches: list[dict]
+  abstract_key: Any
+
+  lower_step = Assembly.lower_step
+
+  def join(self, states: dict[str, Any], teacher: Any) -> distill.State:
+    """The state of `train_step` from that of each student, and the frozen teacher."""
+    return distill.State(teacher, states)
+
+  def split(self, joined: Any) -> dict[str, Any]:
+    """State or scalars of each student."""
+    return joined.students if isinstance(joined, distill.State) else joined
+
+
+def assemble_run(config, mesh: Mesh) -> Assembly | Distillation:
+  """Assembles all that a run trains in one step."""
+  if config.distill.teacher:
+    return assemble_students(config, mesh)
+  return assemble(config, mesh)
+
+
+def assemble_students(config, mesh: Mesh) -> Distillation:
+  """Assembles the students of a distillation, of a config that was checked."""
+  members = {k: assemble(x, mesh) for k, x in students.configs(config).items()}
+  step = functools.partial(
+    distill.train_step,
+    nets=teacher_nets(config),
+    students={name: member.student for name, member in members.items()},
+    cfg=config,
+  )
+  shapes = start.teacher_shapes(config)
+  frozen = jax.tree.map(sharded, shapes, sharding.state_sharding(mesh, shapes))
+  states = {name: member.abstract_state for name, member in members.items()}
+  state = distill.State(frozen, states)
+  first = next(iter(members.values()))
+  return Distillation(
+    members=members,
+    train_step=_jit_step(step, config, mesh, state),
+    abstract_state=state,
+    abstract_batches=_abstract_batches(config, mesh),
+    abstract_key=first.abstract_key,
+  )
+
 
 def assemble(config, mesh: Mesh) -> Assembly:
   """Builds networks, optimiser and jitted functions of a config that was checked."""
@@ -53,6 +137,8 @@ def assemble(config, mesh: Mesh) -> Assembly:
     **config.optimizer,
   )
   init = functools.partial(dino.init_state, nets=nets, tx=tx, cfg=config)
+  if isinstance(nets, distill.FeatureNets):
+    init = functools.partial(distill.init_features, nets=nets, tx=tx)
   step = functools.partial(
     dino.train_step, nets=nets, tx=tx, schedules=plan, cfg=config
   )
@@ -60,7 +146,6 @@ def assemble(config, mesh: Mesh) -> Assembly:
   key = jax.eval_shape(lambda: jax.random.key(0))
   state = jax.eval_shape(init, key)
   by_state = sharding.state_sharding(mesh, state)
-  by_batch, replicated = sharding.batch_sharding(mesh), sharding.replicated(mesh)
   jitted_init = jax.jit(init, out_shardings=by_state)
 
   def init_run(key):
@@ -72,31 +157,44 @@ def assemble(config, mesh: Mesh) -> Assembly:
       start.with_gram_teacher(state, config) if state.gram_teacher is None else state
     )
 
-  platform = mesh.devices.flat[0].platform
+  state = jax.tree.map(sharded, state, by_state)
   return Assembly(
-    nets=nets,
+    student=distill.Student(nets, tx, plan, config),
     init_from_noise=jitted_init,
     init=init_run,
     complete=complete,
-    train_step=jax.jit(
-      step,
-      in_shardings=(by_state, by_batch, replicated),
-      out_shardings=(by_state, replicated),
-      donate_argnums=0,
-      # A platform that the config does not name takes XLA's own options.
-      compiler_options=dict(config.compiler_options.get(platform, {})),
-    ),
-    abstract_state=jax.tree.map(sharded, state, by_state),
-    abstract_batches=[
-      {
-        name: jax.ShapeDtypeStruct(shape, kind, sharding=by_batch)
-        for name, (shape, kind) in train_batches.batch_shapes(row).items()
-      }
-      for row in resolutions.configs(config)
-    ],
-    abstract_key=sharded(key, replicated),
+    train_step=_jit_step(step, config, mesh, state),
+    abstract_state=state,
+    abstract_batches=_abstract_batches(config, mesh),
+    abstract_key=sharded(key, sharding.replicated(mesh)),
     image_feature=jax.jit(functools.partial(image_feature, nets)),
   )
+
+
+def _jit_step(step: Callable, config, mesh: Mesh, state: Any) -> Callable:
+  """A jitted (state, batch, key) -> (state, scalars), for a state of these shapes."""
+  by_state = jax.tree.map(lambda x: x.sharding, state)
+  by_batch, replicated = sharding.batch_sharding(mesh), sharding.replicated(mesh)
+  platform = mesh.devices.flat[0].platform
+  return jax.jit(
+    step,
+    in_shardings=(by_state, by_batch, replicated),
+    out_shardings=(by_state, replicated),
+    donate_argnums=0,
+    # A platform that the config does not name takes XLA's own options.
+    compiler_options=dict(config.compiler_options.get(platform, {})),
+  )
+
+
+def _abstract_batches(config, mesh: Mesh) -> list[dict]:
+  where = sharding.batch_sharding(mesh)
+  return [
+    {
+      name: jax.ShapeDtypeStruct(shape, kind, sharding=where)
+      for name, (shape, kind) in train_batches.batch_shapes(row).items()
+    }
+    for row in resolutions.configs(config)
+  ]
 
 
 def sharded(x: jax.ShapeDtypeStruct, where: jax.sharding.Sharding):
@@ -104,12 +202,34 @@ def sharded(x: jax.ShapeDtypeStruct, where: jax.sharding.Sharding):
   return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=where)
 
 
-def make_nets(config) -> dino.Nets:
-  """The networks of a config: its groups `backbone` and `heads`."""
-  how = {name: config[name] for name in ("remat", "unroll", "attention")}
-  backbone = vit.VisionTransformer(**config.backbone, **how)
-  dtype = config.backbone.dtype
-  head = {k: heads.DINOHead(**v, dtype=dtype) for k, v in config.heads.items()}
+def make_nets(config) -> dino.Nets | distill.FeatureNets:
+  """The networks of a config: its groups `backbone` and `heads`.
+
+  In a distillation by features, projections to its teacher's width in heads' place.
+  """
+  backbone = vit.VisionTransformer(**config.backbone, **_how(config))
+  if config.distill.teacher and config.distill.kind == "features":
+    width = config.distill.backbone.width
+    projection = heads.Projection(width, dtype=config.backbone.dtype)
+    return distill.FeatureNets(backbone, projection, projection)
+  return _with_heads(backbone, config.heads)
+
+
+def teacher_nets(config) -> Any:
+  """The networks of a distillation's teacher; of features, its backbone alone."""
+  group = config.distill
+  backbone = vit.VisionTransformer(**group.backbone, **_how(config))
+  if group.kind == "features":
+    return distill.FeatureNets(backbone, None, None)
+  return _with_heads(backbone, group.heads)
+
+
+def _how(config) -> dict[str, Any]:
+  return {name: config[name] for name in ("remat", "unroll", "attention")}
+
+
+def _with_heads(backbone: vit.VisionTransformer, fields) -> dino.Nets:
+  head = {k: heads.DINOHead(**v, dtype=backbone.dtype) for k, v in fields.items()}
   return dino.Nets(backbone, head["dino"], head.get("ibot", head["dino"]))
 
 

@@ -7,8 +7,6 @@ features = model(images)  # uint8 [B, H, W, 3] -> .image, .cls, .patches
 
 import dataclasses
 import functools
-import hashlib
-import json
 import pathlib
 from collections.abc import Sequence
 from typing import Any
@@ -19,7 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from dinojax import checkpoint, errors, sharding
+from dinojax import checksums, errors, sharding
 from dinojax.networks import vit
 from dinojax.weights import formats, model, runs
 
@@ -150,9 +148,7 @@ def fingerprint(architecture: dict, params: Any) -> str:
   """16 hex digits of an architecture and its weights."""
   # Without what older weights lack: theirs stay the same.
   own = {k: v for k, v in architecture.items() if v != model.DEFAULTS.get(k, ...)}
-  identity = [own, checkpoint.checksums(params)]
-  text = json.dumps(identity, sort_keys=True)
-  return hashlib.sha256(text.encode()).hexdigest()[:16]
+  return checksums.digest(params, own)
 
 
 def apply(module, params, images: jax.Array, *, by_block: bool = False) -> vit.Features:

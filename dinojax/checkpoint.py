@@ -14,13 +14,12 @@ from collections.abc import Callable, Collection, Iterator
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
 from etils import epath
 from jax.experimental import multihost_utils
 
-from dinojax import errors
+from dinojax import checksums, errors
 from dinojax.runtime import orbax_errors, retention
 
 LOGGER = logging.getLogger(__name__)
@@ -99,7 +98,7 @@ class Checkpoints:
       return False
     self._policy.note(step, metrics)
     present, _ = _fields(state)
-    record = {**record, "metrics": metrics, "checksums": checksums(present)}
+    record = {**record, "metrics": metrics, "checksums": checksums.of(present)}
     self._writing = step
     with self._failing_in_one_line():
       # The CPU backend hands out its own memory here instead of a copy, yet leaves it
@@ -113,17 +112,22 @@ class Checkpoints:
       )
     return True
 
+  def steps(self) -> list[int]:
+    """The steps of all checkpoints, damaged ones among them, rising."""
+    return sorted(self._manager.all_steps())
+
   def restore(
-    self, abstract_state: Any, *, check: Callable[[dict], None]
+    self, abstract_state: Any, *, check: Callable, upto: int | None = None
   ) -> tuple[Any, dict] | None:
     """Reads the newest checkpoint that is whole, onto any mesh.
 
-    Newer, damaged ones are renamed to damaged-STEP-1, with a warning each, so that
-    the run can save these steps again.
+    Newer ones, which are damaged or beyond `upto`, are renamed to damaged-STEP-1 and
+    ahead-STEP-1, with a warning each, so that the run can save these steps again.
 
     Args:
       abstract_state: tree of `jax.ShapeDtypeStruct` with the shardings to restore to.
       check: sees the record before the state is read; raises if the run is another.
+      upto: the last step to consider; None: any.
 
     A field of the state that is None by default may be missing in the checkpoint of a
     run that had no such field; it is None in the state that is returned.
@@ -135,22 +139,25 @@ class Checkpoints:
       UserError: there are checkpoints, and none is readable; none is changed.
       TemporaryError: they are out of reach.
     """
-    damaged = {}
-    for step in sorted(self._manager.all_steps(), reverse=True):
+    aside = {}
+    for step in reversed(self.steps()):
+      if upto is not None and step > upto:
+        aside[step] = "ahead", "is ahead of other students'"
+        continue
       try:
         state, record = self._read(step, abstract_state, check)
       except _DamagedError as reason:
-        damaged[step] = reason
+        aside[step] = "damaged", f"cannot be read ({reason})"
         continue
-      if damaged:
-        self._set_aside(damaged, step)
+      self._set_aside(aside, step)
       return state, record
-    if damaged:
+    if aside and upto != 0:
       raise errors.UserError(
-        f"none of the checkpoints {sorted(damaged)} in {self.directory} can be read"
-        f" ({damaged[max(damaged)]}); bring back a copy, or remove them to start from"
-        " step 0"
+        f"none of the checkpoints {sorted(aside)} in {self.directory} can be read:"
+        f" {max(aside)} {aside[max(aside)][1]}; bring back a copy, or remove them to"
+        " start from step 0"
       )
+    self._set_aside(aside, 0)
     return None
 
   def wait(self):
@@ -192,26 +199,27 @@ class Checkpoints:
       )
     )
     # TensorStore notices missing and short files, not changed bytes in large ones.
-    found = checksums(state)
+    found = checksums.of(state)
     if changed := [k for k, v in found.items() if record["checksums"].get(k) != v]:
       raise _DamagedError(f"{changed[0]} is not what was saved")
     if dataclasses.is_dataclass(abstract_state):
       state = dataclasses.replace(abstract_state, **state, **absent)
     return state, record
 
-  def _set_aside(self, damaged: dict[int, Exception], restored: int):
-    """Renames damaged checkpoints, on process 0, and logs it."""
+  def _set_aside(self, aside: dict[int, tuple[str, str]], restored: int):
+    """Renames checkpoints, on process 0, and logs it: (kind, reason) by step."""
+    if not aside:
+      return
     if jax.process_index() == 0:
-      for step, reason in damaged.items():
-        before = len(list(self.directory.glob(f"damaged-{step}-*")))
-        target = self.directory / f"damaged-{step}-{before + 1}"
+      for step, (kind, reason) in aside.items():
+        before = len(list(self.directory.glob(f"{kind}-{step}-*")))
+        target = self.directory / f"{kind}-{step}-{before + 1}"
         (self.directory / str(step)).rename(target)
         LOGGER.warning(
-          "checkpoint %d cannot be read (%s); resuming from checkpoint %d;"
-          " the damaged one is now %s",
+          "checkpoint %d %s; resuming from checkpoint %d; it is now %s",
           *(step, reason, restored, target),
         )
-    multihost_utils.sync_global_devices("damaged checkpoints set aside")
+    multihost_utils.sync_global_devices("checkpoints set aside")
     self._manager.reload()
 
   @contextlib.contextmanager
@@ -251,27 +259,6 @@ def _fields(
     else:
       present[field.name] = value
   return present, absent
-
-
-@jax.jit
-def _checksums(tree: Any) -> list[jax.Array]:
-  sums = []
-  for leaf in jax.tree.leaves(tree):
-    bits = jax.lax.bitcast_convert_type(leaf, f"uint{8 * leaf.dtype.itemsize}")
-    place = jnp.arange(leaf.size, dtype=jnp.uint32).reshape(leaf.shape)
-    sums.append(jnp.sum(bits * (2 * place + 1), dtype=jnp.uint32))
-  return sums
-
-
-def checksums(tree: Any) -> dict[str, int]:
-  """{"teacher.backbone.norm.scale": 32 bits over an array's bits and order, ...}.
-
-  Integer sums are the same on any mesh.
-  """
-  paths = [path for path, _ in jax.tree.leaves_with_path(tree)]
-  names = [jax.tree_util.keystr(path, simple=True, separator=".") for path in paths]
-  sums = map(int, jax.device_get(_checksums(tree)))
-  return dict(zip(names, sums, strict=True))
 
 
 class _DamagedError(Exception):

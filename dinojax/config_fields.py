@@ -12,13 +12,14 @@ FIELDS = {
   "config": "workdir mesh remat unroll attention compiler_options compilation_cache"
   " accumulation workers log_every loggers pictures hang_minutes checkpoint extend seed"
   " group_size init backbone heads losses masking total_steps schedules optimizer data"
-  " augment resolutions gram knn alarm_window",
+  " augment resolutions gram distill knn alarm_window",
   "config.compiler_options": "cpu gpu tpu",
   "config.mesh": "data fsdp",
   "config.pictures": "every",
   "config.checkpoint": "every keep_last keep_best keep_steps",
   "config.init": "backbone run",
   "config.gram": "teacher refresh_steps crop_size",
+  "config.distill": "teacher kind backbone heads students",
   "config.backbone": "patch_size pos_grid width depth heads ffn registers pool"
   " drop_path layerscale_init dtype positions ffn_width norm_eps qkv_bias local_norm"
   " rope_shift rope_jitter rope_rescale rope_periods mean std",
@@ -68,6 +69,7 @@ CHOICES = {
   "config.heads.dino.weight_norm": (True, False),
   "config.heads.ibot.weight_norm": (True, False),
   "config.losses.targets": ("sinkhorn", "centering"),
+  "config.distill.kind": ("prototypes", "features"),
   "config.schedules.learning_rate.warmup": ("linear", "cosine"),
 }
 # Of red, green and blue: the least of each, and 1 is the most.
@@ -114,6 +116,9 @@ ADDED = {
   "config.backbone.std": (0.229, 0.224, 0.225),
   "config.init.run": "",
   "config.gram": dict(teacher="", refresh_steps=(), crop_size=0),
+  "config.distill": dict(
+    teacher="", kind="prototypes", backbone={}, heads={}, students={}
+  ),
   "config.resolutions": (),
   "config.backbone.positions": "learned",
   "config.backbone.ffn_width": 0,

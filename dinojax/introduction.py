@@ -22,6 +22,8 @@ def introduce(
   start: int,
   record: dict | None,
   evaluation: knn.Evaluation | None,
+  name: str = "",
+  first: bool = True,
 ) -> dict[str, Any]:
   """Prints what is about to run; returns it for the event of the start.
 
@@ -33,22 +35,31 @@ def introduce(
     start: completed updates.
     record: of the checkpoint that is restored, or None.
     evaluation: of the run, or None.
+    name: of the network, where a run trains several.
+    first: whether what concerns the whole run is printed, too.
   """
   parameters = {
     name: sum(math.prod(x.shape) for x in jax.tree.leaves(tree))
     for name, tree in student.items()
   }
   count, kind = jax.process_count(), jax.devices()[0].device_kind
-  console.say(
-    f"backbone {parameters['backbone'] / 1e6:,.1f} M parameters, student"
-    f" {sum(parameters.values()) / 1e6:,.1f} M; {mesh.size} x {kind} of"
-    f" {'one process' if count == 1 else f'{count} processes'} as {dict(mesh.shape)}\n"
-    f"{data}; batches of {config.data.batch_size}; step {start:,} of"
-    f" {config.total_steps:,}; workdir {config.workdir}"
+  label = f"{name}: " if name else ""
+  line = (
+    f"{label}backbone {parameters['backbone'] / 1e6:,.1f} M parameters, student"
+    f" {sum(parameters.values()) / 1e6:,.1f} M"
   )
   doubts = preflight.doubts(config) + gpu_driver.doubts()
-  for line in doubts:
-    console.say(f"warning: {line}")
+  if first:
+    line += (
+      f"; {mesh.size} x {kind} of"
+      f" {'one process' if count == 1 else f'{count} processes'} as"
+      f" {dict(mesh.shape)}\n{data}; batches of {config.data.batch_size}; step"
+      f" {start:,} of {config.total_steps:,}; workdir {config.workdir}"
+    )
+  console.say(line)
+  say = console.say if first else _unsaid
+  for doubt in doubts:
+    say(f"warning: {doubt}")
   about = {
     "parameters": parameters,
     "device": kind,
@@ -62,22 +73,28 @@ def introduce(
   if doubts:
     about["doubts"] = doubts
   if start == config.total_steps:
-    console.say(f"complete at step {start}; nothing to train")
+    say(f"complete at step {start}; nothing to train")
   else:
     if (origin := config.init.backbone or config.init.run) and not start:
-      console.say(f"student and teacher start from {origin}")
+      say(f"student and teacher start from {origin}")
+    if config.distill.teacher:
+      say(f"targets are those of {config.distill.teacher}, which is frozen")
     if config.gram.teacher:
-      console.say(f"the Gram teacher is that of {config.gram.teacher}")
+      say(f"the Gram teacher is that of {config.gram.teacher}")
     if jax.default_backend() == "cpu" and config.backbone.dtype == "bfloat16":
-      console.say("CPUs emulate bfloat16: --config.backbone.dtype=float32 is faster")
+      say("CPUs emulate bfloat16: --config.backbone.dtype=float32 is faster")
     if config.resolutions:
       about["resolutions"] = resolutions.describe(config)
-      console.say("\n".join(about["resolutions"]))
-    console.say("the first step waits for the compiler")
+      say("\n".join(about["resolutions"]))
+    say("the first step waits for the compiler")
   if record and (line := describe_extension(record["config"], config, start)):
-    console.say(line)
+    say(line)
     about["extended"] = line
   return about
+
+
+def _unsaid(_: str) -> None:
+  """Says nothing."""
 
 
 def describe_extension(before: dict, config, start: int) -> str | None:

@@ -106,6 +106,14 @@ def entropy(targets: jax.Array) -> jax.Array:
   return jax.scipy.special.entr(targets).sum(-1).mean()
 
 
+def cosine_distance(x: jax.Array, y: jax.Array, *, eps: float = 1e-8) -> jax.Array:
+  """1 - cosine of the rows of two [..., D], [...] float32. eps: the least length."""
+  chex.assert_equal_shape((x, y))
+  x, y = (v.astype(jnp.float32) for v in (x, y))
+  lengths = (jnp.sqrt(jnp.maximum(jnp.square(v).sum(-1), eps**2)) for v in (x, y))
+  return 1 - (x * y).sum(-1) / functools.reduce(jnp.multiply, lengths)
+
+
 def koleo(features: jax.Array, *, eps: float = 1e-8) -> jax.Array:
   """Kozachenko-Leonenko spread of features within each group (arXiv:1806.03198).
 

@@ -15,27 +15,24 @@ from absl import flags
 
 from dinojax import (
   assembly,
-  checkpoint,
+  checksums,
   errors,
-  introduction,
-  losses,
   preflight,
   resolutions,
   sharding,
+  start,
+  trainee,
 )
 from dinojax.commands import cli
 from dinojax.data import feed, mixture
 from dinojax.evals import knn
-from dinojax.pages import live_page
-from dinojax.pictures import training
-from dinojax.reporting import console, loggers, run_log
+from dinojax.reporting import console, loggers
 from dinojax.runtime import (
   compiled,
   exits,
   interrupts,
   processes,
   watchdog,
-  workdir,
 )
 
 for module in (cli, processes):
@@ -62,33 +59,31 @@ def train(config) -> None:
     watch = watchdog.Watchdog(config.hang_minutes)
     stack.callback(watch.close)
     evaluation = knn.open_evaluation(config, mesh=mesh, progress=watch.progress)
-    folder = workdir.Workdir(config, data.fingerprints)
-    stack.enter_context(folder.owned())
+    run = assembly.assemble_run(config, mesh)
+    guide = start.read_teacher(config, mesh)  # of a distillation
+    known = dict(data=data, teacher_fingerprint=guide and checksums.digest(guide))
     stop = interrupts.Interrupts()
-    checkpoints = checkpoint.Checkpoints(config.workdir, **config.checkpoint)
-    stack.callback(checkpoints.close)
-    run = assembly.assemble(config, mesh)
-    restored = checkpoints.restore(run.abstract_state, check=folder.check)
-    state = run.complete(restored[0]) if restored else run.init(init_key)
-    start, end = int(state.step), config.total_steps
-    about = introduction.introduce(
-      config,
-      mesh,
-      data,
-      student=run.abstract_state.student,
-      start=start,
-      record=restored and restored[1],
-      evaluation=evaluation,
-    )
-    folder.write_config()
-    log = stack.enter_context(open_log(config, start, about))
-    pictures = training.Recorder(
-      config, data, nets=run.nets, mesh=mesh, progress=watch.progress
-    )
+    trainees = [
+      trainee.Trainee(name, one, **known, stack=stack)
+      for name, one in run.members.items()
+    ]
+    restored = trainee.restore(trainees)
+    states = {
+      one.name: one.run.complete(restored[one.name])
+      if restored
+      else one.run.init(init_key)
+      for one in trainees
+    }
+    first, end = int(states[trainees[0].name].step), config.total_steps
+    for one in trainees:
+      one.open(
+        first, mesh=mesh, evaluation=evaluation, watch=watch, first=one is trainees[0]
+      )
 
-    accuracy = None
-    if start < end:
-      batches = feed.Feed(config, data, mesh=mesh, start_step=start)
+    state = run.join(states, guide)
+    rated = {}
+    if first < end:
+      batches = feed.Feed(config, data, mesh=mesh, start_step=first)
       stack.callback(batches.close)
       shares = resolutions.shares(config)
       row_of = functools.partial(resolutions.row_of, seed=config.seed, shares=shares)
@@ -96,83 +91,58 @@ def train(config) -> None:
       for row in range(len(shares)):
         train_steps.append(run.lower_step(row).compile())
         watch.progress()
-    for step in range(start + 1, end + 1):
-      with log.waiting():
+    for step in range(first + 1, end + 1):
+      with trainee.waiting(trainees):
         batch = stop.next(batches)
       if batch is None:
         step -= 1  # saved as it is: a signal has come, and no data
       else:
         state, scalars = train_steps[row_of(step - 1)](state, batch, step_key)
-        log.step(step, scalars, batches.images_per_second())
+        states, scalars = run.split(state), run.split(scalars)
+        for one in trainees:
+          rate = batches.images_per_second()
+          one.step(step, states[one.name], scalars[one.name], rate)
         watch.step_done()
-        pictures.write(step, state.teacher, log)
 
-      last, ending, accuracy = step == end, stop.ends(step), None
+      last, ending, rated = step == end, stop.ends(step), {}
       failure = None
       if evaluation and not ending and (last or step % config.knn.every == 0):
-        log.flush()
+        for one in trainees:
+          one.log.flush()
         try:
-          accuracy = evaluation.accuracy(
-            run.image_feature, state.teacher, linear=last and config.knn.linear
-          )
+          linear = last and config.knn.linear
+          rated = {x.name: x.rate(states[x.name], linear=linear) for x in trainees}
         except errors.UserError as error:  # its images: what is trained is kept
           failure = error
           if jax.process_count() > 1:  # of which others may wait in the evaluation
             raise
-        else:
-          log.write(step, accuracy)
-          console.say(f"step {step}: {knn.describe(accuracy)}")
+        for one in trainees if rated else ():
+          one.rated(step, rated[one.name])
       ending = ending or failure is not None
       if last or ending or step % config.checkpoint.every == 0:
-        log.sync()  # never saves a state that is not finite
-        folder.check_owned()
-        record = {"step": step, **folder.record}
-        checkpoints.save(step, state, record, metrics=accuracy, force=last or ending)
-        log.saved(step)
+        for one in trainees:
+          one.log.sync()  # never saves a state that is not finite
+        for one in trainees:
+          force = last or ending
+          one.save(step, states[one.name], rated.get(one.name), force=force)
         watch.progress()
       if failure:
-        checkpoints.wait()
+        trainee.wait(trainees)
         raise failure
       if ending and not last:
-        checkpoints.wait()
+        trainee.wait(trainees)
         console.say(
-          f"interrupted; step {step} is saved in {checkpoints.directory}; the same"
+          f"interrupted; step {step} is saved in {trainee.where(trainees)}; the same"
           " command resumes there"
         )
-        log.interrupted(stop.exit_code())
+        for one in trainees:
+          one.log.interrupted(stop.exit_code())
         exits.exit(stop.exit_code())
 
-    checkpoints.wait()
-    console.say(f"done; step {end} is saved in {checkpoints.directory}")
-    if evaluation and config.knn.baselines:
-      teachers, linear = (state.teacher, run.init(init_key).teacher), config.knn.linear
-      results = evaluation.compare(
-        run.image_feature, *teachers, linear=linear, known=accuracy
-      )
-      log.compared(results)
-      console.print_result(knn.describe_comparison(results))
-
-
-def open_log(config, start: int, about: dict) -> run_log.Log:
-  """The run's log from step `start`. about: of `introduction.introduce`."""
-  heads = config.heads
-  return run_log.Log(
-    config.workdir,
-    start_step=start,
-    total_steps=config.total_steps,
-    log_every=config.log_every,
-    batch_size=config.data.batch_size,
-    alarm_window=config.alarm_window,
-    workers=config.workers,
-    loggers=config.loggers,
-    config=config.to_dict(),
-    about=about,
-    page=live_page.LivePage(config.workdir),
-    nothing_learnt=losses.nothing_learnt(
-      dino_prototypes=heads.dino.prototypes,
-      ibot_prototypes=heads.get("ibot", heads.dino).prototypes,
-    ),
-  )
+    trainee.wait(trainees)
+    console.say(f"done; step {end} is saved in {trainee.where(trainees)}")
+    for one in trainees if evaluation and config.knn.baselines else ():
+      one.compare(states[one.name], init_key, known=rated.get(one.name))
 
 
 def main(_) -> None:

@@ -7,7 +7,7 @@ Every error names the field, its value, the limit and the way out.
 import difflib
 import math
 
-from dinojax import config_fields, errors, resolutions
+from dinojax import config_fields, errors, resolutions, students
 
 
 def check(config, *, devices: int | None) -> None:
@@ -33,8 +33,17 @@ def check(config, *, devices: int | None) -> None:
   _check_crops(config)
   _check_start(config)
   resolutions.check(config)
+  students.check(config)
   if devices is not None:
     _check_batches(config, devices)
+  if not config.distill.students:
+    students.check_heads(config)
+    return
+  for name, one in students.configs(config).items():
+    try:
+      check(one, devices=devices)
+    except errors.UserError as error:
+      raise errors.UserError(f"config.distill.students.{name}: {error}") from error
 
 
 def doubts(config) -> list[str]:

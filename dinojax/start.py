@@ -1,8 +1,9 @@
-"""Start of a run from other weights: a backbone, a whole teacher, a Gram teacher."""
+"""Start of a run from other weights: a backbone, a whole teacher, a frozen one."""
 
 from typing import Any
 
 import jax
+from jax.sharding import Mesh
 
 from dinojax import dino, errors
 from dinojax.weights import formats, model, wrappers
@@ -39,6 +40,53 @@ def with_gram_teacher(state: dino.TrainState, config) -> dino.TrainState:
   params = _read(path, "config.gram.teacher", ("backbone",), config)
   like = state.teacher["backbone"]
   return state.replace(gram_teacher=_placed(params["backbone"], like))
+
+
+def teacher_shapes(config) -> dict[str, Any]:
+  """Parameters of a distillation's teacher, as a tree of `jax.ShapeDtypeStruct`."""
+  group = config.distill
+  fields = {name: group.backbone[name] for name in model.ARCHITECTURE}
+  shapes = {"backbone": model.shapes(fields)}
+  if group.kind == "prototypes":
+    width = group.backbone.width
+    for name, head in group.heads.items():
+      shapes[f"{name}_head"] = model.head_shapes(width=width, **head)
+  return shapes
+
+
+def read_teacher(config, mesh: Mesh) -> dict[str, Any] | None:
+  """The parameters of a distillation's teacher, sharded; None in any other run.
+
+  Raises:
+    UserError: they cannot be read, or are of another network than `config.distill`
+      says.
+  """
+  path, wanted = config.distill.teacher, config.distill.backbone
+  if not path:
+    return None
+  shapes = teacher_shapes(config)
+  try:
+    weights = formats.read_at(path, heads=wanted.heads, mesh=mesh, parts=tuple(shapes))
+    if lacking := shapes.keys() - weights.params.keys():
+      raise errors.UserError(
+        f"{path} has no {' and no '.join(sorted(lacking))}, as released weights have"
+        " none; set config.distill.kind=features, which needs none"
+      )
+    if (grid := weights.backbone["pos_grid"]) != wanted.pos_grid:
+      raise errors.UserError(
+        f"{path} has pos_grid={grid}; set config.distill.backbone.pos_grid={grid}"
+      )
+    backbone = model.fit(weights, wanted, path, group="config.distill.backbone")
+    params = {**weights.params, "backbone": backbone}
+    for name in shapes.keys() - {"backbone"}:
+      wanted_head, found = (
+        {k: tuple(x.shape) for k, x in model.flatten(tree[name]).items()}
+        for tree in (shapes, params)
+      )
+      model.compare(f"{path}: {name}", wanted=wanted_head, found=found)
+  except errors.UserError as error:
+    raise errors.UserError(f"config.distill.teacher: {error}") from error
+  return params
 
 
 def _read(path, field, parts, config) -> dict[str, Any]:

@@ -111,6 +111,13 @@ def get_config():
   # `refresh_steps` a copy of the EMA teacher takes its place. It sees the global crops,
   # or, with a `crop_size` in pixels, those in that size and in their own colours.
   config.gram = dict(teacher="", refresh_steps=(), crop_size=0)
+  # Distillation from a frozen teacher, RUN@STEP or a file of weights; "": none, and the
+  # teacher is the student's EMA. `backbone` and `heads` are its own; a student learns
+  # its "prototypes", or "features" of released weights without heads. `students`: what
+  # differs in each of several networks that learn at once, by name: distill.py.
+  config.distill = dict(
+    teacher="", kind="prototypes", backbone={}, heads={}, students={}
+  )
   config.masking = dict(ratio_min=0.1, ratio_max=0.5)  # of the masked half of the crops
 
   # 3. Optimisation.

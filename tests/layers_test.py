@@ -26,17 +26,19 @@ MAY_LAUNCH = {
 # imports from lower floors, and from its own room. All verbs are on the top floor.
 FLOORS = (
   "errors",
-  "config_fields durable resolutions",
+  "config_fields durable",
+  "resolutions students",
   "preflight",
   "reporting",
   "pages runtime sharding",
-  "data networks losses schedules",
+  "checksums data networks losses schedules",
   "accumulate evals checkpoint gram",
   "dino optimizer weights",
-  "start",
+  "distill start",
   "assembly introduction",
   "planning backbone feature_files",
   "export curation pictures",
+  "trainee",
   "commands",
 )
 # Imported where they are used: tensorboardX imports PyTorch, the others are extras.

@@ -14,7 +14,7 @@ import tarfile
 import jax
 import pytest
 
-from dinojax import assembly, checkpoint, preflight, sharding
+from dinojax import assembly, checkpoint, checksums, preflight, sharding
 from dinojax.data import feed, mixture
 from dinojax.runtime import workdir
 from experiments import quickstart
@@ -98,4 +98,4 @@ def test_it_restores_into_a_state_with_a_gram_teacher(golden, run):
   state, _ = restore(golden, made.abstract_state.replace(gram_teacher=backbone))
   assert state.gram_teacher is None
   expected, _ = restore(golden, made.abstract_state)
-  assert checkpoint.checksums(fields(state)) == checkpoint.checksums(fields(expected))
+  assert checksums.of(fields(state)) == checksums.of(fields(expected))

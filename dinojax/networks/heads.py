@@ -1,4 +1,7 @@
-"""DINOHead, the projection head: an MLP to a unit vector, then prototypes."""
+"""DINOHead, the projection head: an MLP to a unit vector, then prototypes.
+
+Projection, of a distillation: an MLP to the width of another network.
+"""
 
 import functools
 
@@ -71,3 +74,21 @@ class PlainPrototypes(nn.Module):
     """Returns the weights, [width, K] float32."""
     init = nn.initializers.normal(0.02)
     return self.param("kernel", init, (width, self.count))
+
+
+class Projection(nn.Module):
+  """Features in another network's space: an MLP, as AM-RADIO's (arXiv:2312.06709).
+
+  width: T, of that network.
+  """
+
+  width: int
+  dtype: str
+
+  @nn.compact
+  def __call__(self, x: jax.Array) -> jax.Array:
+    """[..., D] -> [..., T] float32."""
+    dense = functools.partial(nn.Dense, dtype=self.dtype)
+    x = dense(x.shape[-1], name="fc1")(x).astype(jnp.float32)
+    x = layers.gelu(nn.LayerNorm(name="norm")(x))
+    return dense(self.width, name="fc2")(x).astype(jnp.float32)

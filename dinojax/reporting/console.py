@@ -50,16 +50,20 @@ def advancer(bar: tqdm.tqdm) -> Callable[[int], None]:
 class Progress:
   """A bar with step, loss, images/s, data wait and ETA; lines where no terminal is."""
 
-  def __init__(self, *, total: int, start: int):
-    """Shows `start` of `total` steps."""
-    self._lines = not sys.stderr.isatty()
+  def __init__(self, *, total: int, start: int, label: str = "", shown: bool = True):
+    """Shows `start` of `total` steps, unless it is not `shown`.
+
+    label: of the figures, such as "small: ".
+    """
+    self._label = label
+    self._lines = shown and not sys.stderr.isatty()
     self._last_line = time.perf_counter()
     self._bar = tqdm.tqdm(
       total=total,
       initial=start,
       unit="step",
       dynamic_ncols=True,
-      disable=jax.process_index() != 0,
+      disable=jax.process_index() != 0 or not shown,
       file=open(os.devnull, "w") if self._lines else sys.stderr,  # noqa: SIM115
     )
     self._advance = advancer(self._bar)
@@ -75,7 +79,8 @@ class Progress:
   def show(self, scalars: dict[str, float]) -> None:
     """Changes the figures beside the bar."""
     self._bar.set_postfix_str(
-      f"loss {scalars['loss']:.3f}, {scalars['images_per_second']:.0f} images/s,"
+      f"{self._label}loss {scalars['loss']:.3f},"
+      f" {scalars['images_per_second']:.0f} images/s,"
       f" {scalars['data_wait_share']:.0%} waiting for data"
     )
 

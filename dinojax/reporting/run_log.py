@@ -49,12 +49,14 @@ class Log:
     log_every: int,
     batch_size: int,
     alarm_window: int,
-    nothing_learnt: float,
+    nothing_learnt: float | None,
     workers: int,
     loggers: Sequence[str] = ("tensorboard",),
     config: Mapping[str, Any] | None = None,
     about: Mapping[str, Any] = types.MappingProxyType({}),
     page: Page | None = None,
+    name: str = "",
+    bar: bool = True,
   ):
     """Opens the files and the bar.
 
@@ -65,12 +67,14 @@ class Log:
       log_every: steps between two lines.
       batch_size: images of a step.
       alarm_window: steps whose mean loss an alarm judges.
-      nothing_learnt: of `losses.nothing_learnt`.
+      nothing_learnt: of `losses.nothing_learnt`; None: no alarm.
       workers: input processes.
       loggers: config.loggers.
       config: of the run, for loggers that show it.
       about: what the event of this start says besides.
       page: of the run, refreshed with each checkpoint and at the end.
+      name: of the network, where a run trains several.
+      bar: whether to show the bar; one of several logs does.
     """
     self._writer = metrics.Writer(
       workdir, start_step=start_step, names=loggers, config=config
@@ -90,8 +94,14 @@ class Log:
       nothing_learnt=nothing_learnt,
       **about,
     )
-    self._progress = console.Progress(total=total_steps, start=start_step)
-    self._alarm = alarm.Alarm(window=alarm_window, nothing_learnt=nothing_learnt)
+    self._label = f"{name}: " if name else ""
+    self._bar = bar
+    self._progress = console.Progress(
+      total=total_steps, start=start_step, label=self._label, shown=bar
+    )
+    self._alarm = nothing_learnt and alarm.Alarm(
+      window=alarm_window, nothing_learnt=nothing_learnt
+    )
     self._timer = throughput.Timer()
     self._judge = throughput.Judge(workers=workers)
     self._every, self._batch_size = log_every, batch_size
@@ -133,13 +143,13 @@ class Log:
       self._lap_steps += 1
       if name := first_non_finite(scalars):
         raise errors.UserError(
-          f"step {step}: {name} is {scalars[name]}; stopped before the next save; try a"
-          " lower learning rate, or float32, in a new config.workdir"
+          f"{self._label}step {step}: {name} is {scalars[name]}; stopped before"
+          " the next save; try a lower learning rate, or float32, in a new workdir"
         )
-      if warning := self._alarm.update(
-        step, scalars["loss_dino"] + scalars["loss_ibot"]
+      if self._alarm and (
+        warning := self._alarm.update(step, scalars["loss_dino"] + scalars["loss_ibot"])
       ):
-        console.say(warning)
+        console.say(f"{self._label}{warning}")
         self._event("alarm", step=step, text=warning)
       if step % self._every == 0:
         rates = self._timer.lap(self._lap_steps * self._batch_size)
@@ -147,7 +157,8 @@ class Log:
         if not self._lap_steps:  # the first step, which the compiler had, says nothing
           rates = {}
         elif verdict := self._judge.update(rates):
-          console.say(verdict)
+          if self._bar:  # which concerns all networks alike
+            console.say(verdict)
           self._event("input", step=step, text=verdict)
         self._lap_steps = 0
         finite = {name: x for name, x in rates.items() if math.isfinite(x)}

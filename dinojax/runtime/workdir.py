@@ -17,7 +17,7 @@ from dinojax import config_fields, errors
 from dinojax.runtime import ownership
 
 # Fields that change no result of training: a run may resume with others. What the data
-# are is known by their fingerprint.
+# are, and a distillation's teacher, is known by their fingerprints.
 FREE_FIELDS = (
   *("workdir", "mesh", "remat", "unroll", "attention", "compiler_options"),
   *(
@@ -31,7 +31,7 @@ FREE_FIELDS = (
     "hang_minutes",
   ),
   *("knn", "alarm_window", "data.sources", "data.max_bad_share"),
-  *("data.max_pixels", "data.accept_changed", "extend"),
+  *("data.max_pixels", "data.accept_changed", "extend", "distill.teacher"),
 )
 # Fields that may change when a run is extended, by config.extend.
 LENGTH_FIELDS = (
@@ -47,14 +47,23 @@ class Workdir:
   path: the folder. record: what every checkpoint says of its run, in JSON.
   """
 
-  def __init__(self, config, data_fingerprint: list[str]):
+  def __init__(
+    self, config, data_fingerprint: list[str], teacher_fingerprint: str | None = None
+  ):
     """Creates the folder and writes to it once.
+
+    Args:
+      config: of the run.
+      data_fingerprint: of its sources.
+      teacher_fingerprint: of a distillation's teacher.
 
     Raises:
       UserError: it cannot be written to.
     """
     self.path = pathlib.Path(config.workdir)
     self.record = {"config": config.to_dict(), "data_fingerprint": data_fingerprint}
+    if teacher_fingerprint:
+      self.record["teacher_fingerprint"] = teacher_fingerprint
     self._config_json = config.to_json_best_effort(indent=2)
     probe(config.workdir)
 
@@ -119,7 +128,12 @@ def probe(workdir: str) -> None:
 
 
 def check_same_run(
-  saved: dict, *, config: dict, data_fingerprint: list[str], free: tuple[str, ...]
+  saved: dict,
+  *,
+  config: dict,
+  data_fingerprint: list[str],
+  free: tuple[str, ...],
+  teacher_fingerprint: str | None = None,
 ) -> None:
   """Raises UserError, with each field that differs, if the record is of another run.
 
@@ -129,6 +143,7 @@ def check_same_run(
     data_fingerprint: of its sources, in their order.
     free: fields or groups of the config that may differ, as "data.sources". Data that
       have changed are refused, too, unless config.data.accept_changed.
+    teacher_fingerprint: of a distillation's teacher.
   """
   there, here = (config_fields.with_added(x) for x in (saved["config"], config))
   before, now = _fields(there, free), _fields(here, free)
@@ -151,6 +166,12 @@ def check_same_run(
     )
     raise errors.UserError(
       f"config.workdir={config['workdir']} holds another run ({differing}); {way_out}"
+    )
+  if saved.get("teacher_fingerprint") != teacher_fingerprint:
+    raise errors.UserError(
+      f"config.distill.teacher={config['distill']['teacher']} has other weights than at"
+      f" the checkpoint in config.workdir={config['workdir']}; give the same, of a run"
+      " as RUN@STEP, or choose another config.workdir"
     )
   there = saved["data_fingerprint"]
   there = [there] if isinstance(there, str) else there

@@ -254,7 +254,9 @@ def with_choices(
   return dataclasses.replace(weights, backbone={**weights.backbone, **chosen})
 
 
-def fit(weights: Weights, wanted: dict, path: str) -> Any:
+def fit(
+  weights: Weights, wanted: dict, path: str, *, group: str = "config.backbone"
+) -> Any:
   """The backbone's parameters for an architecture.
 
   Position embeddings are resized to it. A final norm of local crops, which no file of
@@ -264,6 +266,7 @@ def fit(weights: Weights, wanted: dict, path: str) -> Any:
     weights: of any file.
     wanted: the fields of ARCHITECTURE, such as `config.backbone`.
     path: of the weights, for the error.
+    group: of the config that `wanted` is, likewise.
 
   Raises:
     UserError: another architecture, but for grid, image feature, periods and the final
@@ -272,7 +275,7 @@ def fit(weights: Weights, wanted: dict, path: str) -> Any:
   wanted = in_one_form({name: wanted[name] for name in ARCHITECTURE})
   free = ("pos_grid", "pool", "local_norm", "rope_periods")
   differing = [
-    f"{name}={weights.backbone[name]} there and config.backbone.{name}={wanted[name]}"
+    f"{name}={weights.backbone[name]} there and {group}.{name}={wanted[name]}"
     for name in ARCHITECTURE
     if name not in free and weights.backbone[name] != wanted[name]
   ]

@@ -15,7 +15,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 from jax.sharding import Mesh
 
-from dinojax import checkpoint, errors, sharding
+from dinojax import checksums, errors, sharding
 from dinojax.runtime import orbax_errors
 from dinojax.weights import model
 
@@ -130,7 +130,7 @@ def read(
         partial_restore=True,
       ),
     )
-  for name, found in checkpoint.checksums(restored).items():
+  for name, found in checksums.of(restored).items():
     if record["checksums"].get(name) != found:
       raise errors.UserError(
         f"{folder}: {name} is not what was saved; the files are damaged, try an older"
@@ -174,7 +174,7 @@ def write(folder: pathlib.Path, weights: model.Weights) -> None:
   record = {
     "step": 0,
     "config": {"backbone": weights.backbone, "knn": weights.sizes},
-    "checksums": checkpoint.checksums(state),
+    "checksums": checksums.of(state),
   }
   with ocp.Checkpointer(ocp.CompositeCheckpointHandler()) as writer:
     writer.save(

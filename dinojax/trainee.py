@@ -1,0 +1,220 @@
+"""Trainee: a network that a run trains, with its folder, checkpoints and log.
+
+A run has one; a distillation has one for each student. All processes make every call
+together.
+"""
+
+import contextlib
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from jax.sharding import Mesh
+
+from dinojax import assembly, checkpoint, errors, introduction, losses
+from dinojax.data import mixture
+from dinojax.evals import knn
+from dinojax.pages import live_page
+from dinojax.pictures import training
+from dinojax.reporting import console, run_log
+from dinojax.runtime import watchdog, workdir
+
+
+class Trainee:
+  """A network of a run: restores, logs, rates and saves it."""
+
+  def __init__(
+    self,
+    name: str,
+    run: assembly.Assembly,
+    *,
+    data: mixture.Mixture,
+    teacher_fingerprint: str | None,
+    stack: contextlib.ExitStack,
+  ):
+    """Takes its folder into possession, and opens the checkpoints there.
+
+    Args:
+      name: of the student; "" of the only network.
+      run: what its training is made of.
+      data: that is trained on.
+      teacher_fingerprint: of a distillation's teacher.
+      stack: closes all at the end.
+
+    Raises:
+      UserError: the folder cannot be written to, or another run is at work there.
+    """
+    self.name, self.run, self.config = name, run, run.student.cfg
+    self._label = f"{name}: " if name else ""
+    self._data, self._stack = data, stack
+    self._folder = workdir.Workdir(self.config, data.fingerprints, teacher_fingerprint)
+    stack.enter_context(self._folder.owned())
+    self._record: dict | None = None
+    self.checkpoints = checkpoint.Checkpoints(
+      self.config.workdir, **self.config.checkpoint
+    )
+    stack.callback(self.checkpoints.close)
+
+  def restore(self, upto: int | None) -> Any | None:
+    """The state of its newest checkpoint, at most of step `upto`; None without one."""
+    restored = self.checkpoints.restore(
+      self.run.abstract_state, check=self._folder.check, upto=upto
+    )
+    state, self._record = restored or (None, None)
+    return state
+
+  def open(
+    self,
+    start: int,
+    *,
+    mesh: Mesh,
+    evaluation: knn.Evaluation | None,
+    watch: watchdog.Watchdog,
+    first: bool,
+  ) -> None:
+    """Introduces it, and opens its log.
+
+    Args:
+      start: completed updates.
+      mesh: of the run.
+      evaluation: of the run, or None.
+      watch: which pictures tell that they get on.
+      first: whether it is the first of several, which has the bar.
+    """
+    about = introduction.introduce(
+      self.config,
+      mesh,
+      self._data,
+      student=self.run.abstract_state.student,
+      start=start,
+      record=self._record,
+      evaluation=evaluation,
+      **dict(name=self.name, first=first),
+    )
+    self._folder.write_config()
+    self.log = self._stack.enter_context(
+      open_log(self.config, start, about, name=self.name, bar=first)
+    )
+    self._evaluation = evaluation
+    self._pictures = training.Recorder(
+      self.config, self._data, nets=self.run.nets, mesh=mesh, progress=watch.progress
+    )
+
+  def step(self, step: int, state: Any, scalars: dict, input_rate: float) -> None:
+    """Notes a completed step, and draws the pictures that are due."""
+    self.log.step(step, scalars, input_rate)
+    self._pictures.write(step, state.teacher, self.log)
+
+  def rate(self, state: Any, *, linear: bool) -> dict[str, float]:
+    """The accuracies of its EMA."""
+    feature = self.run.image_feature
+    return self._evaluation.accuracy(feature, state.teacher, linear=linear)
+
+  def rated(self, step: int, accuracy: dict[str, float]) -> None:
+    """Notes the result of `rate`."""
+    self.log.write(step, accuracy)
+    console.say(f"{self._label}step {step}: {knn.describe(accuracy)}")
+
+  def save(
+    self, step: int, state: Any, accuracy: dict[str, float] | None, *, force: bool
+  ) -> None:
+    """Starts to write a checkpoint, after a check that its state is sound."""
+    self._folder.check_owned()
+    record = {"step": step, **self._folder.record}
+    self.checkpoints.save(step, state, record, metrics=accuracy, force=force)
+    self.log.saved(step)
+
+  def compare(self, state: Any, init_key: Any, known: dict[str, float] | None) -> None:
+    """Prints how its EMA does beside the untrained network and raw pixels."""
+    results = self._evaluation.compare(
+      self.run.image_feature,
+      *(state.teacher, self.run.init(init_key).teacher),
+      **dict(linear=self.config.knn.linear, known=known),
+    )
+    self.log.compared(results)
+    console.print_result(self._label + knn.describe_comparison(results))
+
+
+def restore(trainees: Sequence[Trainee]) -> dict[str, Any] | None:
+  """The states of the newest checkpoint that all trainees have, by name; None: of none.
+
+  Later ones of some, which a kill left between two saves, are set aside.
+
+  Raises:
+    UserError: they have none in common, and more work would be lost than since the last
+      checkpoint.
+  """
+  upto = None
+  if len(trainees) > 1:
+    saved = {trainee.name: trainee.checkpoints.steps() for trainee in trainees}
+    upto = max(set.intersection(*map(set, saved.values())), default=0)
+    ahead = {name: steps[-1] for name, steps in saved.items() if steps}
+    every = trainees[0].config.checkpoint.every
+    if not upto and max(ahead.values(), default=0) > every:
+      lacking = sorted(saved.keys() - ahead.keys()) or sorted(saved)
+      raise errors.UserError(
+        f"students have reached steps {ahead}, and there is no checkpoint of"
+        f" {', '.join(lacking)} to go on with; a student cannot join later: choose"
+        " another config.workdir, or bring back its folder"
+      )
+  while True:
+    states = {trainee.name: trainee.restore(upto) for trainee in trainees}
+    found = {0 if state is None else int(state.step) for state in states.values()}
+    if len(found) == 1:
+      return None if found == {0} else states
+    upto = min(found)
+
+
+@contextlib.contextmanager
+def waiting(trainees: Sequence[Trainee]) -> Iterator[None]:
+  """Context in which time counts as waiting for data."""
+  with contextlib.ExitStack() as stack:
+    for trainee in trainees:
+      stack.enter_context(trainee.log.waiting())
+    yield
+
+
+def wait(trainees: Sequence[Trainee]) -> None:
+  """Blocks until all checkpoints are complete; UserError if one fails."""
+  for trainee in trainees:
+    trainee.checkpoints.wait()
+
+
+def where(trainees: Sequence[Trainee]) -> str:
+  """The folders of the checkpoints, for people."""
+  return ", ".join(str(trainee.checkpoints.directory) for trainee in trainees)
+
+
+def open_log(
+  config, start: int, about: dict, *, name: str = "", bar: bool = True
+) -> run_log.Log:
+  """A network's log from step `start`.
+
+  Args:
+    config: of the network.
+    start: completed updates.
+    about: of `introduction.introduce`.
+    name: of the network.
+    bar: whether to show the bar.
+  """
+  heads, level = config.heads, None
+  if not (config.distill.teacher and config.distill.kind == "features"):
+    level = losses.nothing_learnt(
+      dino_prototypes=heads.dino.prototypes,
+      ibot_prototypes=heads.get("ibot", heads.dino).prototypes,
+    )
+  return run_log.Log(
+    config.workdir,
+    start_step=start,
+    total_steps=config.total_steps,
+    log_every=config.log_every,
+    batch_size=config.data.batch_size,
+    alarm_window=config.alarm_window,
+    workers=config.workers,
+    loggers=config.loggers,
+    config=config.to_dict(),
+    about=about,
+    page=live_page.LivePage(config.workdir),
+    nothing_learnt=level,
+    name=name,
+    bar=bar,
+  )
