@@ -48,12 +48,17 @@ class Seen:
     self.patch_logits = np.float64(logits)  # [B, V, N, K]
 
 
-def losses(*, nets, state, batch, config, temp):
-  """Every part of the loss from the networks' outputs, pair by pair."""
+def losses(*, nets, state, batch, config, temp, teacher=None, hidden=True):
+  """Every part of the loss from the networks' outputs, pair by pair.
+
+  teacher: (networks, parameters) if it has others. hidden: whether masks hide patches.
+  """
   pool, b = config.backbone.pool, len(batch["mask"])
   whole = np.zeros_like(batch["mask"])
-  teacher = Seen(nets, state.teacher, batch["global_crops"], whole, pool)
-  student = Seen(nets, state.student, batch["global_crops"], batch["mask"], pool)
+  teacher = teacher or (nets, state.teacher)
+  teacher = Seen(*teacher, batch["global_crops"], whole, pool)
+  masks = batch["mask"] if hidden else whole
+  student = Seen(nets, state.student, batch["global_crops"], masks, pool)
   whole = np.zeros((b, 8, 4), bool)
   local = Seen(nets, state.student, batch["local_crops"], whole, pool)
 
