@@ -63,7 +63,7 @@ def make_plan(config, devices, *, step_only: bool = False) -> dict:
     "fits": True,
   }
   try:
-    run = assembly.assemble(config, mesh)
+    run = assembly.assemble_run(config, mesh)
     with jax.set_mesh(mesh):
       compiled = topology.compile_for(devices, run.lower_step())
   except jax.errors.JaxRuntimeError as error:
@@ -78,10 +78,10 @@ def make_plan(config, devices, *, step_only: bool = False) -> dict:
       "missing_bytes": needed - limit,
     }
   plan["compile_seconds"] = time.perf_counter() - start
-  student = run.abstract_state.student
   plan["parameters"] = {
-    name: sum(math.prod(x.shape) for x in jax.tree.leaves(tree))
-    for name, tree in student.items()
+    f"{name} {part}".strip(): sum(math.prod(x.shape) for x in jax.tree.leaves(tree))
+    for name, one in run.members.items()
+    for part, tree in one.abstract_state.student.items()
   }
   plan["state_bytes"] = memory.on_device(run.abstract_state)
   plan["peak_bytes"] = memory.peak(compiled)

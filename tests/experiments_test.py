@@ -26,7 +26,7 @@ DEVICES |= {
   "vitl16_dinov3": 32,
   "vits16_dinov3": 8,
 }
-DEVICES |= {"vitl16_highres": 32}
+DEVICES |= {"vitl16_highres": 32, "distill": 128}
 # At 224 pixels: the published sizes at 518 less 37^2 - 16^2 positions. Of DINOv3, which
 # has no positions to learn, the arrays of the released .pth files.
 BACKBONE = {

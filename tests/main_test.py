@@ -41,12 +41,12 @@ RATES = {
 }
 
 
-def start(workdir, *overrides, devices=1, flags=()):
-  """Starts the quickstart, shrunk, in a process."""
+def start(workdir, *overrides, devices=1, flags=(), config="experiments/quickstart.py"):
+  """Starts the quickstart, shrunk, in a process; or another config made of it."""
   settings = [f"workdir={workdir}", *SMALL, *overrides]
   return subprocess.Popen(
     [
-      *(sys.executable, "-m", "dinojax.main", "--config=experiments/quickstart.py"),
+      *(sys.executable, "-m", "dinojax.main", f"--config={config}"),
       *(f"--config.{setting}" for setting in settings),
       *flags,
     ],

@@ -3,6 +3,7 @@
 import collections
 import re
 
+from dinojax import students
 from dinojax.data import masking
 from dinojax.networks import blocks
 from dinojax.planning import chips, hlo, schedule
@@ -13,44 +14,78 @@ def model_flops(config) -> float:
 
   What the backward pass recomputes does not count.
   """
-  b = config.backbone
+  group = config.distill
+  if group.teacher:
+    taught = _teacher_flops(config, group.backbone, group.heads)
+  else:
+    taught = _teacher_flops(config, config.backbone, config.heads) + _gram_flops(config)
+  learnt = sum(map(_student_flops, students.configs(config).values()))
+  return taught + 3 * learnt
+
+
+def _crop_flops(backbone, patches: int) -> tuple[float, float]:
+  """Of a crop's patch embedding, and of its blocks, forward."""
+  b = backbone
   hidden = blocks.hidden_width(b.width, ffn=b.ffn, ffn_width=b.ffn_width)
   ffn = {"mlp": 2, "swiglu": 3}[b.ffn] * b.width * hidden
+  tokens = patches + 1 + b.registers
+  layer = 2 * tokens * (4 * b.width**2 + ffn) + 4 * tokens**2 * b.width
+  return 2 * patches * 3 * b.patch_size**2 * b.width, b.depth * layer
 
-  def crop(size):
-    """(patch embedding, blocks) of one crop."""
-    patches = (size // b.patch_size) ** 2
-    tokens = patches + 1 + b.registers
-    layer = 2 * tokens * (4 * b.width**2 + ffn) + 4 * tokens**2 * b.width
-    return 2 * patches * 3 * b.patch_size**2 * b.width, b.depth * layer
 
-  def head(name):
-    h = config.heads.get(name, config.heads.dino)
-    body = b.width * h.hidden + h.hidden**2 + h.hidden * h.bottleneck
+def _head_flops(config, backbone, fields) -> tuple[float, float]:
+  """Of the heads: of a crop's image feature, and of an image's patches."""
+  width = backbone.width
+  if config.distill.teacher and config.distill.kind == "features":
+    if backbone is config.distill.backbone:
+      return 0.0, 0.0
+    projection = 2 * width * (width + config.distill.backbone.width)
+    return projection, 2 * _grid(config) ** 2 * projection
+
+  def head(h):
+    body = width * h.hidden + h.hidden**2 + h.hidden * h.bottleneck
     return 2 * (body + h.bottleneck * h.prototypes)
 
-  def kept(crops):
-    """Share of a group's crops that a branch runs on."""
-    return blocks.kept_crops(crops, b.drop_path) / crops
+  masks = dict(group_size=config.group_size, views=2, grid=_grid(config))
+  hidden = masking.slots(**masks, **config.masking) / config.group_size
+  return head(fields.dino), hidden * head(fields.get("ibot", fields.dino))
 
-  size, views, locals_ = config.group_size, 2, config.augment.num_local
-  grid = config.augment.global1.size // b.patch_size
-  masks = dict(group_size=size, views=views, grid=grid, **config.masking)
-  (embed, layers), (local_embed, local_layers) = (
-    crop(config.augment[kind].size) for kind in ("global1", "local")
-  )
-  shared = views * (embed + head("dino")) + masking.slots(**masks) / size * head("ibot")
-  teacher = shared + views * layers
-  student = shared + views * kept(size * views) * layers
-  student += locals_ * (local_embed + head("dino"))
-  student += locals_ * kept(size * locals_) * local_layers
-  gram = 0
-  if config.gram.teacher:
-    tokens = grid**4 * b.width  # multiply-adds of a crop's Gram matrix
-    _, gram_layers = crop(config.gram.crop_size or config.augment.global1.size)
-    # The Gram teacher's forward pass and matrix; the student's matrix, and back.
-    gram = views * (embed + gram_layers + (1 + 3) * 2 * tokens)
-  return teacher + 3 * student + gram
+
+def _grid(config) -> int:
+  return config.augment.global1.size // config.backbone.patch_size
+
+
+def _teacher_flops(config, backbone, fields) -> float:
+  """Of an image's two global crops, whole, and of the heads."""
+  image, patches = _head_flops(config, backbone, fields)
+  return 2 * (sum(_crop_flops(backbone, _grid(config) ** 2)) + image) + patches
+
+
+def _student_flops(config) -> float:
+  """Of all of an image's crops that the student sees, forward."""
+  b, local = config.backbone, config.augment.local.size // config.backbone.patch_size
+  image, patches = _head_flops(config, b, config.heads)
+  kinds = [(2, _grid(config)), (config.augment.num_local, local)]
+  if config.distill.teacher and config.distill.kind == "features":
+    kinds = kinds[:1]
+  total = patches
+  for views, grid in kinds:
+    embed, layers = _crop_flops(b, grid**2)
+    crops = config.group_size * views
+    total += views * (
+      embed + image + layers * blocks.kept_crops(crops, b.drop_path) / crops
+    )
+  return total
+
+
+def _gram_flops(config) -> float:
+  """Of a Gram teacher's forward pass and matrix, and the student's matrix and back."""
+  if not config.gram.teacher:
+    return 0.0
+  size, b = config.gram.crop_size or config.augment.global1.size, config.backbone
+  products = _grid(config) ** 4 * b.width  # multiply-adds of a crop's Gram matrix
+  seen = sum(_crop_flops(b, (size // b.patch_size) ** 2))
+  return 2 * (seen + (1 + 3) * 2 * products)
 
 
 def cost(program: hlo.Program, chip: chips.Chip | None, devices: int) -> dict:

@@ -48,29 +48,41 @@ def exhausted(message: str) -> tuple[float, float] | None:
   return tuple(float(number) * unit[letter] for number, letter in sizes[:2])
 
 
-def beside_the_step(config, run: assembly.Assembly, mesh: Mesh) -> dict[str, float]:
+def beside_the_step(
+  config, run: assembly.Assembly | assembly.Distillation, mesh: Mesh
+) -> dict[str, float]:
   """Peak bytes of a device in what a run compiles besides its step, by name.
 
   These are its start, and of the k-NN evaluation, if it is on, the teacher's features
-  and the neighbours, at ImageNet-1k's size. What a run holds meanwhile is counted.
+  and the neighbours, at ImageNet-1k's size. What a run holds meanwhile is counted. In a
+  distillation, those of each student.
 
   Args:
     config: of the run.
     run: of the config.
     mesh: of the run; call this under `jax.set_mesh(mesh)`.
   """
-  state = on_device(run.abstract_state)
-  found = {"start": _compiled_peak(run.init_from_noise.lower(run.abstract_key), mesh)}
-  if not config.knn.every:
-    return found
+  found, held = {}, on_device(run.abstract_state)
+  for name, one in run.members.items():
+    label = f"{name}: " if name else ""
+    others = held - on_device(one.abstract_state)
+    start = _compiled_peak(one.init_from_noise.lower(one.abstract_key), mesh)
+    found[f"{label}start"] = start + others
+    if config.knn.every:
+      evaluation = _evaluation(one.student.cfg, one, mesh, held)
+      found |= {f"{label}{what}": size for what, size in evaluation.items()}
+  return found
+
+
+def _evaluation(config, run, mesh, held) -> dict[str, float]:
+  """Peak bytes of the k-NN evaluation of a network, while a run holds its state."""
   bank, queries = (_bank(config, mesh, IMAGENET[x]) for x in ("train", "test"))
   batch, crop = config.knn.batch_size, config.knn.crop
   images = _shape(mesh, (batch, crop, crop, 3), np.uint8, sharding.BATCH)
   teacher = run.abstract_state.teacher
   extract = run.image_feature.lower(teacher, images)
   # Features stay on the devices batch by batch, and are stacked in the end.
-  beside = state - on_device(teacher) + on_device(bank)
-  found["k-NN, features"] = _compiled_peak(extract, mesh) + beside
+  beside = held - on_device(teacher) + on_device(bank)
   names = ("ks", "temperature")
   neighbours = votes.lower(
     bank,
@@ -80,8 +92,10 @@ def beside_the_step(config, run: assembly.Assembly, mesh: Mesh) -> dict[str, flo
     **{name: config.knn[name] for name in names},
   )
   searched = _compiled_peak(neighbours, mesh)
-  found["k-NN, neighbours"] = state + max(searched, 2 * on_device((bank, queries)))
-  return found
+  return {
+    "k-NN, features": _compiled_peak(extract, mesh) + beside,
+    "k-NN, neighbours": held + max(searched, 2 * on_device((bank, queries))),
+  }
 
 
 def _bank(config, mesh, images):
