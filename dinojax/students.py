@@ -10,6 +10,7 @@ that grid: at patches of 14 pixels, crops of 224 in patches of 16 have 196.
 """
 
 import os
+import pathlib
 import re
 from collections.abc import Iterator
 
@@ -33,6 +34,13 @@ def configs(config) -> dict:
       _resize(one, before=config.backbone.patch_size)
     found[name] = one
   return found or {"": config}
+
+
+def instead_of(path: str | os.PathLike) -> str:
+  """What to give instead of a distillation's workdir, for an error; "" of any other."""
+  path = pathlib.Path(path)
+  names = sorted(x.parent.name for x in path.glob("*/checkpoints") if x.is_dir())
+  return f"; its students {', '.join(names)} are in {path / names[0]}" if names else ""
 
 
 def _resize(config, *, before: int) -> None:

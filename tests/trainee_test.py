@@ -7,7 +7,7 @@ import shutil
 import main_test
 import pytest
 
-from dinojax import backbone
+from dinojax import backbone, errors
 from dinojax.weights import runs
 
 pytestmark = pytest.mark.process
@@ -69,6 +69,13 @@ def test_each_student_leaves_what_any_run_leaves(folder):
     assert config["backbone"]["width"] == width and not config["distill"]["students"]
     # The teacher is no part of the checkpoint.
     assert len({name.split(".")[0] for name in checksums(workdir, 6)}) == 4
+
+
+def test_the_folder_above_them_names_them(folder):
+  with pytest.raises(
+    errors.UserError, match=r"students narrow, other are in .*narrow$"
+  ):
+    backbone.load(str(folder / "whole"))
 
 
 def test_a_kill_between_two_saves_loses_the_later_one_and_repeats_it_bit_by_bit(folder):

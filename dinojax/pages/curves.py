@@ -51,6 +51,13 @@ KINDS = (
   ),
   Kind("Loss parts", "loss (nats)", ("loss_dino", "loss_ibot"), "Unweighted."),
   Kind(
+    "Loss of features",
+    "loss (no unit)",
+    ("loss_image", "loss_patches"),
+    "Distance to the features of the teacher that is distilled: 0 where equal, 1 and"
+    " more where unrelated.",
+  ),
+  Kind(
     "KoLeo loss", "loss (nats)", ("loss_koleo",), "Falls while features spread out."
   ),
   Kind("Total loss", "loss (nats)", ("loss",), "Weighted sum of the parts."),

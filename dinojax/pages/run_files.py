@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from dinojax import errors
+from dinojax import errors, students
 from dinojax.pages import run_record
 from dinojax.reporting import events
 
@@ -35,6 +35,7 @@ def read(workdir: pathlib.Path) -> run_record.Run:
       raise errors.UserError(
         f"--workdir={workdir} holds no run: there is neither metrics.jsonl nor"
         " config.json; give the config.workdir of a training"
+        f"{students.instead_of(workdir)}"
       )
     series, evaluations, not_finite, logged = _read_metrics(workdir / "metrics.jsonl")
     checkpoints, damaged = _read_checkpoints(workdir / "checkpoints")

@@ -24,7 +24,7 @@ import numpy as np
 import safetensors
 from jax.sharding import Mesh
 
-from dinojax import errors, sharding
+from dinojax import errors, sharding, students
 from dinojax.runtime import orbax_errors, ownership
 from dinojax.weights import (
   dinov3,
@@ -193,6 +193,7 @@ def _read_arrays(where, path, heads, parts) -> model.Weights:
       raise errors.UserError(
         f"{path} holds neither checkpoints/ nor {huggingface.SAFETENSORS}; give a"
         " run's workdir, a converted folder, or a Hugging Face model"
+        f"{students.instead_of(path)}"
       )
     arrays, others, metadata, config, images = huggingface.read(where)
     source = f"{path}/{preprocessor.NAME}"
