@@ -8,7 +8,7 @@ for all tasks. Each task prints its table on stdout when it is done; its numbers
 added to --results, a JSON file, and to the run's metrics. --train, --test and --val are
 sources as in training, such as folder:PATH or embedded:digits:test. knn_segmentation
 labels the pixels of --test by the nearest patches of --train, without training; it
-needs sources with label maps, such as embedded:scenes:train.
+needs sources with label maps, such as 'folder:PATH?masks=PATH'.
 """
 
 import contextlib
@@ -27,7 +27,16 @@ import dinojax
 from dinojax import backbone, durable, errors, sharding
 from dinojax.commands import backbone_flags, cli, evaluation_flags
 from dinojax.data import sources
-from dinojax.evals import cache, features, labelled, linear, patches, results, tasks
+from dinojax.evals import (
+  cache,
+  dense_sources,
+  features,
+  labelled,
+  linear,
+  patches,
+  results,
+  tasks,
+)
 from dinojax.reporting import console
 from dinojax.runtime import compiled, processes
 
@@ -191,16 +200,12 @@ def evaluate_features(
   }
   highest = max(int(bank.labels.max()) for bank in banks.values())
   class_names, width = labelled.class_names(opened, highest), loaded.module.width
+  about = dict(class_names=class_names, width=width, mesh=mesh)
   for name, task in chosen.items():
     some = {k: features.select(x, present, wanted[name]) for k, x in banks.items()}
     numbers = f"{len(wanted[name]) * width:,} features each"
     console.say(f"{name}: {image_counts(opened)}, {numbers}")
-    yield (
-      name,
-      functools.partial(
-        task.evaluate, some, class_names=class_names, width=width, mesh=mesh
-      ),
-    )
+    yield name, functools.partial(task.evaluate, some, **about)
 
 
 def evaluate_patches(
@@ -216,11 +221,13 @@ def evaluate_patches(
   def apply(params, images):
     return backbone.apply(loaded.module, params, images).patches
 
+  grid, width = (side // patch) ** 2, loaded.module.width
+  workers = backbone_flags.WORKERS.value
   for name, task in chosen.items():
-    grid, width = (side // patch) ** 2, loaded.module.width
-    classes = len(opened["train"].map_classes)
-    most = task.most_images(grid, classes)
     with contextlib.closing(backbone_flags.open_watchdog()) as watch:
+      reading = dict(workers=workers, progress=watch.step_done)
+      class_names = dense_sources.class_names(opened, **reading)
+      most = task.most_images(grid, len(class_names))
       reader = patches.Reader(
         apply,
         loaded.params,
@@ -228,13 +235,12 @@ def evaluate_patches(
         side=side,
         mesh=mesh,
         batch_size=backbone_flags.batch_size(mesh.size, at_most=most),
-        workers=backbone_flags.WORKERS.value,
         max_pixels=evaluation_flags.MAX_PIXELS.value,
-        progress=watch.step_done,
+        **reading,
       )
-      numbers = f"{grid:,} patches of {width:,} features each, {classes} classes"
+      numbers = f"{grid:,} patches of {width:,} features, {len(class_names)} classes"
       console.say(f"{name}: {image_counts(opened)}, {numbers}")
-      yield name, functools.partial(task.evaluate, reader, opened)
+      yield name, functools.partial(task.evaluate, reader, opened, class_names)
 
 
 def image_counts(opened: dict[str, sources.Source]) -> str:
@@ -246,13 +252,12 @@ def main(_) -> None:
   """Opens all sources, then does one task after the other."""
   processes.join()
   chosen = chosen_tasks()
-  durable.check_file(
-    evaluation_flags.RESULTS.value, flag="--results", example="results.json"
-  )
+  path = evaluation_flags.RESULTS.value
+  durable.check_file(path, flag="--results", example="results.json")
   specs = evaluation_flags.sources_given()
   dense = {k: task for k, task in chosen.items() if k in evaluation_flags.DENSE}
   plain = {k: task for k, task in chosen.items() if k not in dense}
-  mapped = labelled.open_dense(specs, task=next(iter(dense))) if dense else {}
+  mapped = dense_sources.open_sources(specs, task=next(iter(dense))) if dense else {}
   opened = labelled.open_sources(specs) if plain else {}
   if plain:
     check_labels(plain, opened)
@@ -268,7 +273,7 @@ def main(_) -> None:
     about = {**origin, **describe(loaded, specs, next(iter(plain or dense)))}
     console.say(", ".join(f"{k} {x}" for k, x in about.items() if x is not None))
     about["tasks"] = {name: dataclasses.asdict(task) for name, task in chosen.items()}
-    found = results.Results(about, path=evaluation_flags.RESULTS.value, run=loaded.run)
+    found = results.Results(about, path=path, run=loaded.run)
     failures = []
     for name, evaluate in itertools.chain(
       evaluate_features(plain, opened, loaded, mesh) if plain else (),

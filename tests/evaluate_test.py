@@ -250,7 +250,7 @@ def test_scenes_are_segmented_beside_other_tasks_and_the_runs_metrics_say_how(
   assert "k-NN segmentation, 576 patches" in said.out and "background" in said.out
   assert (
     "knn_segmentation: 16 images of --train, 8 images of --test, 36 patches of 16"
-    " features each, 11 classes\n"
+    " features, 11 classes\n"
   ) in said.err
   saved, line = json.loads(path.read_text()), metrics(workdir)[-1]
   assert len(saved["results"]["knn_segmentation_iou"]) == 11
@@ -258,6 +258,42 @@ def test_scenes_are_segmented_beside_other_tasks_and_the_runs_metrics_say_how(
   assert {f"eval_{k}": x for k, x in wanted.items()}.items() < line.items()
   assert line["eval_knn_segmentation_miou"] == saved["results"]["knn_segmentation_miou"]
   assert "eval_resize" not in line and "eval_feature" not in line
+
+
+def test_folders_of_images_and_masks_are_segmented_and_wrong_pairs_are_one_line_each(
+  run, tmp_path, caplog, capsys
+):
+  rng = np.random.default_rng(0)
+  for split, count in (("train", 12), ("test", 4)):
+    for i in range(count):
+      left = 4 * (i % 3)
+      pixels = rng.integers(60, size=(20, 30, 3))
+      pixels[:, left : left + 15] += 150
+      mask = np.zeros((40, 60), np.uint8)  # twice as large
+      mask[:, 2 * left : 2 * left + 30] = 2
+      for folder, values in (("images", pixels), ("masks", mask)):
+        (tmp_path / split / folder).mkdir(parents=True, exist_ok=True)
+        image = Image.fromarray(values.astype(np.uint8))
+        image.save(tmp_path / split / folder / f"{i}.png")
+  turned = Image.fromarray(np.full((60, 40), 2, np.uint8))
+  turned.save(tmp_path / "test" / "masks" / "0.png")
+  (tmp_path / "train" / "masks" / "3.png").write_bytes(b"")
+  pairs = {
+    split: f"folder:{tmp_path}/{split}/images?masks={tmp_path}/{split}/masks"
+    for split in ("train", "test")
+  }
+  run(tasks=["knn_segmentation"], crop=24, batch_size=8, segmentation_k=3, **pairs)
+  said = capsys.readouterr()
+  assert "k-NN segmentation, 396 patches" in said.out  # of 11 images
+  assert "16 features, 3 classes" in said.err
+  skipped = [x for x in caplog.messages if x.startswith("corrupt image or label map")]
+  assert [x.partition(": ")[2][len(str(tmp_path)) :] for x in skipped] == [
+    "/train/images/3.png: its label map has zero bytes",
+    "/test/images/0.png: its label map, 40x60 pixels, is of another shape than the"
+    " upright image, 30x20",
+  ]
+  iou = [x.split() for x in said.out.splitlines() if x.startswith("  ")][-3:]
+  assert iou[1] == ["1", "none"] and float(iou[2][1][:-1]) > 60
 
 
 ONE = {"ant": 5}

@@ -16,8 +16,9 @@ TASKS = flags.DEFINE_list(
 TRAIN = flags.DEFINE_string(
   "train",
   None,
-  "Labelled source: neighbours, training images of classifiers, gallery; with label"
-  f" maps for {', '.join(DENSE)}. One of {sources.USAGE}.",
+  "Labelled source: neighbours, training images of classifiers, gallery; for"
+  f" {', '.join(DENSE)} with label maps, as 'folder:PATH?masks=PATH'. One of"
+  f" {sources.USAGE}.",
 )
 TEST = flags.DEFINE_string(
   "test",

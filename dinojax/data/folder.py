@@ -19,7 +19,7 @@ class FolderSource:
 
   If more images lie in sub-folders than beside them, the sorted names of those are the
   classes, and the images beside them have no label. Otherwise no image has one. Hidden
-  files and folders are skipped.
+  files and folders are skipped. `paths`: of the images, relative to the folder.
   """
 
   def __init__(self, root: str, where: str):
@@ -29,9 +29,9 @@ class FolderSource:
     found = _list_images(root, where)
     self.where = where
     self._root = root
-    self._names, notes = found.names, found.notes
-    tops = [name.partition(os.sep)[0] for name in self._names]
-    beside = [name for name in self._names if os.sep not in name]
+    self.paths, notes = found.names, found.notes
+    tops = [name.partition(os.sep)[0] for name in self.paths]
+    beside = [name for name in self.paths if os.sep not in name]
     classes = sorted(set(tops).difference(beside))
     if beside and classes:
       flat = 2 * len(beside) >= len(tops)
@@ -42,20 +42,20 @@ class FolderSource:
     self.labels = np.array(found_labels, np.int32)
     self.class_names = tuple(map(errors.printable, classes))
     self.notes = tuple(notes)
-    self.fingerprint = files.fingerprint(root, self._names, found.sizes, found.times)
+    self.fingerprint = files.fingerprint(root, self.paths, found.sizes, found.times)
 
   def __len__(self) -> int:
     """Returns the number of images."""
-    return len(self._names)
+    return len(self.paths)
 
   def __getitem__(self, index: int) -> dict:
     """Reads one file."""
-    content = files.read(os.path.join(self._root, self._names[index]))
+    content = files.read(os.path.join(self._root, self.paths[index]))
     return {"image": content, "label": int(self.labels[index])}
 
   def name(self, index: int) -> str:
     """Returns the file's path."""
-    return errors.printable(os.path.join(self._root, self._names[index]))
+    return errors.printable(os.path.join(self._root, self.paths[index]))
 
 
 class _Listing(NamedTuple):

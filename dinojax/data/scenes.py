@@ -1,8 +1,7 @@
 """Scenes of several handwritten digits with label maps, made in memory.
 
 Each scene is a black canvas with digits of scikit-learn's, of several sizes, beside one
-another. Its label map says for each pixel whose ink it is: 0 background, 1 to 10 the
-digits 0 to 9, and 255 at the edges of strokes, where a pixel is neither.
+another. Its label map has the strokes of all of them, as digits.py has them of one.
 """
 
 import hashlib
@@ -10,20 +9,19 @@ import hashlib
 import numpy as np
 from PIL import Image
 
-from dinojax.data import digits, label_maps
+from dinojax.data import digits
 
 SIDE = 48  # pixels of a scene
 SCENES = {"train": 1_024, "test": 128}
 TRIES = (4, 16)  # to place a digit, of each scene; where one lies, no other does
 DIGIT_SIDE = (14, 20)  # pixels, both included
-PAPER, INK = 64, 128  # grey levels: below is background, from INK on is a stroke
 
 
 class ScenesSource:
   """One split of the scenes, of digits of that split alone; the same on any machine."""
 
   class_names = ()
-  map_classes = ("background", *digits.DigitsSource.class_names)
+  map_classes = digits.DigitsSource.map_classes
   labels = None
   notes = ()
 
@@ -69,7 +67,6 @@ def _compose(
     # Pillow resizes 8-bit pixels in whole numbers: any machine gives the same.
     digit = Image.fromarray(record["image"][..., 0]).resize((side, side))
     grey = np.asarray(digit)
-    edges = np.where(grey < PAPER, 0, label_maps.IGNORE)
     image[box], taken[box] = grey, True
-    classes[box] = np.where(grey >= INK, 1 + record["label"], edges)
+    classes[box] = digits.strokes(grey, record["label"])
   return image, classes

@@ -14,7 +14,15 @@ from typing import NamedTuple, Protocol, runtime_checkable
 import numpy as np
 
 from dinojax import errors
-from dinojax.data import digits, files, folder, parquet, scenes, shards, tar_shards
+from dinojax.data import (
+  digits,
+  files,
+  masked_folder,
+  parquet,
+  scenes,
+  shards,
+  tar_shards,
+)
 
 # What reading a damaged record raises: file systems, array_record, decoders.
 UNREADABLE = (OSError, RuntimeError, ValueError)
@@ -68,7 +76,7 @@ def _open_embedded(spec: str, where: str) -> Source:
 
 
 KINDS = {
-  "folder": Kind("folder:PATH", folder.FolderSource),
+  "folder": Kind("folder:PATH", masked_folder.open_folder),
   "tar": Kind("tar:GLOB", tar_shards.TarSource),
   "parquet": Kind("parquet:GLOB", parquet.ParquetSource),
   "arrayrecord": Kind("arrayrecord:GLOB", shards.ArrayRecordSource),

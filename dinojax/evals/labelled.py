@@ -1,4 +1,4 @@
-"""Labelled sources of an evaluation: opened, matched, and their labels read."""
+"""Labelled sources of an evaluation: opened, numbered alike, and their labels read."""
 
 import dataclasses
 from collections.abc import Callable
@@ -29,34 +29,6 @@ def open_sources(specs: dict[str, str]) -> dict[str, sources.Source]:
     if not _is_labelled(source):
       raise errors.UserError(f"{source.where} has no labels; give a labelled source")
     opened[name] = classes.match(opened.get("train", source), source)
-  return opened
-
-
-def open_dense(specs: dict[str, str], *, task: str) -> dict[str, sources.DenseSource]:
-  """Opens "train" and "test", which have label maps, by the names of their flags.
-
-  Args:
-    specs: by name.
-    task: that needs them, for the message.
-
-  Raises:
-    UserError: one has no label maps, or names other classes than --train.
-  """
-  opened = {}
-  for name in ("train", "test"):
-    source = sources.open_source(specs[name], field=f"--{name}")
-    if not isinstance(source, sources.DenseSource):
-      raise errors.UserError(
-        f"{source.where} has no label maps, which {task} needs; give a source such as"
-        " embedded:scenes:train"
-      )
-    opened[name] = source
-    known = opened["train"].map_classes
-    if source.map_classes != known:
-      raise errors.UserError(
-        f"{source.where} has label maps of other classes ({len(source.map_classes)})"
-        f" than {opened['train'].where} ({len(known)}); both must have the same"
-      )
   return opened
 
 

@@ -172,14 +172,17 @@ class KnnSegmentation:
     return segmentation.most_images(grid, k=self.k, num_classes=num_classes)
 
   def evaluate(
-    self, reader: patches.Reader, opened: dict[str, sources.DenseSource]
+    self,
+    reader: patches.Reader,
+    opened: dict[str, sources.DenseSource],
+    class_names: tuple[str, ...],
   ) -> dict:
-    """Returns IoU of train's classes in test, and its mean."""
+    """Returns IoU of the classes, and its mean."""
     return segmentation.knn_segmentation(
       reader,
       opened["train"],
       opened["test"],
-      class_names=opened["train"].map_classes,
+      class_names=class_names,
       k=self.k,
       temperature=self.temperature,
       memory=self.memory,

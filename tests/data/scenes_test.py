@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from dinojax.data import label_maps, scenes, sources
+from dinojax.data import digits, label_maps, sources
 
 
 @pytest.fixture(scope="module")
@@ -27,9 +27,18 @@ def test_strokes_are_classes_paper_is_background_and_what_is_between_is_ignored(
 ):
   for record in test_scenes:
     grey, classes = record["image"][..., 0], record["label_map"]
-    assert np.array_equal(classes == 0, grey < scenes.PAPER)
+    assert np.array_equal(classes == 0, grey < digits.PAPER)
     is_digit = (classes > 0) & (classes != label_maps.IGNORE)
-    assert np.array_equal(is_digit, grey >= scenes.INK)
+    assert np.array_equal(is_digit, grey >= digits.INK)
+
+
+def test_a_digit_has_a_label_map_of_its_strokes():
+  source = sources.open_source("embedded:digits:test", field="f")
+  assert isinstance(source, sources.DenseSource)
+  for record in source:
+    grey, classes = record["image"][..., 0], record["label_map"]
+    assert np.array_equal(classes == 0, grey < digits.PAPER)
+    assert np.array_equal(classes == 1 + record["label"], grey >= digits.INK)
 
 
 def test_scenes_are_the_same_each_time_and_on_any_machine():

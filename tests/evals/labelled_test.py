@@ -142,17 +142,3 @@ def test_renumbered_labels_leave_out_those_of_no_class():
     class_names, where = ("a", "b", "c"), ""
 
   assert classes.match(Train(), Named([1, -1, 0])).labels.tolist() == [2, -1, 1]
-
-
-def test_dense_tasks_need_label_maps_of_the_same_classes():
-  specs = {name: f"embedded:scenes:{name}" for name in ("train", "test")}
-  opened = labelled.open_dense(specs, task="knn_segmentation")
-  assert [len(source) for source in opened.values()] == [1024, 128]
-  with pytest.raises(errors.UserError) as raised:
-    labelled.open_dense(
-      specs | {"test": "embedded:digits:test"}, task="knn_segmentation"
-    )
-  assert str(raised.value) == (
-    '--test="embedded:digits:test" has no label maps, which knn_segmentation needs;'
-    " give a source such as embedded:scenes:train"
-  )

@@ -1,0 +1,108 @@
+"""Sources with label maps of an evaluation: opened, and their classes read."""
+
+import dataclasses
+from collections.abc import Callable
+
+import grain
+import numpy as np
+import tqdm
+
+from dinojax import errors
+from dinojax.data import bad_records, label_maps, prefetch, sources
+
+BLOCK = 64  # label maps that a worker reads at a time
+
+
+def open_sources(specs: dict[str, str], *, task: str) -> dict[str, sources.DenseSource]:
+  """Opens "train" and "test", which have label maps, by the names of their flags.
+
+  Args:
+    specs: by name.
+    task: that needs them, for the message.
+
+  Raises:
+    UserError: one has no label maps, or names other classes than --train.
+  """
+  opened = {}
+  for name in ("train", "test"):
+    source = sources.open_source(specs[name], field=f"--{name}")
+    if not isinstance(source, sources.DenseSource):
+      raise errors.UserError(
+        f"{source.where} has no label maps, which {task} needs; give a source such as"
+        " folder:IMAGES?masks=FOLDER or embedded:scenes:train"
+      )
+    opened[name] = source
+    known = opened["train"].map_classes
+    if source.map_classes != known:
+      raise errors.UserError(
+        f"{source.where} has label maps of other classes ({_count(source)}) than"
+        f" {opened['train'].where} ({_count(opened['train'])}); both must have the same"
+      )
+  return opened
+
+
+def class_names(
+  opened: dict[str, sources.DenseSource], *, workers: int, progress: Callable[[], None]
+) -> tuple[str, ...]:
+  """The classes by value of the label maps; numbers where no source names them.
+
+  Then worker processes read all label maps for their largest value.
+
+  Args:
+    opened: of `open_sources`.
+    workers: processes; 0: a thread of this one.
+    progress: called after every BLOCK of label maps.
+
+  Raises:
+    UserError: no readable label map has a class.
+  """
+  if names := opened["train"].map_classes:
+    return names
+  highest = max(_highest(*pair, workers, progress) for pair in opened.items())
+  if highest < 0:
+    raise errors.UserError(
+      f"{opened['train'].where}: no label map is readable and has a pixel of a class;"
+      f" values up to {label_maps.IGNORE - 1} number classes"
+    )
+  return tuple(map(str, range(1 + highest)))
+
+
+def _count(source: sources.DenseSource) -> str:
+  names = source.map_classes
+  return f"{len(names)}, from {names[0]!r} on" if names else "without names"
+
+
+def _highest(name, source, workers, progress) -> int:
+  """The largest class of all label maps; -1 if there is none."""
+  blocks = grain.MapDataset.range(-(-len(source) // BLOCK)).map(_Highest(source))
+  batches = prefetch.Batches(blocks, min(workers, len(blocks)))
+  title, found = f"label maps of --{name}", -1
+  try:
+    for block in tqdm.tqdm(
+      batches, title, total=len(blocks), leave=False, disable=None
+    ):
+      found = max(found, int(block["highest"]))
+      progress()
+  finally:
+    batches.close()
+  return found
+
+
+@dataclasses.dataclass(frozen=True)
+class _Highest:
+  """Number of a block -> the largest class of its label maps; -1 if there is none."""
+
+  source: sources.DenseSource
+
+  def __call__(self, block: int) -> dict[str, np.ndarray]:
+    start = int(block) * BLOCK
+    found = -1
+    for index in range(start, min(start + BLOCK, len(self.source))):
+      try:
+        values = label_maps.decode(self.source[index]["label_map"])
+      except sources.UNREADABLE as error:  # reported when the image is read
+        bad_records.raise_if_lost(error, self.source.where)
+        continue
+      classes = values[values != label_maps.IGNORE]
+      found = max(found, int(classes.max(initial=0)) if classes.size else -1)
+    return {"highest": np.array(found)}
