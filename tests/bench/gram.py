@@ -1,18 +1,21 @@
-"""What Gram anchoring is worth to patches: a small run continued with it and without.
+"""What Gram anchoring is worth to patches: a run continued with it and without it.
 
   python tests/bench/gram.py --out=runs/gram
   python tests/bench/gram.py --out=runs/gram --seeds=0 --steps=400 --more=200
 
-For each seed the quickstart's network trains on scenes of digits by the real command,
-stage 1. Two copies of that run then resume for equally many steps: `with_gram` holds
-its patches to those of the EMA teacher of an earlier step of stage 1, `without` does
-not. Rates are constant throughout, as in DINOv3. Patches of the EMA teachers are then
-evaluated by k-NN segmentation of scenes of other digits. Prints mean IoU: mean and
-standard deviation over seeds, and the difference to `without`, seed by seed. The same
-command resumes where it was ended, and prints what is there so far after each seed.
+For each seed the quickstart trains by the real command, stage 1. Two copies of that run
+then resume for equally many steps: `with Gram` holds its patches to those of the EMA
+teacher of an earlier step of stage 1, `without` does not. Schedules are constant
+throughout, as in DINOv3. Patches of the EMA teachers are then evaluated by k-NN
+segmentation of other digits. Prints mean IoU: mean and standard deviation over seeds,
+of the values and of their differences to `without`. The same command resumes where it
+was ended, and prints what is there so far after each seed.
+
+  --images=embedded:scenes --crop=48   evaluates on scenes of several digits instead
 """
 
 import argparse
+import functools
 import json
 import pathlib
 import shutil
@@ -21,17 +24,10 @@ import subprocess
 import sys
 
 ROOT = pathlib.Path(__file__).parents[2]
-SCENES = "embedded:scenes:{}"
-SIDE = 48  # pixels of a scene
-# The quickstart on windows of scenes, in which digits are as large as in the scene.
-SETTINGS = [
-  *(f"data.sources={SCENES.format('train')}", "knn.every=0", "backbone.pos_grid=6"),
-  *("augment.global1.size=24", "augment.global1.area=(0.15, 0.4)"),
-  *("augment.global2.size=24", "augment.global2.area=(0.15, 0.4)"),
-  *("augment.local.size=12", "augment.local.area=(0.04, 0.1)"),
+CONSTANT = [
   *("schedules.learning_rate.peak=1e-3", "schedules.learning_rate.final=1e-3"),
   *("schedules.weight_decay.start=0.04", "schedules.weight_decay.final=0.04"),
-  *("schedules.teacher_momentum.start=0.99", "schedules.teacher_momentum.final=0.99"),
+  "schedules.teacher_momentum.final=0.98",
 ]
 
 
@@ -40,8 +36,8 @@ def train(folder: pathlib.Path, steps: int, settings: list[str]) -> None:
   if (folder / "checkpoints" / str(steps)).exists():
     return
   command = [sys.executable, "-m", "dinojax.main", "--config=experiments/quickstart.py"]
-  length = [f"total_steps={steps}", f"alarm_window={steps}"]
-  settings = [f"workdir={folder}", *length, *SETTINGS, *settings]
+  length = [f"total_steps={steps}", f"alarm_window={steps}", "knn.every=0"]
+  settings = [f"workdir={folder}", *length, *CONSTANT, *settings]
   overrides = [f"--config.{setting}" for setting in settings]
   subprocess.run([*command, *overrides], cwd=ROOT, check=True)
 
@@ -56,29 +52,30 @@ def copy(run: pathlib.Path, folder: pathlib.Path) -> None:
   part.rename(folder)
 
 
-def mean_iou(folder: pathlib.Path, step: int, *, crop: int) -> float:
+def mean_iou(folder: pathlib.Path, step: int, *, images: str, crop: int) -> float:
   """Mean IoU in percent of the EMA teacher's patches at a step; evaluated once."""
-  results = folder.with_name(f"{folder.name}_{step}_crop={crop}.json")
+  stage = images.replace(":", "_")
+  results = folder.with_name(f"{folder.name}_{step}_{stage}_{crop}.json")
   if not results.exists():
     command = [sys.executable, "-m", "dinojax.evaluate", f"--checkpoint={folder}"]
     command += [f"--step={step}", "--tasks=knn_segmentation", f"--crop={crop}"]
-    command += [f"--{name}={SCENES.format(name)}" for name in ("train", "test")]
+    command += [f"--{name}={images}:{name}" for name in ("train", "test")]
     command += ["--workers=0", f"--results={results}"]
     subprocess.run(command, cwd=ROOT, check=True, stdout=subprocess.DEVNULL)
   return 100 * json.loads(results.read_text())["results"]["knn_segmentation_miou"]
 
 
 def of_seed(out: pathlib.Path, seed: int, args: argparse.Namespace) -> dict[str, float]:
-  """Mean IoU by row of the table, training what is missing."""
+  """Mean IoU by row of the table; trains what is missing."""
   stage1, end = out / "stage1", args.steps + args.more
-  every = [f"seed={seed}", f"checkpoint.every={args.teacher}", "checkpoint.keep_last=1"]
-  every += [f"checkpoint.keep_steps=({args.teacher}, {args.steps})", *args.set]
-  train(stage1, args.steps, every)
+  common = [f"seed={seed}", "checkpoint.keep_last=1"]
+  common += [f"checkpoint.every={args.teacher}", *args.set]
+  common += [f"checkpoint.keep_steps=({args.teacher},)"]
+  train(stage1, args.steps, common)
+  iou = functools.partial(mean_iou, images=args.images, crop=args.crop)
   found = {
-    f"Gram teacher, step {args.teacher:,}": mean_iou(
-      stage1, args.teacher, crop=args.crop
-    ),
-    f"stage 1, step {args.steps:,}": mean_iou(stage1, args.steps, crop=args.crop),
+    f"Gram teacher, step {args.teacher:,}": iou(stage1, args.teacher),
+    f"stage 1, step {args.steps:,}": iou(stage1, args.steps),
   }
   gram = [
     f"gram.teacher={stage1}@{args.teacher}",
@@ -86,10 +83,11 @@ def of_seed(out: pathlib.Path, seed: int, args: argparse.Namespace) -> dict[str,
     f"schedules.gram_weight.first_step={args.steps}",
     f"schedules.gram_weight.steps={max(args.more // 10, 1)}",
   ]
-  for name, settings in (("without", []), ("with_gram", gram)):
-    copy(stage1, out / name)
-    train(out / name, end, [*every, "extend=True", *settings])
-    found[f"{name}, step {end:,}"] = mean_iou(out / name, end, crop=args.crop)
+  for name, settings in (("without", []), ("with Gram", gram)):
+    folder = out / name.replace(" ", "_")
+    copy(stage1, folder)
+    train(folder, end, [*common, "extend=True", *settings])
+    found[f"{name}, step {end:,}"] = iou(folder, end)
   return found
 
 
@@ -100,7 +98,7 @@ def spread(values: list[float], sign: str = "") -> str:
 
 
 def table(by_seed: list[dict[str, float]]) -> str:
-  """A row a network: mean IoU, difference to `without`, number of seeds."""
+  """A row a network: mean IoU, its difference to `without`, number of seeds."""
   lines = ["| patches of | mean IoU, % | to `without` | seeds |", "|---|---|---|---|"]
   names = list(by_seed[0])
   base = next(name for name in names if name.startswith("without"))
@@ -121,22 +119,23 @@ def main() -> None:
   parser.add_argument("--seeds", default="0,1,2", help="with commas")
   parser.add_argument("--steps", type=int, default=3_000, help="of stage 1")
   parser.add_argument("--more", type=int, default=1_000, help="steps of each copy")
-  parser.add_argument("--teacher", type=int, help="step; default half of --steps")
-  parser.add_argument("--weight", type=float, default=2.0, help="of the Gram loss")
-  parser.add_argument("--crop", type=int, default=SIDE, help="pixels, in evaluation")
   parser.add_argument(
-    "--set", nargs="*", default=[], help="more, such as group_size=64"
+    "--teacher", type=int, help="its step; default a third of --steps"
   )
+  parser.add_argument("--weight", type=float, default=2.0, help="of the Gram loss")
+  parser.add_argument("--images", default="embedded:digits", help="without split")
+  parser.add_argument("--crop", type=int, default=16, help="pixels, in evaluation")
+  parser.add_argument("--set", nargs="*", default=[], help="fields, as group_size=64")
   args = parser.parse_args()
-  args.teacher = args.teacher or args.steps // 2
-  if args.steps % args.teacher or args.more < 1:
-    sys.exit(f"--teacher={args.teacher} must divide --steps={args.steps}")
-  settings = f"steps={args.steps}+{args.more}_teacher={args.teacher}"
-  settings += f"_weight={args.weight:g}"
-  out = pathlib.Path(args.out).absolute() / "_".join([settings, *args.set])
+  args.teacher = args.teacher or args.steps // 3
+  if not 0 < args.teacher <= args.steps or args.more < 1:
+    sys.exit(f"--teacher={args.teacher} must be within --steps={args.steps}")
+  settings = f"steps={args.steps}+{args.more},teacher={args.teacher}"
+  settings = ",".join([settings, f"weight={args.weight:g}", *args.set])
   by_seed = []
   for seed in map(int, args.seeds.split(",")):
-    by_seed.append(of_seed(out / f"seed={seed}", seed, args))
+    out = pathlib.Path(args.out).absolute() / settings / f"seed={seed}"
+    by_seed.append(of_seed(out, seed, args))
     print(f"\n{table(by_seed)}\n", flush=True)
 
 
