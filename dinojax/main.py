@@ -61,24 +61,14 @@ def train(config) -> None:
     evaluation = knn.open_evaluation(config, mesh=mesh, progress=watch.progress)
     run = assembly.assemble_run(config, mesh)
     guide = start.read_teacher(config, mesh)  # of a distillation
-    known = dict(data=data, teacher_fingerprint=guide and checksums.digest(guide))
+    fingerprint = guide and checksums.digest(guide)
     stop = interrupts.Interrupts()
-    trainees = [
-      trainee.Trainee(name, one, **known, stack=stack)
-      for name, one in run.members.items()
-    ]
-    restored = trainee.restore(trainees)
-    states = {
-      one.name: one.run.complete(restored[one.name])
-      if restored
-      else one.run.init(init_key)
-      for one in trainees
-    }
-    first, end = int(states[trainees[0].name].step), config.total_steps
-    for one in trainees:
-      one.open(
-        first, mesh=mesh, evaluation=evaluation, watch=watch, first=one is trainees[0]
-      )
+    trainees = trainee.Trainees(
+      run, data=data, teacher_fingerprint=fingerprint, stack=stack
+    )
+    states = trainees.start(init_key)
+    first, end = int(next(iter(states.values())).step), config.total_steps
+    trainees.open(first, mesh=mesh, evaluation=evaluation, watch=watch)
 
     state = run.join(states, guide)
     rated = {}
@@ -92,57 +82,46 @@ def train(config) -> None:
         train_steps.append(run.lower_step(row).compile())
         watch.progress()
     for step in range(first + 1, end + 1):
-      with trainee.waiting(trainees):
+      with trainees.waiting():
         batch = stop.next(batches)
       if batch is None:
         step -= 1  # saved as it is: a signal has come, and no data
       else:
         state, scalars = train_steps[row_of(step - 1)](state, batch, step_key)
-        states, scalars = run.split(state), run.split(scalars)
-        for one in trainees:
-          rate = batches.images_per_second()
-          one.step(step, states[one.name], scalars[one.name], rate)
+        states, rate = run.split(state), batches.images_per_second()
+        trainees.step(step, states, run.split(scalars), rate)
         watch.step_done()
 
       last, ending, rated = step == end, stop.ends(step), {}
       failure = None
       if evaluation and not ending and (last or step % config.knn.every == 0):
-        for one in trainees:
-          one.log.flush()
+        trainees.flush()
         try:
-          linear = last and config.knn.linear
-          rated = {x.name: x.rate(states[x.name], linear=linear) for x in trainees}
+          rated = trainees.rate(states, linear=last and config.knn.linear)
         except errors.UserError as error:  # its images: what is trained is kept
           failure = error
           if jax.process_count() > 1:  # of which others may wait in the evaluation
             raise
-        for one in trainees if rated else ():
-          one.rated(step, rated[one.name])
+        else:
+          trainees.rated(step, rated)
       ending = ending or failure is not None
       if last or ending or step % config.checkpoint.every == 0:
-        for one in trainees:
-          one.log.sync()  # never saves a state that is not finite
-        for one in trainees:
-          force = last or ending
-          one.save(step, states[one.name], rated.get(one.name), force=force)
+        trainees.save(step, states, rated, force=last or ending)
         watch.progress()
       if failure:
-        trainee.wait(trainees)
+        trainees.wait()
         raise failure
       if ending and not last:
-        trainee.wait(trainees)
         console.say(
-          f"interrupted; step {step} is saved in {trainee.where(trainees)}; the same"
-          " command resumes there"
+          f"interrupted; step {step} is saved in {trainees.wait()}; the same command"
+          " resumes there"
         )
-        for one in trainees:
-          one.log.interrupted(stop.exit_code())
+        trainees.interrupted(stop.exit_code())
         exits.exit(stop.exit_code())
 
-    trainee.wait(trainees)
-    console.say(f"done; step {end} is saved in {trainee.where(trainees)}")
-    for one in trainees if evaluation and config.knn.baselines else ():
-      one.compare(states[one.name], init_key, known=rated.get(one.name))
+    console.say(f"done; step {end} is saved in {trainees.wait()}")
+    if evaluation and config.knn.baselines:
+      trainees.compare(states, init_key, rated)
 
 
 def main(_) -> None:

@@ -5,9 +5,10 @@ together.
 """
 
 import contextlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from typing import Any
 
+import jax
 from jax.sharding import Mesh
 
 from dinojax import assembly, checkpoint, errors, introduction, losses
@@ -134,54 +135,111 @@ class Trainee:
     console.print_result(self._label + knn.describe_comparison(results))
 
 
-def restore(trainees: Sequence[Trainee]) -> dict[str, Any] | None:
-  """The states of the newest checkpoint that all trainees have, by name; None: of none.
+class Trainees:
+  """All networks of a run. Trees of states, scalars and accuracies are by name."""
 
-  Later ones of some, which a kill left between two saves, are set aside.
+  def __init__(
+    self,
+    run: assembly.Assembly | assembly.Distillation,
+    *,
+    data: mixture.Mixture,
+    teacher_fingerprint: str | None,
+    stack: contextlib.ExitStack,
+  ):
+    """Opens each; arguments as of `Trainee`."""
+    known = dict(data=data, teacher_fingerprint=teacher_fingerprint, stack=stack)
+    self._all = [Trainee(name, one, **known) for name, one in run.members.items()]
 
-  Raises:
-    UserError: they have none in common, and more work would be lost than since the last
-      checkpoint.
-  """
-  upto = None
-  if len(trainees) > 1:
-    saved = {trainee.name: trainee.checkpoints.steps() for trainee in trainees}
-    upto = max(set.intersection(*map(set, saved.values())), default=0)
+  def start(self, key: jax.Array) -> dict[str, Any]:
+    """The states of the newest checkpoint that all have, or those before step 1.
+
+    Later checkpoints of some, which a kill left between two saves, are set aside.
+
+    Args:
+      key: of the first weights.
+
+    Raises:
+      UserError: they have none in common, and more work would be lost than since the
+        last checkpoint.
+    """
+    upto = self._newest_of_all() if len(self._all) > 1 else None
+    while True:
+      states = {one.name: one.restore(upto) for one in self._all}
+      steps = {0 if state is None else int(state.step) for state in states.values()}
+      if steps == {0}:
+        return {one.name: one.run.init(key) for one in self._all}
+      if len(steps) == 1:
+        return {one.name: one.run.complete(states[one.name]) for one in self._all}
+      upto = min(steps)
+
+  def _newest_of_all(self) -> int:
+    saved = {one.name: one.checkpoints.steps() for one in self._all}
+    common = max(set.intersection(*map(set, saved.values())), default=0)
     ahead = {name: steps[-1] for name, steps in saved.items() if steps}
-    every = trainees[0].config.checkpoint.every
-    if not upto and max(ahead.values(), default=0) > every:
-      lacking = sorted(saved.keys() - ahead.keys()) or sorted(saved)
+    every = self._all[0].config.checkpoint.every
+    if not common and max(ahead.values(), default=0) > every:
+      lacking = ", ".join(sorted(saved.keys() - ahead.keys()) or sorted(saved))
       raise errors.UserError(
-        f"students have reached steps {ahead}, and there is no checkpoint of"
-        f" {', '.join(lacking)} to go on with; a student cannot join later: choose"
-        " another config.workdir, or bring back its folder"
+        f"students have reached steps {ahead}, and there is no checkpoint of {lacking}"
+        " to go on with; a student cannot join later: choose another config.workdir, or"
+        " bring back its folder"
       )
-  while True:
-    states = {trainee.name: trainee.restore(upto) for trainee in trainees}
-    found = {0 if state is None else int(state.step) for state in states.values()}
-    if len(found) == 1:
-      return None if found == {0} else states
-    upto = min(found)
+    return common
 
+  def open(self, start: int, **how: Any) -> None:
+    """Introduces all and opens their logs; arguments as of `Trainee.open`."""
+    for one in self._all:
+      one.open(start, first=one is self._all[0], **how)
 
-@contextlib.contextmanager
-def waiting(trainees: Sequence[Trainee]) -> Iterator[None]:
-  """Context in which time counts as waiting for data."""
-  with contextlib.ExitStack() as stack:
-    for trainee in trainees:
-      stack.enter_context(trainee.log.waiting())
-    yield
+  @contextlib.contextmanager
+  def waiting(self) -> Iterator[None]:
+    """Context in which time counts as waiting for data."""
+    with contextlib.ExitStack() as stack:
+      for one in self._all:
+        stack.enter_context(one.log.waiting())
+      yield
 
+  def step(self, step: int, states: dict, scalars: dict, input_rate: float) -> None:
+    """Notes a completed step of all."""
+    for one in self._all:
+      one.step(step, states[one.name], scalars[one.name], input_rate)
 
-def wait(trainees: Sequence[Trainee]) -> None:
-  """Blocks until all checkpoints are complete; UserError if one fails."""
-  for trainee in trainees:
-    trainee.checkpoints.wait()
+  def flush(self) -> None:
+    """Checks and writes what is pending; UserError if a scalar is not finite."""
+    for one in self._all:
+      one.log.flush()
 
+  def rate(self, states: dict, *, linear: bool) -> dict[str, dict]:
+    """The accuracies of all; UserError if the images cannot be read."""
+    return {one.name: one.rate(states[one.name], linear=linear) for one in self._all}
 
-def where(trainees: Sequence[Trainee]) -> str:
-  """The folders of the checkpoints, for people."""
-  return ", ".join(str(trainee.checkpoints.directory) for trainee in trainees)
+  def rated(self, step: int, rated: dict[str, dict]) -> None:
+    """Notes the result of `rate`."""
+    for one in self._all:
+      one.rated(step, rated[one.name])
+
+  def save(self, step: int, states: dict, rated: dict, *, force: bool) -> None:
+    """Starts to write a checkpoint of all, if all states are sound."""
+    for one in self._all:
+      one.log.sync()  # refuses a state that is not finite
+    for one in self._all:
+      one.save(step, states[one.name], rated.get(one.name), force=force)
+
+  def wait(self) -> str:
+    """Blocks until all checkpoints are complete; returns their folders, for people."""
+    for one in self._all:
+      one.checkpoints.wait()
+    return ", ".join(str(one.checkpoints.directory) for one in self._all)
+
+  def interrupted(self, status: int) -> None:
+    """Notes that a signal ends the run; see `run_log.Log.interrupted`."""
+    for one in self._all:
+      one.log.interrupted(status)
+
+  def compare(self, states: dict, key: jax.Array, rated: dict) -> None:
+    """Prints how each does beside the untrained network and raw pixels."""
+    for one in self._all:
+      one.compare(states[one.name], key, rated.get(one.name))
 
 
 def open_log(
