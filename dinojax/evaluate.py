@@ -7,8 +7,9 @@ Of a run's checkpoint only the teacher's backbone is read. Features are computed
 for all tasks. Each task prints its table on stdout when it is done; its numbers are
 added to --results, a JSON file, and to the run's metrics. --train, --test and --val are
 sources as in training, such as folder:PATH or embedded:digits:test. knn_segmentation
-labels the pixels of --test by the nearest patches of --train, without training; it
-needs sources with label maps, such as 'folder:PATH?masks=PATH'.
+labels the pixels of --test by the nearest patches of --train, without training, and
+linear_segmentation by a linear layer on patches; they need sources with label maps,
+such as 'folder:PATH?masks=PATH'.
 """
 
 import contextlib
@@ -42,41 +43,22 @@ from dinojax.runtime import compiled, processes
 
 for module in (backbone_flags, evaluation_flags, processes):
   flags.adopt_module_key_flags(module)
+TASKS = {
+  "knn": tasks.Knn,
+  "linear": tasks.Linear,
+  "logreg": tasks.LogReg,
+  "retrieval": tasks.Retrieval,
+  "knn_segmentation": tasks.KnnSegmentation,
+  "linear_segmentation": tasks.LinearSegmentation,
+}
 # Of a task's fields, those that its numbers do not name: added to the run's metrics.
 SETTINGS = ("temperature", "tries", "steps", "batch_size", "seed", "k", "memory")
 
 
-def chosen_tasks() -> dict[str, tasks.Task | tasks.KnnSegmentation]:
+def chosen_tasks() -> dict[str, tasks.Task | tasks.DenseTask]:
   """The tasks by name; UserError for the first flag that cannot work."""
-  names = evaluation_flags.checked_tasks()
-  known = {
-    "knn": tasks.Knn(
-      ks=cli.integers(evaluation_flags.KS),
-      temperature=evaluation_flags.TEMPERATURE.value,
-      shots=cli.integers(evaluation_flags.SHOTS)
-      if evaluation_flags.SHOTS.value
-      else (),
-      tries=evaluation_flags.TRIES.value,
-      seed=evaluation_flags.SEED.value,
-    ),
-    "linear": tasks.Linear(
-      evaluation_flags.LINEAR_STEPS.value,
-      evaluation_flags.LINEAR_BATCH.value,
-      evaluation_flags.SEED.value,
-    ),
-    "logreg": tasks.LogReg(evaluation_flags.SEED.value),
-    "knn_segmentation": tasks.KnnSegmentation(
-      k=evaluation_flags.SEGMENTATION_K.value,
-      temperature=evaluation_flags.SEGMENTATION_TEMPERATURE.value,
-      memory=evaluation_flags.SEGMENTATION_MEMORY.value,
-      seed=evaluation_flags.SEED.value,
-    ),
-    "retrieval": tasks.Retrieval(
-      cli.integers(evaluation_flags.RECALL),
-      evaluation_flags.TRAIN.value == evaluation_flags.TEST.value,
-    ),
-  }
-  return {name: known[name] for name in names}
+  names, settings = evaluation_flags.checked_tasks(), evaluation_flags.settings()
+  return {name: TASKS[name](**settings[name]) for name in names}
 
 
 def check_labels(
@@ -209,38 +191,48 @@ def evaluate_features(
 
 
 def evaluate_patches(
-  chosen: dict[str, tasks.KnnSegmentation],
+  chosen: dict[str, tasks.DenseTask],
   opened: dict[str, sources.DenseSource],
   loaded: backbone.Backbone,
   mesh: Mesh,
 ) -> Iterator[tuple[str, Callable[[], dict]]]:
-  """Yields tasks of patches and label maps by name, to be called."""
+  """Remembers patches of --train; yields tasks by name, to be called."""
   side, patch = backbone_flags.image_sizes(loaded)["crop"], loaded.module.patch_size
 
   @jax.jit
   def apply(params, images):
     return backbone.apply(loaded.module, params, images).patches
 
-  grid, width = (side // patch) ** 2, loaded.module.width
-  workers = backbone_flags.WORKERS.value
-  for name, task in chosen.items():
-    with contextlib.closing(backbone_flags.open_watchdog()) as watch:
-      reading = dict(workers=workers, progress=watch.step_done)
-      class_names = dense_sources.class_names(opened, **reading)
-      most = task.most_images(grid, len(class_names))
-      reader = patches.Reader(
-        apply,
-        loaded.params,
-        patch_size=patch,
-        side=side,
-        mesh=mesh,
-        batch_size=backbone_flags.batch_size(mesh.size, at_most=most),
-        max_pixels=evaluation_flags.MAX_PIXELS.value,
-        **reading,
+  with contextlib.closing(backbone_flags.open_watchdog()) as watch:
+    reading = dict(workers=backbone_flags.WORKERS.value, progress=watch.step_done)
+    class_names = dense_sources.class_names(opened, **reading)
+    grid, classes = (side // patch) ** 2, len(class_names)
+    most = min(task.most_images(grid, classes) for task in chosen.values())
+    reader = patches.Reader(
+      apply,
+      loaded.params,
+      patch_size=patch,
+      side=side,
+      mesh=mesh,
+      batch_size=backbone_flags.batch_size(mesh.size, at_most=most),
+      max_pixels=evaluation_flags.MAX_PIXELS.value,
+      **reading,
+    )
+    memory = patches.remember(
+      reader,
+      opened["train"],
+      num_classes=classes,
+      most=evaluation_flags.SEGMENTATION_MEMORY.value,
+      seed=evaluation_flags.SEED.value,
+      description="patches of --train",
+    )
+    for name, task in chosen.items():
+      size = f"{patches.count(memory):,} patches of {loaded.module.width:,} features"
+      console.say(f"{name}: {image_counts(opened)}, {size}, {classes} classes")
+      yield (
+        name,
+        functools.partial(task.evaluate, reader, memory, opened, class_names),
       )
-      numbers = f"{grid:,} patches of {width:,} features, {len(class_names)} classes"
-      console.say(f"{name}: {image_counts(opened)}, {numbers}")
-      yield name, functools.partial(task.evaluate, reader, opened, class_names)
 
 
 def image_counts(opened: dict[str, sources.Source]) -> str:
@@ -265,8 +257,9 @@ def main(_) -> None:
   mesh = sharding.make_mesh(data=sharding.slice_count(), fsdp=-1)
   processes.meet("connect")
   sharding.connect(mesh)
-  if "linear" in chosen:
-    linear.check_batch(evaluation_flags.LINEAR_BATCH.value, mesh)
+  for name, flag in evaluation_flags.BATCHES.items():
+    if name in chosen:
+      linear.check_batch(flag.value, mesh, flag=flag.name)
   with jax.set_mesh(mesh):
     loaded = backbone_flags.load(mesh)
     origin = {**backbone_flags.origin(loaded), "weights": loaded.fingerprint}
@@ -277,7 +270,7 @@ def main(_) -> None:
     failures = []
     for name, evaluate in itertools.chain(
       evaluate_features(plain, opened, loaded, mesh) if plain else (),
-      evaluate_patches(dense, mapped, loaded, mesh),
+      evaluate_patches(dense, mapped, loaded, mesh) if dense else (),
     ):
       try:
         numbers = evaluate()

@@ -245,14 +245,19 @@ def test_scenes_are_segmented_beside_other_tasks_and_the_runs_metrics_say_how(
   monkeypatch.setattr(scenes, "SCENES", {"train": 16, "test": 8})
   sources = {name: f"embedded:scenes:{name}" for name in ("train", "test")}
   path = tmp_path / "r.json"
-  run(tasks=["knn_segmentation"], crop=24, batch_size=8, results=str(path), **sources)
+  sources["val"] = sources["train"]
+  names = ["knn_segmentation", "linear_segmentation"]
+  few = dict(segmentation_steps=3, segmentation_batch=64, crop=24, batch_size=8)
+  run(tasks=names, results=str(path), **few, **sources)
   said = capsys.readouterr()
   assert "k-NN segmentation, 576 patches" in said.out and "background" in said.out
   assert (
-    "knn_segmentation: 16 images of --train, 8 images of --test, 36 patches of 16"
-    " features, 11 classes\n"
+    "knn_segmentation: 16 images of --train, 8 images of --test, 16 images of --val,"
+    " 576 patches of 16 features, 11 classes\n"
   ) in said.err
-  saved, line = json.loads(path.read_text()), metrics(workdir)[-1]
+  assert "linear segmentation, lr" in said.out and "chosen on val" in said.out
+  saved, (line, other) = json.loads(path.read_text()), metrics(workdir)[-2:]
+  assert other["eval_linear_segmentation_steps"] == 3
   assert len(saved["results"]["knn_segmentation_iou"]) == 11
   wanted = dict(crop=24, knn_segmentation_k=30, knn_segmentation_memory=1_024_000)
   assert {f"eval_{k}": x for k, x in wanted.items()}.items() < line.items()
@@ -323,6 +328,7 @@ SINGLE = {"ant": 5, "bee": 1, "cat": 5}
       dict(tasks=["linear"], linear_batch=12),
       "--linear_batch=12 must be a multiple of 8 devices; try 16",
     ),
+    (None, dict(segmentation_steps=0), "--segmentation_steps=0 must be at least 1"),
     (
       None,
       dict(tasks=["knn"], ks=["1", "37"]),

@@ -5,10 +5,10 @@ import math
 from absl import flags
 
 from dinojax import errors
-from dinojax.commands import image_flags
+from dinojax.commands import cli, image_flags
 from dinojax.data import sources
 
-DENSE = ("knn_segmentation",)  # tasks of patches and label maps
+DENSE = ("knn_segmentation", "linear_segmentation")  # tasks of patches and label maps
 NAMES = ("knn", "linear", "logreg", "retrieval", *DENSE)
 TASKS = flags.DEFINE_list(
   "tasks", ["knn"], f"Some of {', '.join(NAMES)}, separated by commas."
@@ -17,7 +17,7 @@ TRAIN = flags.DEFINE_string(
   "train",
   None,
   "Labelled source: neighbours, training images of classifiers, gallery; for"
-  f" {', '.join(DENSE)} with label maps, as 'folder:PATH?masks=PATH'. One of"
+  " segmentation with label maps, as 'folder:PATH?masks=PATH'. One of"
   f" {sources.USAGE}.",
 )
 TEST = flags.DEFINE_string(
@@ -29,8 +29,8 @@ TEST = flags.DEFINE_string(
 VAL = flags.DEFINE_string(
   "val",
   None,
-  "Labelled source on which linear chooses its best head; default --test, as published"
-  " numbers do.",
+  "Labelled source on which linear tasks choose their best head; default --test, as"
+  " published numbers do.",
 )
 KS = flags.DEFINE_list("ks", ["10", "20", "100", "200"], "knn: numbers of neighbours.")
 TEMPERATURE = flags.DEFINE_float("temperature", 0.07, "knn: of the softmax of votes.")
@@ -48,7 +48,13 @@ SEGMENTATION_TEMPERATURE = flags.DEFINE_float(
   "segmentation_temperature", 0.02, "knn_segmentation: of the softmax of votes."
 )
 SEGMENTATION_MEMORY = flags.DEFINE_integer(
-  "segmentation_memory", 1_024_000, "knn_segmentation: most patches of --train kept."
+  "segmentation_memory", 1_024_000, "Segmentation: most patches of --train kept."
+)
+SEGMENTATION_STEPS = flags.DEFINE_integer(
+  "segmentation_steps", 5_000, "linear_segmentation: steps of AdamW."
+)
+SEGMENTATION_BATCH = flags.DEFINE_integer(
+  "segmentation_batch", 4_096, "linear_segmentation: patches per step."
 )
 SEED = flags.DEFINE_integer("seed", 0, "Seed of draws, first weights and order.")
 RESULTS = flags.DEFINE_string("results", None, "Also writes everything to this JSON.")
@@ -57,6 +63,8 @@ flags.declare_key_flag(MAX_PIXELS.name)
 CACHE = flags.DEFINE_string(
   "cache", None, "Folder that keeps features for the next evaluation of the same."
 )
+# Rows of a step, which the devices have to divide, by task.
+BATCHES = {"linear": LINEAR_BATCH, "linear_segmentation": SEGMENTATION_BATCH}
 
 
 def checked_tasks() -> list[str]:
@@ -65,6 +73,7 @@ def checked_tasks() -> list[str]:
     if name not in NAMES:
       raise errors.UserError(f"--tasks={name} must be some of {', '.join(NAMES)}")
   sizes = TRIES, LINEAR_STEPS, LINEAR_BATCH, SEGMENTATION_K, SEGMENTATION_MEMORY
+  sizes += SEGMENTATION_STEPS, SEGMENTATION_BATCH
   for flag, least in ((SEED, 0), *((flag, 1) for flag in sizes)):
     if flag.value < least:
       raise errors.UserError(f"--{flag.name}={flag.value} must be at least {least}")
@@ -75,6 +84,37 @@ def checked_tasks() -> list[str]:
     if not flag.value:
       raise errors.UserError(f"--{flag.name}=SOURCE is missing, such as folder:PHOTOS")
   return list(dict.fromkeys(TASKS.value))
+
+
+def settings() -> dict[str, dict]:
+  """The fields of each task, by its name; UserError if a list is none of numbers."""
+  seed = {"seed": SEED.value}
+  patches = {"memory": SEGMENTATION_MEMORY.value, **seed}
+  return {
+    "knn": {
+      "ks": cli.integers(KS),
+      "temperature": TEMPERATURE.value,
+      "shots": cli.integers(SHOTS) if SHOTS.value else (),
+      "tries": TRIES.value,
+      **seed,
+    },
+    "linear": {"steps": LINEAR_STEPS.value, "batch_size": LINEAR_BATCH.value, **seed},
+    "logreg": seed,
+    "retrieval": {
+      "recall": cli.integers(RECALL),
+      "test_is_train": TRAIN.value == TEST.value,
+    },
+    "knn_segmentation": {
+      "k": SEGMENTATION_K.value,
+      "temperature": SEGMENTATION_TEMPERATURE.value,
+      **patches,
+    },
+    "linear_segmentation": {
+      "steps": SEGMENTATION_STEPS.value,
+      "batch_size": SEGMENTATION_BATCH.value,
+      **patches,
+    },
+  }
 
 
 def sources_given() -> dict[str, str]:

@@ -14,7 +14,7 @@ BLOCK = 64  # label maps that a worker reads at a time
 
 
 def open_sources(specs: dict[str, str], *, task: str) -> dict[str, sources.DenseSource]:
-  """Opens "train" and "test", which have label maps, by the names of their flags.
+  """Opens sources with label maps by the names of their flags, "train" first.
 
   Args:
     specs: by name.
@@ -24,8 +24,8 @@ def open_sources(specs: dict[str, str], *, task: str) -> dict[str, sources.Dense
     UserError: one has no label maps, or names other classes than --train.
   """
   opened = {}
-  for name in ("train", "test"):
-    source = sources.open_source(specs[name], field=f"--{name}")
+  for name, spec in specs.items():
+    source = sources.open_source(spec, field=f"--{name}")
     if not isinstance(source, sources.DenseSource):
       raise errors.UserError(
         f"{source.where} has no label maps, which {task} needs; give a source such as"

@@ -74,7 +74,7 @@ def linear(
   Raises:
     UserError: a set has no labelled image, or no head has stayed finite.
   """
-  check_batch(batch_size, mesh)
+  check_batch(batch_size, mesh, flag="linear_batch")
   for name, bank in (("test", test), ("val", val)):
     if bank is not None and not int((bank.labels >= 0).sum()):
       raise errors.UserError(
@@ -110,11 +110,11 @@ def linear(
   }
 
 
-def check_batch(batch_size: int, mesh: Mesh) -> None:
-  """Raises UserError if the devices do not divide a step's images."""
+def check_batch(batch_size: int, mesh: Mesh, *, flag: str) -> None:
+  """Raises UserError if the devices do not divide the rows of a step."""
   if batch_size % mesh.size:
     raise errors.UserError(
-      f"--linear_batch={batch_size} must be a multiple of {mesh.size} devices; try"
+      f"--{flag}={batch_size} must be a multiple of {mesh.size} devices; try"
       f" {-(-batch_size // mesh.size) * mesh.size}"
     )
 

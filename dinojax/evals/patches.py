@@ -152,6 +152,11 @@ def remember(
   return memory
 
 
+def count(memory: Memory) -> int:
+  """How many patches are remembered."""
+  return int((memory.bank.labels >= 0).sum())
+
+
 def refuse_not_finite(source: sources.DenseSource, index: int) -> None:
   """Raises UserError: patches are not finite, first those of the image `index`."""
   raise errors.UserError(

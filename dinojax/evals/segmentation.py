@@ -10,6 +10,8 @@ Dimension key of patches.py, and k neighbours.
 """
 
 import functools
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -31,158 +33,183 @@ def most_images(reader_patches: int, *, k: int, num_classes: int) -> int:
 
 def knn_segmentation(
   reader: patches.Reader,
-  train: sources.DenseSource,
+  memory: patches.Memory,
   test: sources.DenseSource,
   *,
   class_names: tuple[str, ...],
   k: int,
   temperature: float,
-  memory: int,
-  seed: int,
 ) -> dict:
-  """Segments `test` by the patches of `train`.
-
-  Votes of patches are resized bilinearly to S x S, and compared with the label maps
-  there. Pixels to ignore count nowhere.
+  """Segments `test` by the patches of training images.
 
   Args:
     reader: the network.
-    train: images whose patches are remembered.
+    memory: patches of training images.
     test: images to segment.
     class_names: by value of the label maps.
     k: neighbours.
     temperature: of the softmax.
-    memory: patches remembered, at most.
-    seed: of their choice.
 
   Returns:
-    knn_segmentation_miou, the mean IoU over all classes that are there or predicted,
-    knn_segmentation_accuracy, the share of right pixels, knn_segmentation_patches, how
-    many are remembered, and knn_segmentation_iou, {class: IoU}, None where a class is
-    neither there nor predicted.
+    As `scores`, under "knn_segmentation_", and the number of patches remembered.
 
   Raises:
     UserError: there are fewer patches than k, no labelled pixel, or features are not
       finite.
   """
-  settings = dict(num_classes=len(class_names))
-  known = patches.remember(
-    reader, train, most=memory, seed=seed, description="patches of --train", **settings
-  )
-  size = int((known.bank.labels >= 0).sum())
+  size = patches.count(memory)
   if size < k:
     raise errors.UserError(
       f"--segmentation_k={k} asks for more neighbours than --train has labelled"
       f" patches, {size:,}; lower it"
     )
-  confusion = np.zeros((len(class_names),) * 2, np.int64)
-  for step, (tokens, batch) in enumerate(
-    reader.batches(test, description="patches of --test", **settings)
-  ):
-    found, bad = jax.device_get(
-      count(
-        known,
-        tokens,
-        batch["label_map"],
-        k=k,
-        temperature=temperature,
-        mesh=reader.mesh,
-      )
-    )
-    if bad.any():
-      patches.refuse_not_finite(test, step * reader.batch_size + int(bad.argmax()))
-    confusion += found
-  if not confusion.any():
-    raise errors.UserError(f"{test.where}: no readable image has a labelled pixel")
-  iou = intersection_over_union(confusion)
+  (pixels,) = confusion(
+    reader,
+    test,
+    Votes(k, temperature, reader.mesh),
+    memory,
+    num_classes=len(class_names),
+    description="patches of --test",
+  )
+  found = scores(pixels, class_names) | {"patches": size}
+  return {f"knn_segmentation_{name}": value for name, value in found.items()}
+
+
+def scores(pixels: np.ndarray, class_names: tuple[str, ...]) -> dict:
+  """Numbers of a confusion [C true, C predicted].
+
+  Returns:
+    miou, the mean IoU over all classes that are there or predicted, accuracy, the share
+    of right pixels, and iou, {class: IoU}, None where a class is neither there nor
+    predicted.
+  """
+  iou = intersection_over_union(pixels)
+  named = zip(class_names, iou.tolist(), strict=True)
   return {
-    "knn_segmentation_miou": float(np.nanmean(iou)),
-    "knn_segmentation_accuracy": float(np.trace(confusion) / confusion.sum()),
-    "knn_segmentation_patches": size,
-    "knn_segmentation_iou": {
-      name: None if np.isnan(x) else float(x)
-      for name, x in zip(class_names, iou, strict=True)
-    },
+    "miou": float(np.nanmean(iou)),
+    "accuracy": float(np.trace(pixels) / pixels.sum()),
+    "iou": {name: None if np.isnan(x) else x for name, x in named},
   }
 
 
-def intersection_over_union(confusion: np.ndarray) -> np.ndarray:
-  """IoU of each class, float64 [C]; NaN where it is neither there nor predicted.
+def intersection_over_union(pixels: np.ndarray) -> np.ndarray:
+  """IoU of each class; NaN where it is neither there nor predicted.
 
   Args:
-    confusion: pixels, [C true, C predicted].
+    pixels: [..., C true, C predicted].
+
+  Returns:
+    float64 [..., C].
   """
-  both = np.diag(confusion)
-  either = confusion.sum(0) + confusion.sum(1) - both
+  both = np.diagonal(pixels, axis1=-2, axis2=-1)
+  either = pixels.sum(-1) + pixels.sum(-2) - both
   return np.where(either > 0, both / np.maximum(either, 1), np.nan)
 
 
-@functools.partial(jax.jit, static_argnames=("k", "mesh"))
-def count(
-  memory: patches.Memory,
-  tokens: jax.Array,
-  label_map: jax.Array,
+def confusion(
+  reader: patches.Reader,
+  source: sources.DenseSource,
+  predict: Callable[[Any, jax.Array], jax.Array],
+  state: Any,
   *,
-  k: int,
-  temperature: float,
-  mesh: Mesh,
+  num_classes: int,
+  description: str,
+) -> np.ndarray:
+  """Pixels of a source by their true and their predicted class.
+
+  What is predicted for patches is resized bilinearly to S x S; the class of the largest
+  value is compared with the label map there. Pixels to ignore count nowhere.
+
+  Args:
+    reader: the network.
+    source: images to segment.
+    predict: (state, patches [B, N, D]) -> [B, N, H, C], values of H methods; hashable.
+    state: arrays that `predict` needs.
+    num_classes: C.
+    description: shown before the progress bar.
+
+  Returns:
+    int64 [H, C true, C predicted].
+
+  Raises:
+    UserError: features are not finite, or no pixel has a label.
+  """
+  total, fixed = 0, dict(predict=predict, mesh=reader.mesh)
+  for step, (tokens, batch) in enumerate(
+    reader.batches(source, num_classes=num_classes, description=description)
+  ):
+    counted = count(state, tokens, batch["label_map"], **fixed)
+    found, bad = jax.device_get(counted)
+    if bad.any():
+      patches.refuse_not_finite(source, step * reader.batch_size + int(bad.argmax()))
+    total = total + found.astype(np.int64)
+  if not total.any():
+    raise errors.UserError(f"{source.where}: no readable image has a labelled pixel")
+  return total
+
+
+@functools.partial(jax.jit, static_argnames=("predict", "mesh"))
+def count(
+  state: Any, tokens: jax.Array, label_map: jax.Array, *, predict: Callable, mesh: Mesh
 ) -> tuple[jax.Array, jax.Array]:
   """Pixels of a batch by class, and the images whose features are not finite.
 
   Args:
-    memory: of the training images.
+    state: of `predict`.
     tokens: [B, N, D] patches of square images.
     label_map: uint8 [B, S, S].
-    k: neighbours.
-    temperature: of the softmax.
+    predict: as of `confusion`.
     mesh: of all arrays.
 
   Returns:
-    int32 [C true, C predicted], and bool [B].
+    int32 [H, C true, C predicted], and bool [B].
   """
-  shares = votes(memory, tokens, k=k, temperature=temperature, mesh=mesh)
-  by_device = jax.shard_map(
-    lambda *images: jax.lax.map(lambda image: _confusion(*image), images).sum(0)[None],
-    mesh=mesh,
-    in_specs=sharding.BATCH,
-    out_specs=sharding.BATCH,
-  )(shares, label_map)
-  everywhere = sharding.replicated(mesh)
+
+  def of_images(values, label_map):
+    # One image of one method at a time, since all values at S x S are many.
+    of_image = lambda image: _count_pixels(*image)  # noqa: E731
+    methods = [values[:, :, i] for i in range(values.shape[2])]
+    counts = [jax.lax.map(of_image, (x, label_map)).sum(0) for x in methods]
+    return jnp.stack(counts)[None]
+
+  spec = sharding.BATCH
+  mapped = jax.shard_map(of_images, mesh=mesh, in_specs=spec, out_specs=spec)
+  found = mapped(predict(state, tokens), label_map).sum(0)
   bad = ~jnp.isfinite(tokens).all((1, 2))
-  return jax.lax.with_sharding_constraint((by_device.sum(0), bad), everywhere)
+  return jax.lax.with_sharding_constraint((found, bad), sharding.replicated(mesh))
 
 
-def votes(
-  memory: patches.Memory,
-  tokens: jax.Array,
-  *,
-  k: int,
-  temperature: float,
-  mesh: Mesh,
-) -> jax.Array:
-  """The share of each class in each patch, as its neighbours have it: [B, N, C]."""
-  size, grid, width = tokens.shape
-  similarity, rows, _ = search.nearest(
-    memory.bank, tokens.reshape(-1, width), k=k, mesh=mesh
-  )
-  weights = jax.nn.softmax(similarity / temperature, axis=1)  # [B*N, k]
-  known = memory.bank.replace(features=memory.shares)
-  shares, _ = features.fetch(known, rows.ravel(), mesh)
-  shares = shares.reshape(*weights.shape, -1)  # [B*N, k, C]
-  # In the order of the neighbours, on any mesh: equal classes remain equal.
-  return (weights[..., None] * shares).sum(1).reshape(size, grid, -1)
+class Votes(NamedTuple):
+  """Votes of the k nearest patches, one method; temperature: of their softmax."""
+
+  k: int
+  temperature: float
+  mesh: Mesh
+
+  def __call__(self, memory: patches.Memory, tokens: jax.Array) -> jax.Array:
+    """The share of each class in a patch, as its neighbours have it: [B, N, 1, C]."""
+    size, grid, width = tokens.shape
+    similarity, rows, _ = search.nearest(
+      memory.bank, tokens.reshape(-1, width), k=self.k, mesh=self.mesh
+    )
+    weights = jax.nn.softmax(similarity / self.temperature, axis=1)  # [B*N, k]
+    known = memory.bank.replace(features=memory.shares)
+    shares, _ = features.fetch(known, rows.ravel(), self.mesh)
+    shares = shares.reshape(*weights.shape, -1)  # [B*N, k, C]
+    # In the order of the neighbours, on any mesh: equal classes remain equal.
+    return (weights[..., None] * shares).sum(1).reshape(size, grid, 1, -1)
 
 
-def _confusion(shares: jax.Array, label_map: jax.Array) -> jax.Array:
-  """Of one image: votes [N, C] and a map [S, S] -> pixels, int32 [C, C]."""
-  classes, side = shares.shape[-1], round(len(shares) ** 0.5)
-  shares = jax.image.resize(
-    shares.reshape(side, side, classes),
+def _count_pixels(values: jax.Array, label_map: jax.Array) -> jax.Array:
+  """Of one image: values [N, C] and a map [S, S] -> pixels, int32 [C, C]."""
+  classes, side = values.shape[-1], round(len(values) ** 0.5)
+  values = jax.image.resize(
+    values.reshape(side, side, classes),
     (*label_map.shape, classes),
     "linear",
     precision="highest",
   )
-  cell = label_map.astype(jnp.int32) * classes + shares.argmax(-1)
+  cell = label_map.astype(jnp.int32) * classes + values.argmax(-1)
   # A label to ignore is beyond the last class.
   cells = jnp.zeros(classes * classes, jnp.int32)
   cells = cells.at[cell.ravel()].add(1, mode="drop")

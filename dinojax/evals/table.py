@@ -6,8 +6,10 @@ from collections.abc import Iterator
 COLUMN = 14  # characters
 # Results that stand in the row or the cell of another one.
 WITHIN_OTHERS = re.compile(
-  r"knn_.*_std|linear_(head|chosen_on|grid)|logreg_c|knn_segmentation_patches"
+  r"knn_.*_std|linear_(segmentation_)?(head|chosen_on|grid)|logreg_c"
+  r"|(knn|linear)_segmentation_patches"
 )
+CHOICE = "head", "chosen_on"  # of a linear task
 
 
 def rows(results: dict) -> Iterator[tuple[str, str, str]]:
@@ -36,11 +38,15 @@ def rows(results: dict) -> Iterator[tuple[str, str, str]]:
     elif name == "retrieval_left_out":
       if value:
         yield "retrieval, queries without a match", "left out", f"{value:,}"
-    elif name in ("knn_segmentation_miou", "knn_segmentation_accuracy"):
-      kept = f"{results['knn_segmentation_patches']:,} patches"
-      column = "mIoU" if name.endswith("miou") else "pixels"
-      yield f"k-NN segmentation, {kept}", column, f"{value:.1%}"
-    elif name == "knn_segmentation_iou":
+    elif match := re.fullmatch(r"(knn|linear)_segmentation_(miou|accuracy)", name):
+      column = {"miou": "mIoU", "accuracy": "pixels"}[match[2]]
+      if match[1] == "knn":
+        row = f"k-NN segmentation, {results['knn_segmentation_patches']:,} patches"
+      else:
+        head, chosen_on = (results[f"linear_segmentation_{x}"] for x in CHOICE)
+        row = f"linear segmentation, {head}, chosen on {chosen_on}"
+      yield row, column, f"{value:.1%}"
+    elif re.fullmatch(r"(knn|linear)_segmentation_iou", name):
       for title, iou in value.items():
         yield f"  {title}", "IoU", "none" if iou is None else f"{iou:.1%}"
     elif not WITHIN_OTHERS.fullmatch(name):

@@ -17,6 +17,7 @@ from dinojax.evals import (
   few_shot,
   knn,
   linear,
+  linear_segmentation,
   logreg,
   patches,
   retrieval,
@@ -158,6 +159,22 @@ class Retrieval:
     )
 
 
+class DenseTask(Protocol):
+  """What every task of patches and label maps offers."""
+
+  def most_images(self, grid: int, num_classes: int) -> int:
+    """How many images of `grid` patches a batch should have at most."""
+
+  def evaluate(
+    self,
+    reader: patches.Reader,
+    memory: patches.Memory,
+    opened: dict[str, sources.DenseSource],
+    class_names: tuple[str, ...],
+  ) -> dict:
+    """Returns its numbers by name; memory: patches of train."""
+
+
 @dataclasses.dataclass(frozen=True)
 class KnnSegmentation:
   """Segmentation by the nearest patches, without training."""
@@ -168,23 +185,51 @@ class KnnSegmentation:
   seed: int
 
   def most_images(self, grid: int, num_classes: int) -> int:
-    """How many images of `grid` patches a batch should have at most."""
+    """As many as have soft labels of all neighbours in memory."""
     return segmentation.most_images(grid, k=self.k, num_classes=num_classes)
 
   def evaluate(
     self,
     reader: patches.Reader,
+    memory: patches.Memory,
     opened: dict[str, sources.DenseSource],
     class_names: tuple[str, ...],
   ) -> dict:
     """Returns IoU of the classes, and its mean."""
+    votes = dict(k=self.k, temperature=self.temperature)
     return segmentation.knn_segmentation(
+      reader, memory, opened["test"], class_names=class_names, **votes
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class LinearSegmentation:
+  """Segmentation by a linear layer on patches."""
+
+  steps: int
+  batch_size: int
+  memory: int
+  seed: int
+
+  def most_images(self, grid: int, num_classes: int) -> int:
+    """As many as have logits of all heads in memory."""
+    heads = len(linear_segmentation.RATES)
+    return segmentation.most_images(grid, k=heads, num_classes=num_classes)
+
+  def evaluate(
+    self,
+    reader: patches.Reader,
+    memory: patches.Memory,
+    opened: dict[str, sources.DenseSource],
+    class_names: tuple[str, ...],
+  ) -> dict:
+    """Returns IoU of the classes by the best head, and of all heads."""
+    return linear_segmentation.linear_segmentation(
       reader,
-      opened["train"],
-      opened["test"],
+      memory,
+      {name: opened[name] for name in ("test", "val") if name in opened},
       class_names=class_names,
-      k=self.k,
-      temperature=self.temperature,
-      memory=self.memory,
+      steps=self.steps,
+      batch_size=self.batch_size,
       seed=self.seed,
     )

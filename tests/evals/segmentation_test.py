@@ -1,18 +1,23 @@
 """Segmentation by nearest patches agrees with brute force in float64, on any mesh."""
 
+import blocks
 import jax
 import numpy as np
 import pytest
 from absl import flags
-from jax.sharding import Mesh
 
 from dinojax import errors, sharding
 from dinojax.data import label_maps
 from dinojax.evals import patches, segmentation
 
-PATCH, SIDE, GRID, CLASSES = 4, 16, 4, 5
 K, TEMPERATURE = 7, 0.1
-NAMES = tuple("abcde")
+CLASSES, GRID, NAMES, PATCH, SIDE = (
+  blocks.CLASSES,
+  blocks.GRID,
+  blocks.NAMES,
+  blocks.PATCH,
+  blocks.SIDE,
+)
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -20,86 +25,17 @@ def parsed_flags():
   flags.FLAGS.mark_as_parsed()  # Grain's
 
 
-class Blocks:
-  """Images of coloured rectangles and noise; the label map says which colour.
-
-  Class 4 never occurs, and some pixels are to be ignored.
-  """
-
-  where, class_names, labels, notes = '--test="blocks"', (), None, ()
-  map_classes, fingerprint = NAMES, "0" * 16
-
-  def __init__(self, count, seed, broken=()):
-    self.count, self.seed, self.broken = count, seed, broken
-
-  def __len__(self):
-    return self.count
-
-  def __getitem__(self, index):
-    if index in self.broken:
-      return {"image": b"no image", "label": -1, "label_map": self.map(index)}
-    rng = np.random.default_rng((self.seed, index, 1))
-    colours = np.random.default_rng(9).integers(200, size=(256, 3))
-    grain = rng.integers(56, size=(SIDE, SIDE, 3))
-    pixels = colours[self.map(index) % 7] + grain
-    return {"image": pixels.astype(np.uint8), "label": -1, "label_map": self.map(index)}
-
-  def map(self, index):
-    rng = np.random.default_rng((self.seed, index))
-    found = np.zeros((SIDE, SIDE), np.uint8)
-    for _ in range(3):
-      top, left = rng.integers(SIDE - 5, size=2)
-      height, width = rng.integers(3, 11, size=2)
-      value = rng.choice([1, 2, 3, label_maps.IGNORE])
-      found[top : top + height, left : left + width] = value
-    return found
-
-  def name(self, index):
-    return f"blocks#{index}"
-
-
-PROJECTION = np.random.default_rng(5).normal(size=(PATCH * PATCH * 3, 12))
-
-
-@jax.jit
-def tokens(params, images):
-  """A network of one matrix: patches [B, N, 12]."""
-  x = images.reshape(-1, GRID, PATCH, GRID, PATCH, 3).transpose(0, 1, 3, 2, 4, 5)
-  return (x.reshape(len(x), GRID**2, -1) / 255 - 0.4) @ params
-
-
-def reader(shape=(2, 4), **changes):
-  devices = np.array(jax.devices()[: shape[0] * shape[1]]).reshape(shape)
-  usual = dict(
-    apply=tokens,
-    params=PROJECTION.astype(np.float32),
-    patch_size=PATCH,
-    side=SIDE,
-    mesh=Mesh(devices, ("data", "fsdp")),
-    batch_size=8,
-    workers=0,
-    max_pixels=1_000,
-  )
-  return patches.Reader(**usual | changes)
-
-
 def segment(train, test, *, shape=(2, 4), k=K, **changes):
+  reader = blocks.reader(shape, **changes)
+  settings = dict(num_classes=CLASSES, most=10_000, seed=0, description="")
   return segmentation.knn_segmentation(
-    reader(shape, **changes),
-    train,
+    reader,
+    patches.remember(reader, train, **settings),
     test,
     class_names=NAMES,
     k=k,
     temperature=TEMPERATURE,
-    memory=10_000,
-    seed=0,
   )
-
-
-def remember(count=21, *, most, shape=(2, 4), seed=0, broken=()):
-  source = Blocks(count, 0, broken)
-  settings = dict(num_classes=CLASSES, description="")
-  return patches.remember(reader(shape), source, most=most, seed=seed, **settings)
 
 
 def bilinear(values, side):
@@ -117,7 +53,7 @@ def oracle(train, test):
 
   def features(image):
     x = image.reshape(GRID, PATCH, GRID, PATCH, 3).transpose(0, 2, 1, 3, 4)
-    x = (x.reshape(GRID**2, -1) / 255 - 0.4) @ PROJECTION
+    x = (x.reshape(GRID**2, -1) / 255 - 0.4) @ blocks.PROJECTION
     return x / np.linalg.norm(x, axis=1, keepdims=True)
 
   bank, soft = [], []
@@ -159,7 +95,7 @@ def oracle(train, test):
 
 @pytest.mark.parametrize("shape", [(1, 1), (2, 4)])
 def test_iou_equals_brute_force_in_float64_on_any_mesh(shape):
-  train, test = Blocks(21, 0, broken=(2, 9)), Blocks(11, 1, broken=(0,))
+  train, test = blocks.Blocks(21, 0, broken=(2, 9)), blocks.Blocks(11, 1, broken=(0,))
   wanted = oracle(train, test)
   result = segment(train, test, shape=shape)
   ious = result.pop("knn_segmentation_iou")
@@ -171,7 +107,7 @@ def test_iou_equals_brute_force_in_float64_on_any_mesh(shape):
 
 def test_a_bounded_memory_is_the_same_on_any_mesh_and_changes_with_the_seed():
   one, eight, other = (
-    jax.device_get(remember(most=65, shape=shape, seed=seed))
+    jax.device_get(blocks.remember(most=65, shape=shape, seed=seed))
     for shape, seed in (((1, 1), 0), ((2, 4), 0), ((2, 4), 1))
   )
   for a, b in zip(*map(jax.tree.leaves, (one, eight)), strict=True):
@@ -181,14 +117,16 @@ def test_a_bounded_memory_is_the_same_on_any_mesh_and_changes_with_the_seed():
 
 
 def test_rows_of_the_memory_are_patches_and_shares_of_the_image_that_they_are_of():
-  train, memory = Blocks(21, 0), remember(most=65, broken=(4,))
+  train, memory = blocks.Blocks(21, 0), blocks.remember(most=65, broken=(4,))
   rows = memory.bank.features.reshape(-1, 3, 12)  # 3 of each image
   shares = np.asarray(memory.shares).reshape(-1, 3, CLASSES)
   kept = np.asarray(memory.bank.labels).reshape(-1, 3) >= 0
   assert kept.sum(1).tolist() == [3 * (i < 21 and i != 4) for i in range(24)]
   np.testing.assert_allclose(shares.sum(-1), kept, atol=1e-6)
   for i in (0, 8, 20):
-    own = np.asarray(tokens(PROJECTION.astype(np.float32), train[i]["image"][None]))[0]
+    own = np.asarray(
+      blocks.tokens(blocks.PROJECTION.astype(np.float32), train[i]["image"][None])
+    )[0]
     counts = label_maps.patch_counts(train.map(i), patch_size=4, num_classes=CLASSES)
     for row, share in zip(rows[i], shares[i], strict=True):
       n = int(np.abs(own - row).sum(1).argmin())
@@ -208,30 +146,45 @@ def test_many_neighbours_of_many_classes_make_small_batches():
   assert segmentation.most_images(10**6, k=10**3, num_classes=255) == 1
 
 
-class Ignored(Blocks):
+class Ignored(blocks.Blocks):
   def map(self, index):
     return np.full((SIDE, SIDE), label_maps.IGNORE, np.uint8)
 
 
 def overflowing(params, images):
-  return tokens(params, images) * np.inf
+  return blocks.tokens(params, images) * np.inf
 
 
 @pytest.mark.parametrize(
   ("train", "test", "changes", "message"),
   [
-    (Blocks(1, 0), Blocks(1, 1), dict(k=17), "--segmentation_k=17 asks for more neigh"),
-    (Ignored(2, 0), Blocks(1, 1), {}, "--train has labelled patches, 0; lower it"),
     (
-      Blocks(21, 0),
+      blocks.Blocks(1, 0),
+      blocks.Blocks(1, 1),
+      dict(k=17),
+      "--segmentation_k=17 asks for more neigh",
+    ),
+    (
+      Ignored(2, 0),
+      blocks.Blocks(1, 1),
+      {},
+      "--train has labelled patches, 0; lower it",
+    ),
+    (
+      blocks.Blocks(21, 0),
       Ignored(1, 1),
       {},
       '--test="blocks": no readable image has a label',
     ),
-    (Blocks(21, 0), Blocks(1, 1, broken=(0,)), {}, "no readable image has a labelled"),
     (
-      Blocks(9, 0),
-      Blocks(9, 1),
+      blocks.Blocks(21, 0),
+      blocks.Blocks(1, 1, broken=(0,)),
+      {},
+      "no readable image has a labelled",
+    ),
+    (
+      blocks.Blocks(9, 0),
+      blocks.Blocks(9, 1),
       dict(apply=overflowing),
       "patch features are not finite, the first ones blocks#0's; check the weights",
     ),
@@ -244,12 +197,12 @@ def test_what_gives_no_number_is_one_line(train, test, changes, message):
 
 
 def test_patches_of_test_that_are_not_finite_are_named_too():
-  memory = remember(most=10_000)
+  memory = blocks.remember(most=10_000)
   x = np.ones((8, GRID**2, 12), np.float32)
   x[5, 3, 2] = np.nan
   maps = np.zeros((8, SIDE, SIDE), np.uint8)
-  mesh = reader().mesh
+  mesh = blocks.reader().mesh
   batch = jax.device_put((x, maps), sharding.batch_sharding(mesh))
-  settings = dict(k=K, temperature=TEMPERATURE, mesh=mesh)
-  _, bad = segmentation.count(memory, *batch, **settings)
+  predict = segmentation.Votes(K, TEMPERATURE, mesh)
+  _, bad = segmentation.count(memory, *batch, predict=predict, mesh=mesh)
   assert np.flatnonzero(bad).tolist() == [5]

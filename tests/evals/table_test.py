@@ -49,6 +49,24 @@ def test_classes_of_a_segmentation_stand_below_their_mean():
   ]
 
 
+def test_the_head_of_a_linear_segmentation_stands_in_its_row():
+  text = table.render(
+    {
+      "linear_segmentation_miou": 0.5,
+      "linear_segmentation_accuracy": 0.912,
+      "linear_segmentation_iou": {"cat": 0.5},
+      "linear_segmentation_head": "lr0.001",
+      "linear_segmentation_chosen_on": "val",
+      "linear_segmentation_grid": {"lr0.001": 0.5},
+      "linear_segmentation_patches": 1234,
+    }
+  )
+  assert text.splitlines()[1].split() == [
+    *("linear", "segmentation,", "lr0.001,", "chosen", "on", "val", "50.0%", "91.2%")
+  ]
+  assert "cat" in text and "grid" not in text and "1234" not in text
+
+
 def test_results_of_unknown_names_are_shown_as_they_are():
   text = table.render(
     {"segmentation_miou": 0.51234567, "note": "x", "knn_top1_k1": 1.0}
