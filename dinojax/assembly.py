@@ -36,6 +36,7 @@ class Assembly(NamedTuple):
   abstract_state, abstract_batches, abstract_key: shapes, dtypes and shardings of the
     arguments of `train_step`; a batch for each row of `resolutions.configs`.
   image_feature: jitted (teacher, uint8 [B, S, S, 3]) -> frozen features [B, D].
+  patch_tokens: the same -> [B, N, D].
   """
 
   student: distill.Student
@@ -47,6 +48,7 @@ class Assembly(NamedTuple):
   abstract_batches: list[dict]
   abstract_key: Any
   image_feature: Callable
+  patch_tokens: Callable
 
   def lower_step(self, row: int = 0) -> jax.stages.Lowered:
     """The traced `train_step` of a row, which needs neither a state nor a batch."""
@@ -168,6 +170,7 @@ def assemble(config, mesh: Mesh) -> Assembly:
     abstract_batches=_abstract_batches(config, mesh),
     abstract_key=sharded(key, sharding.replicated(mesh)),
     image_feature=jax.jit(functools.partial(image_feature, nets)),
+    patch_tokens=jax.jit(functools.partial(patch_tokens, nets)),
   )
 
 
@@ -235,6 +238,15 @@ def _with_heads(backbone: vit.VisionTransformer, fields) -> dino.Nets:
 
 def image_feature(nets: dino.Nets, teacher: Any, images: jax.Array) -> jax.Array:
   """The teacher's frozen image feature [B, D] of uint8 images [B, S, S, 3]."""
+  return _features(nets, teacher, images).image
+
+
+def patch_tokens(nets: dino.Nets, teacher: Any, images: jax.Array) -> jax.Array:
+  """The teacher's frozen patch tokens [B, N, D] of uint8 images [B, S, S, 3]."""
+  return _features(nets, teacher, images).patches
+
+
+def _features(nets, teacher, images) -> vit.Features:
   crops = [nets.backbone.normalize(images)]
   (seen,) = nets.backbone.apply({"params": teacher["backbone"]}, crops, [None])
-  return seen.image
+  return seen

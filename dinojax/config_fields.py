@@ -12,7 +12,7 @@ FIELDS = {
   "config": "workdir mesh remat unroll attention compiler_options compilation_cache"
   " accumulation workers log_every loggers pictures hang_minutes checkpoint extend seed"
   " group_size init backbone heads losses masking total_steps schedules optimizer data"
-  " augment resolutions gram distill knn alarm_window",
+  " augment resolutions gram distill knn dense_eval alarm_window",
   "config.compiler_options": "cpu gpu tpu",
   "config.mesh": "data fsdp",
   "config.pictures": "every",
@@ -49,6 +49,7 @@ FIELDS = {
       ("blur", "prob sigma kernel"),
     )
   },
+  "config.dense_eval": "train test every k temperature memory crop batch_size",
   "config.knn": "train test every ks temperature resize crop batch_size baselines"
   " linear",
 }
@@ -106,6 +107,8 @@ AT_LEAST = {
   "config.augment.num_local": 1,
   "config.gram.crop_size": 0,
   "config.knn.every": 0,
+  **{f"config.dense_eval.{name}": 1 for name in ("k", "memory", "batch_size")},
+  "config.dense_eval.every": 0,
   "config.knn.batch_size": 1,
   "config.alarm_window": 1,
 }
@@ -118,6 +121,16 @@ ADDED = {
   "config.gram": dict(teacher="", refresh_steps=(), crop_size=0),
   "config.distill": dict(
     teacher="", kind="prototypes", backbone={}, heads={}, students={}
+  ),
+  "config.dense_eval": dict(
+    train="",
+    test="",
+    every=0,
+    k=30,
+    temperature=0.02,
+    memory=200_000,
+    crop=224,
+    batch_size=64,
   ),
   "config.resolutions": (),
   "config.backbone.positions": "learned",

@@ -25,7 +25,7 @@ from dinojax import (
 )
 from dinojax.commands import cli
 from dinojax.data import feed, mixture
-from dinojax.evals import knn
+from dinojax.evals import dense, knn
 from dinojax.reporting import console, loggers
 from dinojax.runtime import (
   compiled,
@@ -59,6 +59,7 @@ def train(config) -> None:
     watch = watchdog.Watchdog(config.hang_minutes)
     stack.callback(watch.close)
     evaluation = knn.open_evaluation(config, mesh=mesh, progress=watch.progress)
+    dense_evaluation = dense.open_evaluation(config, mesh=mesh, progress=watch.progress)
     run = assembly.assemble_run(config, mesh)
     guide = start.read_teacher(config, mesh)  # of a distillation
     fingerprint = guide and checksums.digest(guide)
@@ -68,7 +69,13 @@ def train(config) -> None:
     )
     states = trainees.start(init_key)
     first, end = int(next(iter(states.values())).step), config.total_steps
-    trainees.open(first, mesh=mesh, evaluation=evaluation, watch=watch)
+    trainees.open(
+      first,
+      mesh=mesh,
+      evaluation=evaluation,
+      dense_evaluation=dense_evaluation,
+      watch=watch,
+    )
 
     state = run.join(states, guide)
     rated = {}
@@ -94,10 +101,12 @@ def train(config) -> None:
 
       last, ending, rated = step == end, stop.ends(step), {}
       failure = None
-      if evaluation and not ending and (last or step % config.knn.every == 0):
+      every = {name: config[name].every for name in ("knn", "dense_eval")}
+      due = [name for name, n in every.items() if n and (last or step % n == 0)]
+      if due and not ending:
         trainees.flush()
         try:
-          rated = trainees.rate(states, linear=last and config.knn.linear)
+          rated = trainees.rate(states, due, linear=last and config.knn.linear)
         except errors.UserError as error:  # its images: what is trained is kept
           failure = error
           if jax.process_count() > 1:  # of which others may wait in the evaluation

@@ -135,6 +135,10 @@ def _check_ranges(config):
     value = config_fields.field(config, path)
     if not config_fields.is_of_channels(value, least=least):
       raise errors.UserError(f"{path}={value} must be three numbers, {least} to 1")
+  if not config.dense_eval.temperature > 0:
+    raise errors.UserError(
+      f"config.dense_eval.temperature={config.dense_eval.temperature} must be above 0"
+    )
   low, high = config.masking.ratio_min, config.masking.ratio_max
   if not 0 < low <= high < 1:
     raise errors.UserError(
@@ -208,6 +212,7 @@ def _check_shapes(config):
   for path in (
     *("config.augment.global1.size", "config.augment.global2.size"),
     *("config.augment.local.size", "config.knn.crop"),
+    *(("config.dense_eval.crop",) if config.dense_eval.every else ()),
   ):
     size = config_fields.field(config, path)
     if size < patch or size % patch:

@@ -5,7 +5,7 @@ together.
 """
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import jax
@@ -13,7 +13,7 @@ from jax.sharding import Mesh
 
 from dinojax import assembly, checkpoint, errors, introduction, losses
 from dinojax.data import mixture
-from dinojax.evals import knn
+from dinojax.evals import dense, knn
 from dinojax.pages import live_page
 from dinojax.pictures import training
 from dinojax.reporting import console, run_log
@@ -69,6 +69,7 @@ class Trainee:
     *,
     mesh: Mesh,
     evaluation: knn.Evaluation | None,
+    dense_evaluation: dense.Evaluation | None,
     watch: watchdog.Watchdog,
     first: bool,
   ) -> None:
@@ -78,6 +79,7 @@ class Trainee:
       start: completed updates.
       mesh: of the run.
       evaluation: of the run, or None.
+      dense_evaluation: likewise.
       watch: which pictures tell that they get on.
       first: whether it is the first of several, which has the bar.
     """
@@ -95,7 +97,7 @@ class Trainee:
     self.log = self._stack.enter_context(
       open_log(self.config, start, about, name=self.name, bar=first)
     )
-    self._evaluation = evaluation
+    self._evaluation, self._dense = evaluation, dense_evaluation
     self._pictures = training.Recorder(
       self.config, self._data, nets=self.run.nets, mesh=mesh, progress=watch.progress
     )
@@ -105,15 +107,24 @@ class Trainee:
     self.log.step(step, scalars, input_rate)
     self._pictures.write(step, state.teacher, self.log)
 
-  def rate(self, state: Any, *, linear: bool) -> dict[str, float]:
-    """The accuracies of its EMA."""
-    feature = self.run.image_feature
-    return self._evaluation.accuracy(feature, state.teacher, linear=linear)
+  def rate(self, state: Any, due: Sequence[str], *, linear: bool) -> dict[str, float]:
+    """The accuracies of its EMA, by the evaluations that are due."""
+    run, found = self.run, {}
+    if "knn" in due:
+      feature = run.image_feature
+      found |= self._evaluation.accuracy(feature, state.teacher, linear=linear)
+    if "dense_eval" in due:
+      patch_size = run.nets.backbone.patch_size
+      found |= self._dense.accuracy(
+        run.patch_tokens, state.teacher, patch_size=patch_size
+      )
+    return found
 
   def rated(self, step: int, accuracy: dict[str, float]) -> None:
     """Notes the result of `rate`."""
     self.log.write(step, accuracy)
-    console.say(f"{self._label}step {step}: {knn.describe(accuracy)}")
+    said = [x.describe(accuracy) for x in (knn, dense) if x.is_in(accuracy)]
+    console.say(f"{self._label}step {step}: {'; '.join(said)}")
 
   def save(
     self, step: int, state: Any, accuracy: dict[str, float] | None, *, force: bool
@@ -126,10 +137,11 @@ class Trainee:
 
   def compare(self, state: Any, init_key: Any, known: dict[str, float] | None) -> None:
     """Prints how its EMA does beside the untrained network and raw pixels."""
+    known = {k: x for k, x in (known or {}).items() if k not in dense.REPORTED}
     results = self._evaluation.compare(
       self.run.image_feature,
       *(state.teacher, self.run.init(init_key).teacher),
-      **dict(linear=self.config.knn.linear, known=known),
+      **dict(linear=self.config.knn.linear, known=known or None),
     )
     self.log.compared(results)
     console.print_result(self._label + knn.describe_comparison(results))
@@ -209,9 +221,15 @@ class Trainees:
     for one in self._all:
       one.log.flush()
 
-  def rate(self, states: dict, *, linear: bool) -> dict[str, dict]:
-    """The accuracies of all; UserError if the images cannot be read."""
-    return {one.name: one.rate(states[one.name], linear=linear) for one in self._all}
+  def rate(self, states: dict, due: Sequence[str], *, linear: bool) -> dict[str, dict]:
+    """The accuracies of all; UserError if the images cannot be read.
+
+    Args:
+      states: of all.
+      due: the evaluations, "knn" and "dense_eval".
+      linear: whether "knn" adds the linear probe.
+    """
+    return {x.name: x.rate(states[x.name], due, linear=linear) for x in self._all}
 
   def rated(self, step: int, rated: dict[str, dict]) -> None:
     """Notes the result of `rate`."""

@@ -84,5 +84,8 @@ def get_config():
       baselines=True,
       linear=True,
     )
+    config.dense_eval.update(
+      train="embedded:digits:train", test="embedded:digits:test", crop=16
+    )
     config.alarm_window = 400
   return config

@@ -216,6 +216,17 @@ def get_config():
     baselines=False,  # also evaluate the untrained network and raw pixels at the end
     linear=False,  # and, at the end, a linear probe; hours for a million images
   )
+  # Of patches, k-NN segmentation of images with label maps: `evaluate` explains it.
+  config.dense_eval = dict(
+    train="",  # such as "folder:IMAGES?masks=FOLDER"
+    test="",
+    every=0,  # steps; 0 turns it off
+    k=30,
+    temperature=0.02,
+    memory=200_000,  # patches of `train` that are kept
+    crop=224,  # images are stretched to this square
+    batch_size=64,
+  )
   # Mean losses over so many steps show whether nothing is learnt, or all collapsed.
   config.alarm_window = 1_250
   return config.lock()

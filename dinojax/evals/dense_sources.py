@@ -13,19 +13,22 @@ from dinojax.data import bad_records, label_maps, prefetch, sources
 BLOCK = 64  # label maps that a worker reads at a time
 
 
-def open_sources(specs: dict[str, str], *, task: str) -> dict[str, sources.DenseSource]:
+def open_sources(
+  specs: dict[str, str], *, task: str, field: str = "--"
+) -> dict[str, sources.DenseSource]:
   """Opens sources with label maps by the names of their flags, "train" first.
 
   Args:
     specs: by name.
     task: that needs them, for the message.
+    field: what stands before the names there.
 
   Raises:
     UserError: one has no label maps, or names other classes than --train.
   """
   opened = {}
   for name, spec in specs.items():
-    source = sources.open_source(spec, field=f"--{name}")
+    source = sources.open_source(spec, field=f"{field}{name}")
     if not isinstance(source, sources.DenseSource):
       raise errors.UserError(
         f"{source.where} has no label maps, which {task} needs; give a source such as"

@@ -209,6 +209,11 @@ def describe(accuracy: dict[str, float]) -> str:
   )
 
 
+def is_in(accuracy: dict[str, float]) -> bool:
+  """Whether there is anything to describe."""
+  return any(name.startswith("knn_top1_k") for name in accuracy)
+
+
 def table(results: dict[str, dict[str, float]]) -> str:
   """Several accuracies below each other, a column for each top and k."""
   names = list(next(iter(results.values())))

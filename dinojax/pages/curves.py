@@ -44,6 +44,12 @@ KINDS = (
     "Labelled images classified by their nearest neighbours: the higher, the better.",
   ),
   Kind(
+    "Patches of the teacher, k-NN segmentation",
+    "share (%)",
+    ("knn_segmentation*",),
+    "Mean IoU of the classes, and pixels that are right: the higher, the better.",
+  ),
+  Kind(
     "Teacher entropy",
     "entropy (nats)",
     ("teacher_entropy",),

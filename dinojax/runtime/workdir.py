@@ -30,7 +30,7 @@ FREE_FIELDS = (
     "checkpoint",
     "hang_minutes",
   ),
-  *("knn", "alarm_window", "data.sources", "data.max_bad_share"),
+  *("knn", "dense_eval", "alarm_window", "data.sources", "data.max_bad_share"),
   *("data.max_pixels", "data.accept_changed", "extend", "distill.teacher"),
 )
 # Fields that may change when a run is extended, by config.extend.
