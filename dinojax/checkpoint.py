@@ -216,8 +216,8 @@ class Checkpoints:
         target = self.directory / f"{kind}-{step}-{before + 1}"
         (self.directory / str(step)).rename(target)
         LOGGER.warning(
-          "checkpoint %d %s; resuming from checkpoint %d; it is now %s",
-          *(step, reason, restored, target),
+          "checkpoint %d %s; resuming from %s; it is now %s",
+          *(step, reason, f"checkpoint {restored}" if restored else "step 0", target),
         )
     multihost_utils.sync_global_devices("checkpoints set aside")
     self._manager.reload()

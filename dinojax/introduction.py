@@ -80,7 +80,9 @@ def introduce(
     if config.distill.teacher:
       say(f"targets are those of {config.distill.teacher}, which is frozen")
     if config.gram.teacher:
-      say(f"the Gram teacher is that of {config.gram.teacher}")
+      known = record and config_fields.with_added(record["config"])["gram"]["teacher"]
+      source = "the checkpoint" if known else config.gram.teacher
+      say(f"the Gram teacher is that of {source}")
     if jax.default_backend() == "cpu" and config.backbone.dtype == "bfloat16":
       say("CPUs emulate bfloat16: --config.backbone.dtype=float32 is faster")
     if config.resolutions:

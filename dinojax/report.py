@@ -58,7 +58,8 @@ def read_run(workdir: str) -> run_record.Run:
   run = run_files.read(pathlib.Path(workdir).expanduser())
   dino = run.count("heads.dino.prototypes")
   ibot = run.count("heads.ibot.prototypes") or dino
-  if run.nothing_learnt is not None or dino is None:
+  features = run.field("distill.kind") == "features"
+  if run.nothing_learnt is not None or dino is None or features:
     return run
   from dinojax import losses  # here, since it imports JAX, which takes a second
 

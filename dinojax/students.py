@@ -136,13 +136,14 @@ def _check_names(config) -> None:
     path = f"config.distill.students.{name}"
     if not NAME.fullmatch(name):
       raise errors.UserError(f"{path}: its name becomes a folder; use letters, digits")
+    if not _is_group(own) or not all(map(_is_group, own.values())):
+      raise errors.UserError(
+        f"{path} must be groups of fields, such as dict(backbone=dict(width=384))"
+      )
     for group, fields in own.items():
       if group not in GROUPS:
         raise errors.UserError(f"{path}.{group} must be one of {', '.join(GROUPS)}")
-      if unknown := _unknown(fields, config[group]):
-        raise errors.UserError(
-          f"{path}.{group}.{unknown} is not a field of config.{group}"
-        )
+      _check_values(fields, config[group], f"{path}.{group}")
     if "teacher_temp" in own.get("schedules", {}):
       raise errors.UserError(
         f"{path}.schedules.teacher_temp: targets are computed once for all students;"
@@ -150,11 +151,21 @@ def _check_names(config) -> None:
       )
 
 
-def _unknown(fields, like) -> str | None:
-  """The path of a field that a group of the config has not."""
+def _is_group(value) -> bool:
+  return hasattr(value, "items")
+
+
+def _check_values(fields, like, path) -> None:
+  """Raises UserError for a field that the config lacks, or of another kind."""
   for name, value in fields.items():
     if name not in like:
-      return name
-    if hasattr(value, "items") and (inner := _unknown(value, like[name])):
-      return f"{name}.{inner}"
-  return None
+      raise errors.UserError(
+        f"{path}.{name} is not a field; there are {', '.join(like)}"
+      )
+    usual = like[name]
+    if _is_group(usual) and _is_group(value):
+      _check_values(value, usual, f"{path}.{name}")
+    elif type(value) is not type(usual) and {type(value), type(usual)} != {int, float}:
+      raise errors.UserError(
+        f"{path}.{name}={value!r} must be a {type(usual).__name__}, such as {usual!r}"
+      )

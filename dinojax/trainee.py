@@ -141,7 +141,8 @@ class Trainee:
     results = self._evaluation.compare(
       self.run.image_feature,
       *(state.teacher, self.run.init(init_key).teacher),
-      **dict(linear=self.config.knn.linear, known=known or None),
+      linear=self.config.knn.linear,
+      known=known or None,
     )
     self.log.compared(results)
     console.print_result(self._label + knn.describe_comparison(results))

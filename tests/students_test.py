@@ -67,8 +67,17 @@ MISTAKES = {
   "kind='both'": dict(distill__kind="both"),
   "becomes a folder": dict(distill__students={"a/b": STUDENT}),
   "students.a.data must be one of": dict(distill__students=dict(a=dict(data={}))),
-  "students.a.backbone.size is not a field": dict(
+  "students.a.backbone.size is not a field; there are": dict(
     distill__students=dict(a=dict(backbone=dict(size=3)))
+  ),
+  "students.a.backbone.width='24' must be a int": dict(
+    distill__students=dict(a=dict(backbone=dict(width="24")))
+  ),
+  "students.a.backbone.width=None must be a int": dict(
+    distill__students=dict(a=dict(backbone=dict(width=None)))
+  ),
+  "students.a.*must be groups of fields": dict(
+    distill__students=dict(a=dict(backbone=24))
   ),
   "students.a.*teacher_temp": dict(
     distill__students=dict(a=dict(schedules=dict(teacher_temp=dict(final=0.1))))

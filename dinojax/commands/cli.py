@@ -43,7 +43,9 @@ def run(
   try:
     app.run(main, flags_parser=parse)
   except BaseException as error:
-    if status := signals.status():  # also where it became another error
+    status = signals.status()
+    orderly = isinstance(error, SystemExit) and error.code == status
+    if status and not orderly:  # also where it became another error
       exits.fail(on_interrupt, status=status)
     if isinstance(error, errors.UserError):
       exits.fail(str(error), status=error.status)

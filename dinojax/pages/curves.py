@@ -57,6 +57,13 @@ KINDS = (
   ),
   Kind("Loss parts", "loss (nats)", ("loss_dino", "loss_ibot"), "Unweighted."),
   Kind(
+    "Gram loss",
+    "mean squared difference (no unit)",
+    ("loss_gram",),
+    "How far the cosines of pairs of patches are from the Gram teacher's. It jumps"
+    " where another one takes its place.",
+  ),
+  Kind(
     "Loss of features",
     "loss (no unit)",
     ("loss_image", "loss_patches"),

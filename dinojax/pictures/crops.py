@@ -119,6 +119,8 @@ def of_config(
     grid=config.augment.global1.size // config.backbone.patch_size,
     masking_fields=config.masking.to_dict(),
   )
+  if config.distill.teacher:  # whose students see whole crops
+    hidden = np.zeros_like(hidden)
   return [
     read(
       record,

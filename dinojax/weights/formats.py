@@ -74,7 +74,11 @@ def read(
       allowed = " or ".join(f'"{choice}"' for choice in model.CHOICES[name])
       raise errors.UserError(f'{name}="{value}" must be {allowed}')
   if not where.exists():
-    raise errors.UserError(f"{path} does not exist; give a run's workdir or weights")
+    step_of = path.rpartition("@")[2] if "@" in path else ""
+    step_of = f", and a step of a run as --step={step_of}" if step_of else ""
+    raise errors.UserError(
+      f"{path} does not exist; give a run's workdir or weights{step_of}"
+    )
   if where.is_dir() and (runs.is_checkpoint(where) or (where / "checkpoints").is_dir()):
     weights = runs.read(runs.find(where, step), mesh=mesh, parts=parts)
     return model.with_choices(weights, path, heads=heads, **choices)

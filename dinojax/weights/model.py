@@ -248,7 +248,8 @@ def with_choices(
   own = weights.backbone["heads"]
   if heads and heads != own:
     raise errors.UserError(
-      f"{path} has {own} attention heads and not {heads}; leave heads out"
+      f"{path} has {own} attention heads and not {heads}: leave heads out, or"
+      " correct the config"
     )
   chosen = {name: x for name, x in choices.items() if x}
   return dataclasses.replace(weights, backbone={**weights.backbone, **chosen})

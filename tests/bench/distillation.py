@@ -17,30 +17,11 @@ import subprocess
 import sys
 
 ROOT = pathlib.Path(__file__).parents[2]
-STUDENTS = {
-  "narrow": dict(width=48, depth=2, heads=3),
-  "wide": dict(width=64, depth=2, heads=2),
-}
+sys.path.insert(0, str(ROOT))  # before experiments, which is no installed package
+from experiments import quickstart_students  # noqa: E402
+
 RESULTS = {"k-NN": "knn_top1_k10", "linear": "linear"}
-# The quickstart as it is, or with what --config=FILE:NAME adds to it.
-CONFIG = """
-from experiments import quickstart
-
-
-def get_config(kind):
-  config, teacher = quickstart.get_config(), quickstart.get_config()
-  with config.unlocked():
-    config.distill.update(
-      teacher={teacher!r},
-      kind=kind,
-      backbone=teacher.backbone,
-      heads=teacher.heads if kind == "prototypes" else {{}},
-      students={students!r},
-    )
-    if kind == "features":
-      config.augment.num_local = 1  # which it does not see
-  return config
-"""
+RECIPE = "experiments/quickstart_students.py"
 
 
 def train(folder: pathlib.Path, config: str, settings: list[str]) -> None:
@@ -94,10 +75,6 @@ def main() -> None:
   if not teacher:
     teacher = str(out / "teacher")
     train(out / "teacher", "experiments/quickstart.py", [])
-  out.mkdir(parents=True, exist_ok=True)
-  students = {name: dict(backbone=fields) for name, fields in STUDENTS.items()}
-  config = out / "students.py"
-  config.write_text(CONFIG.format(teacher=teacher, students=students))
   length = [
     *(f"total_steps={args.steps}", f"knn.every={args.steps}", "knn.ks=(10,)"),
     *(f"checkpoint.every={args.steps}", f"alarm_window={args.steps}"),
@@ -107,12 +84,15 @@ def main() -> None:
     common = [*length, f"seed={seed}"]
     for kind in ("prototypes", "features"):
       folder = out / f"steps={args.steps}" / f"by {kind}" / f"seed={seed}"
-      if any(results(folder / name, args.steps) is None for name in STUDENTS):
-        train(folder, f"{config}:{kind}", common)
-      for name in STUDENTS:
+      if any(
+        results(folder / name, args.steps) is None
+        for name in quickstart_students.STUDENTS
+      ):
+        train(folder, f"{RECIPE}:{kind}", [*common, f"distill.teacher={teacher}"])
+      for name in quickstart_students.STUDENTS:
         row = found.setdefault((name, f"by {kind}"), [])
         row.append(results(folder / name, args.steps))
-    for name, fields in STUDENTS.items():
+    for name, fields in quickstart_students.STUDENTS.items():
       folder = out / f"steps={args.steps}" / f"{name} alone" / f"seed={seed}"
       if results(folder, args.steps) is None:
         own = [f"backbone.{field}={value}" for field, value in fields.items()]

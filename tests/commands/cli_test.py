@@ -118,3 +118,29 @@ def test_a_module_that_an_experiment_misses_is_named(tmp_path):
     "dinojax: --config: No module named 'nowhere_to_be_found'; install it, or add its"
     " folder to PYTHONPATH\n"
   )
+
+
+SAVING = f"""
+import signal, sys
+sys.path.insert(0, {str(ROOT)!r})
+from dinojax.commands import cli
+from dinojax.runtime import exits, signals
+
+def main(_):
+  try:
+    signals.interrupt(signal.SIGTERM)
+  except signals.Interrupted:
+    if "saved" in sys.argv:
+      exits.exit(143)
+    raise
+
+cli.run(main, on_interrupt="all is lost", config=False, arguments="what")
+"""
+
+
+@pytest.mark.parametrize("end, lost", [("saved", False), ("unsaved", True)])
+def test_a_command_that_saves_at_a_signal_does_not_say_that_all_is_lost(end, lost):
+  command = [sys.executable, "-c", SAVING, end]
+  done = subprocess.run(command, capture_output=True, text=True, check=False)
+  assert done.returncode == 143
+  assert ("all is lost" in done.stderr) == lost, done.stderr
