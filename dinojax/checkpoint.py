@@ -85,7 +85,8 @@ class Checkpoints:
       step: completed updates.
       state: tree of jax arrays.
       record: step, data_fingerprint, config; JSON.
-      metrics: k-NN results of this very state; names in "knn_top1..." rank it.
+      metrics: results of this very state, such as k-NN's "knn_top1_k10", by which
+        `retention.KeepLastAndBest` ranks it.
       force: save now, whatever `every` says.
 
     Raises:

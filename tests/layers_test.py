@@ -17,7 +17,10 @@ MODULES = [name for name in FILES if not name.endswith("__init__")]
 LAUNCHERS = sorted((ROOT / "launch").glob("*.py"))
 EXPERIMENTS = sorted((ROOT / "experiments").glob("*.py"))
 
-VERBS = {"main", "evaluate", "embed", "convert", "plan", "ingest", "preview", "report"}
+VERBS = {
+  *("main", "evaluate", "embed", "convert", "plan", "ingest", "preview", "report"),
+  "finetune",
+}
 MAY_LAUNCH = {
   *("errors", "preflight", "runtime.rendezvous", "runtime.signals"),
   *("commands.mistakes", "commands.parsing"),
@@ -37,8 +40,8 @@ FLOORS = (
   "distill start",
   "assembly introduction",
   "planning backbone feature_files",
-  "export curation pictures",
-  "trainee",
+  "export curation pictures finetuning",
+  "trainee classifier",
   "commands",
 )
 # Imported where they are used: tensorboardX imports PyTorch, the others are extras.

@@ -1,32 +1,39 @@
-"""Retention of checkpoints: the last, the best by k-NN, and those that are named."""
+"""Retention of checkpoints: the last, the best by top-1, and those that are named."""
 
 from collections.abc import Collection, Sequence
 
 
 class KeepLastAndBest:
-  """Orbax's preservation policy: the last, the best by k-NN top-1, and given steps.
+  """Orbax's preservation policy: the last, the best by top-1, and given steps.
 
   Orbax's own ranking reads a metrics file per checkpoint at start-up and gives up when
   one is damaged; this one ranks by what the readable records say.
   """
 
   def __init__(
-    self, *, keep_last: int, keep_best: int, keep_steps: Collection[int] = ()
+    self,
+    *,
+    keep_last: int,
+    keep_best: int,
+    keep_steps: Collection[int] = (),
+    ranked_by: str = "knn_top1",
   ):
     """See `config.checkpoint`.
 
     Args:
       keep_last: how many of the newest to keep, at least 1.
-      keep_best: how many of the best by k-NN top-1 to keep besides.
+      keep_best: how many of the best to keep besides.
       keep_steps: steps to keep besides.
+      ranked_by: the best have the highest metric whose name starts so.
     """
+    self._ranked_by = ranked_by
     self._keep_last, self._keep_best = keep_last, keep_best
     self._keep_steps = frozenset(keep_steps)
     self._top1: dict[int, float] = {}
 
   def note(self, step: int, metrics: dict[str, float] | None) -> None:
-    """Takes the k-NN results of a checkpoint, if it has any."""
-    top1 = [v for k, v in (metrics or {}).items() if k.startswith("knn_top1")]
+    """Takes the results of a checkpoint, if it has any."""
+    top1 = [v for k, v in (metrics or {}).items() if k.startswith(self._ranked_by)]
     if top1:
       self._top1[step] = max(top1)
 

@@ -105,15 +105,18 @@ class Workdir:
       self._claim.check()
 
 
-def probe(workdir: str) -> None:
-  """Creates the workdir and writes to it once; raises UserError where it cannot."""
+def probe(workdir: str, *, field: str = "config.workdir") -> None:
+  """Creates the workdir and writes to it once; raises UserError where it cannot.
+
+  field: where the user sets it, without the dashes of an option.
+  """
   if "://" in workdir:
     raise errors.UserError(
-      f"config.workdir={workdir!r} is a bucket; give a folder, or where one is mounted"
+      f"{field}={workdir!r} is a bucket; give a folder, or where one is mounted"
     )
   if not errors.is_utf8(workdir):
     raise errors.UserError(
-      f"config.workdir={workdir!r} is not UTF-8, which Orbax needs; choose another name"
+      f"{field}={workdir!r} is not UTF-8, which Orbax needs; choose another name"
     )
   try:
     os.makedirs(workdir, exist_ok=True)
@@ -122,8 +125,8 @@ def probe(workdir: str) -> None:
       file.flush()
   except OSError as error:
     raise errors.of_disk(error)(
-      f"config.workdir={workdir!r} is not writable ({error.strerror}); choose a folder"
-      " with space and permission: --config.workdir=FOLDER"
+      f"{field}={workdir!r} is not writable ({error.strerror}); choose a folder"
+      f" with space and permission: --{field}=FOLDER"
     ) from error
 
 

@@ -1,0 +1,125 @@
+"""Flags of fine-tuning: what is trained, on which images, how long and how fast."""
+
+import math
+import typing
+
+from absl import flags
+
+from dinojax import errors
+from dinojax.commands import image_flags
+from dinojax.data import sources
+
+WAYS = {
+  "head": "a linear head on the frozen backbone",
+  "lora": "the head and low-rank updates of the attention (LoRA)",
+  "all": "the head and all weights",
+}
+LEARNING_RATES = {"head": 1e-3, "lora": 1e-3, "all": 1e-4}  # for batches of 256
+TUNE = flags.DEFINE_enum(
+  "tune",
+  "head",
+  list(WAYS),
+  f"What is trained: {'; '.join(f'{k}: {x}' for k, x in WAYS.items())}.",
+)
+WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run; resumes one there.")
+TRAIN = flags.DEFINE_string(
+  "train", None, f"Labelled source to train on: one of {sources.USAGE}."
+)
+TEST = flags.DEFINE_string("test", None, "Labelled source to evaluate on.")
+VAL = flags.DEFINE_string(
+  "val", None, "Labelled source by which the best checkpoint is chosen; default --test."
+)
+STEPS = flags.DEFINE_integer("steps", 1_000, "Updates in all.")
+WARMUP_STEPS = flags.DEFINE_integer(
+  "warmup_steps", None, "Steps in which the learning rate rises; default 5%."
+)
+LEARNING_RATE = flags.DEFINE_float(
+  "learning_rate",
+  None,
+  "Peak of the learning rate; default"
+  f" {', '.join(f'{x:g} of {k}' for k, x in LEARNING_RATES.items())}.",
+)
+WEIGHT_DECAY = flags.DEFINE_float("weight_decay", 0.01, "Of AdamW; biases have none.")
+LAYER_DECAY = flags.DEFINE_float(
+  "layer_decay", 0.75, "all: each block's learning rate, by that of the next one."
+)
+LORA_RANK = flags.DEFINE_integer("lora_rank", 8, "lora: rank of the updates.")
+LORA_ALPHA = flags.DEFINE_float(
+  "lora_alpha", 16.0, "lora: updates are multiplied by this, and divided by the rank."
+)
+MIN_AREA = flags.DEFINE_float(
+  "min_area", 0.2, "Least share of an image that a training crop shows; 1: all of it."
+)
+FLIP_PROB = flags.DEFINE_float(
+  "flip_prob", 0.5, "Probability that a training crop is mirrored; 0 for writing."
+)
+EVAL_EVERY = flags.DEFINE_integer(
+  "eval_every", 200, "Steps between two evaluations, each of which is saved."
+)
+LOG_EVERY = flags.DEFINE_integer("log_every", 10, "Steps between lines of metrics.")
+SEED = flags.DEFINE_integer("seed", 0, "Seed of first weights, order and crops.")
+REMAT = flags.DEFINE_enum(
+  "remat",
+  "none",
+  ["none", "matmuls", "attention", "full"],
+  "Activation checkpointing, from fast to small; it changes no result.",
+)
+MAX_PIXELS = image_flags.define_max_pixels()
+flags.declare_key_flag(MAX_PIXELS.name)
+
+
+def check() -> None:
+  """Raises UserError for the first flag that cannot work."""
+  for flag, example in (
+    (WORKDIR, "FOLDER is missing, such as runs/pets"),
+    (TRAIN, "SOURCE is missing, such as folder:PHOTOS"),
+    (TEST, "SOURCE is missing, such as folder:OTHERS"),
+  ):
+    if not flag.value:
+      raise errors.UserError(f"--{flag.name}={example}")
+  from_one = STEPS, LORA_RANK, EVAL_EVERY, LOG_EVERY
+  for flag, limit in ((SEED, 0), *((flag, 1) for flag in from_one)):
+    if flag.value < limit:
+      raise errors.UserError(f"--{flag.name}={flag.value} must be at least {limit}")
+  for flag in (LEARNING_RATE, LORA_ALPHA):
+    if flag.value is not None and not 0 < flag.value < math.inf:
+      raise errors.UserError(f"--{flag.name}={flag.value} must be above 0")
+  if not 0 <= WEIGHT_DECAY.value < math.inf:
+    raise errors.UserError(f"--weight_decay={WEIGHT_DECAY.value} must be at least 0")
+  for flag in (LAYER_DECAY, MIN_AREA):
+    if not 0 < flag.value <= 1:
+      raise errors.UserError(f"--{flag.name}={flag.value} must be above 0, at most 1")
+  if not 0 <= FLIP_PROB.value <= 1:
+    raise errors.UserError(f"--flip_prob={FLIP_PROB.value} must be within 0 and 1")
+  warmup, steps = warmup_steps(), STEPS.value
+  if not 0 <= warmup < steps:
+    raise errors.UserError(
+      f"--warmup_steps={warmup} must be at least 0 and below --steps={steps}"
+    )
+
+
+def warmup_steps() -> int:
+  """Those given, or 5% of all."""
+  return STEPS.value // 20 if WARMUP_STEPS.value is None else WARMUP_STEPS.value
+
+
+def recipe() -> dict[str, typing.Any]:
+  """What a result depends on, of the flags here, by their names."""
+  rate = LEARNING_RATE.value
+  own = (TUNE, STEPS, WEIGHT_DECAY, LAYER_DECAY, LORA_RANK, LORA_ALPHA)
+  return {
+    **{flag.name: flag.value for flag in (*own, SEED, MIN_AREA, FLIP_PROB)},
+    "warmup_steps": warmup_steps(),
+    "learning_rate": LEARNING_RATES[TUNE.value] if rate is None else rate,
+  }
+
+
+def way() -> dict[str, typing.Any]:
+  """What changes no result, likewise."""
+  flags_of_way = (WORKDIR, EVAL_EVERY, LOG_EVERY, REMAT, MAX_PIXELS)
+  return {flag.name: flag.value for flag in flags_of_way}
+
+
+def sources_given() -> dict[str, str]:
+  """The sources by the names of their flags, "train" first."""
+  return {flag.name: flag.value for flag in (TRAIN, TEST, VAL) if flag.value}

@@ -1,0 +1,89 @@
+r"""Fine-tunes a backbone to classify images: its head, low-rank updates, or all of it.
+
+  python -m dinojax.finetune --checkpoint=runs/vits14 --tune=lora \
+    --train=folder:PETS/train --test=folder:PETS/test --workdir=runs/pets
+
+--checkpoint is any weights that evaluate takes. The weights with the best top-1 and the
+last ones stay in --workdir. The same command resumes from the newest there; Ctrl-C and
+SIGTERM save before they end a run. `classifier.load` and `backbone.load` read them.
+"""
+
+import contextlib
+
+import jax
+import numpy as np
+from absl import flags
+
+from dinojax import errors, sharding
+from dinojax.commands import backbone_flags, cli, finetune_flags
+from dinojax.data import sources
+from dinojax.evals import labelled
+from dinojax.finetuning import training, tuning
+from dinojax.reporting import console
+from dinojax.runtime import compiled, processes
+
+for module in (backbone_flags, finetune_flags, processes):
+  flags.adopt_module_key_flags(module)
+
+
+def classes_of(opened: dict[str, sources.Source]) -> tuple[str, ...]:
+  """The names of the classes of --train by label; UserError if it has fewer than 2."""
+  with contextlib.closing(backbone_flags.open_watchdog()) as watch:
+    labels = labelled.read(
+      opened["train"],
+      name="--train",
+      workers=backbone_flags.WORKERS.value,
+      progress=watch.step_done,
+    )
+  highest = int(np.max(labels, initial=-1))
+  names = labelled.class_names({"train": opened["train"]}, highest)
+  count = int((labelled.count(labels, names) > 0).sum())
+  if count < 2:
+    raise errors.UserError(
+      f"{opened['train'].where} has images of {count} class; give at least 2 classes"
+    )
+  return names
+
+
+def main(_) -> None:
+  """Opens sources and weights, trains, and prints the accuracies."""
+  processes.join(saves=True)
+  finetune_flags.check()
+  opened = labelled.open_sources(finetune_flags.sources_given())
+  class_names = classes_of(opened)
+  compiled.keep_programs("auto")
+  mesh = sharding.make_mesh(data=sharding.slice_count(), fsdp=-1)
+  processes.meet("connect")
+  sharding.connect(mesh)
+  with jax.set_mesh(mesh):
+    loaded = backbone_flags.load(mesh)
+    recipe = tuning.Recipe(
+      **finetune_flags.recipe(),
+      **backbone_flags.image_sizes(loaded),
+      batch_size=backbone_flags.batch_size(mesh.size),
+      feature=backbone_flags.feature(loaded),
+      layers=backbone_flags.LAYERS.value,
+      dtype=loaded.module.dtype,
+    )
+    way = training.Way(
+      **finetune_flags.way(),
+      workers=backbone_flags.WORKERS.value,
+      hang_minutes=backbone_flags.HANG_MINUTES.value,
+    )
+    console.say(
+      f"trains {finetune_flags.WAYS[recipe.tune]}, on"
+      f" {len(opened['train']):,} images of {len(class_names):,} classes, for"
+      f" {recipe.steps:,} steps of {recipe.batch_size} images of {recipe.crop} pixels"
+    )
+    run = training.Run(recipe, way, loaded, opened, class_names, mesh)
+    found = run.train()
+  console.print_result(training.table(found, chosen_on=run.chosen_on))
+  console.say(f"done; classifier.load({way.workdir!r}) takes the last step")
+
+
+if __name__ == "__main__":
+  cli.run(
+    main,
+    on_interrupt="ended at once; steps since the last checkpoint are lost",
+    config=False,
+  )

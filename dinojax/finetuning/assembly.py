@@ -1,0 +1,81 @@
+"""Assembly of a fine-tuning: from weights and mesh to its compiled functions."""
+
+import functools
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+from jax.sharding import Mesh
+
+from dinojax import backbone, sharding
+from dinojax.finetuning import tuning
+
+
+class Assembly(NamedTuple):
+  """What a fine-tuning is made of; call its functions under `jax.set_mesh`.
+
+  init: () -> the first state, born sharded. step: (state, batch) -> (state, scalars);
+  donates its state. to_saved: state -> what a checkpoint holds. of_saved: the inverse.
+  abstract_saved: shapes, dtypes and shardings of what a checkpoint holds. logits:
+  (state, uint8 [B, S, S, 3]) -> [B, C].
+  """
+
+  init: Callable[[], tuning.State]
+  step: Callable[[tuning.State, dict], tuple[tuning.State, dict]]
+  to_saved: Callable[[tuning.State], dict[str, Any]]
+  of_saved: Callable[[dict[str, Any]], tuning.State]
+  abstract_saved: dict[str, Any]
+  logits: Callable[[tuning.State, jax.Array], jax.Array]
+
+
+def assemble(
+  recipe: tuning.Recipe,
+  loaded: backbone.Backbone,
+  mesh: Mesh,
+  *,
+  classes: int,
+  remat: str,
+) -> Assembly:
+  """Builds optimiser and jitted functions; compiles nothing yet.
+
+  Args:
+    recipe: of the run.
+    loaded: the weights to start from, on `mesh`.
+    mesh: of all processes.
+    classes: C.
+    remat: activation checkpointing, a key of `blocks.REMAT`.
+  """
+  module = loaded.module.clone(remat=remat)
+  tx = tuning.make_optimizer(recipe, depth=module.depth)
+  init = functools.partial(tuning.init_state, recipe, tx=tx, classes=classes)
+  state = jax.eval_shape(init, loaded.params)
+  by_state = sharding.state_sharding(mesh, state)
+  frozen = None if recipe.tune == "all" else loaded.params
+
+  to_saved = functools.partial(tuning.to_saved, recipe)
+  saved = jax.eval_shape(to_saved, state, frozen)
+  by_saved = sharding.state_sharding(mesh, saved)
+  jitted_init = jax.jit(init, out_shardings=by_state)
+  jitted_to_saved = jax.jit(to_saved, out_shardings=by_saved)
+  step = jax.jit(
+    functools.partial(tuning.train_step, module=module, tx=tx, recipe=recipe),
+    out_shardings=(by_state, sharding.replicated(mesh)),
+    donate_argnums=0,
+  )
+
+  @jax.jit
+  def logits(trained, frozen, images):
+    params = tuning.weights(recipe, trained, frozen)
+    return tuning.logits(module, recipe.columns, params, trained["head"], images)
+
+  return Assembly(
+    init=lambda: jitted_init(loaded.params),
+    step=lambda state, batch: step(state, frozen, batch),
+    to_saved=lambda state: jitted_to_saved(state, frozen),
+    of_saved=functools.partial(tuning.of_saved, recipe),
+    abstract_saved=jax.tree.map(
+      lambda x, where: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=where),
+      *(saved, by_saved),
+    ),
+    logits=lambda state, images: logits(state.trained, frozen, images),
+  )

@@ -1,0 +1,264 @@
+"""Training of a fine-tuning: from images to checkpoints, resumed bit for bit.
+
+Batch k depends on the seed and k alone, and a step draws nothing, so a checkpoint needs
+no state besides weights and moments.
+"""
+
+import contextlib
+import dataclasses
+import json
+import pathlib
+from typing import Any
+
+import jax
+from jax.sharding import Mesh
+
+from dinojax import backbone, checkpoint, errors
+from dinojax.data import images, sources
+from dinojax.finetuning import assembly, feed, scoring, tuning
+from dinojax.reporting import console, run_log
+from dinojax.runtime import exits, interrupts, ownership, watchdog, workdir
+from dinojax.weights import model, runs
+
+
+@dataclasses.dataclass(frozen=True)
+class Way:
+  """How a run goes, which changes no result; fields are flags.
+
+  workdir: its folder. eval_every: steps between two evaluations, each of which is
+  saved. log_every: steps between two lines of metrics. remat: activation checkpointing,
+  a key of `blocks.REMAT`. workers: processes that read. hang_minutes: of `Watchdog`.
+  max_pixels: larger images are corrupt.
+  """
+
+  workdir: str
+  eval_every: int
+  log_every: int
+  remat: str = "none"
+  workers: int = 0
+  hang_minutes: float = 0.0
+  max_pixels: int = images.MAX_PIXELS
+
+
+class Run:
+  """A fine-tuning. All processes make every call together, under `jax.set_mesh`."""
+
+  def __init__(
+    self,
+    recipe: tuning.Recipe,
+    way: Way,
+    loaded: backbone.Backbone,
+    opened: dict[str, sources.Source],
+    class_names: tuple[str, ...],
+    mesh: Mesh,
+  ):
+    """Compiles nothing and writes nothing yet.
+
+    Args:
+      recipe: what results depend on.
+      way: what they do not.
+      loaded: the weights to start from, on `mesh`.
+      opened: labelled sources "train", "test" and perhaps "val".
+      class_names: by label.
+      mesh: of all processes.
+    """
+    self._recipe, self._way, self._mesh, self._opened = recipe, way, mesh, opened
+    self._made = assembly.assemble(
+      recipe, loaded, mesh, classes=len(class_names), remat=way.remat
+    )
+    self.chosen_on = "val" if "val" in opened else "test"
+    self._record = {
+      "data_fingerprint": [opened["train"].fingerprint],
+      "config": {
+        "backbone": {x: getattr(loaded.module, x) for x in model.ARCHITECTURE},
+        "knn": {"resize": recipe.resize, "crop": recipe.crop},  # as runs.py reads them
+        "finetune": {
+          **dataclasses.asdict(recipe),
+          "checkpoint": loaded.fingerprint,
+          "class_names": list(class_names),
+        },
+      },
+    }
+
+  def train(self) -> dict[int, dict[str, float]]:
+    """Trains from the newest checkpoint, or from the start, to the last step.
+
+    Returns:
+      The accuracies of the checkpoints that stay, the best and the last, by step:
+      "test_top1", "test_top5", and the same of "val" where it is given.
+
+    Raises:
+      UserError: the workdir is another run's, or images cannot be read.
+      SystemExit: 128 + signal after Ctrl-C or SIGTERM, when all is saved.
+    """
+    way, end = self._way, self._recipe.steps
+    workdir.probe(way.workdir, field="workdir")
+    with contextlib.ExitStack() as stack:
+      self._watch = watchdog.Watchdog(way.hang_minutes, setting="--hang_minutes")
+      stack.callback(self._watch.close)
+      self._claim = None
+      if jax.process_index() == 0:
+        path, label = pathlib.Path(way.workdir), f"--workdir={way.workdir}"
+        self._claim = stack.enter_context(ownership.owned(path, "run", label=label))
+      kept = dict(keep_last=1, keep_best=1, ranked_by=f"{self.chosen_on}_top1")
+      self._saver = checkpoint.Checkpoints(way.workdir, every=way.eval_every, **kept)
+      stack.callback(self._saver.close)
+      state = self._restore()
+      first = int(state.step)
+      if first < end:
+        self._log = stack.enter_context(self._open_log(first))
+        batches = stack.enter_context(contextlib.closing(self._batches(first)))
+        state = self._loop(state, first, batches)
+      self._saver.wait()
+      found = {step: self._accuracies(step) for step in self._saver.steps()}
+      if not found[end]:  # a signal came before its evaluation
+        found[end] = self._evaluate(state)
+      return {step: numbers for step, numbers in found.items() if numbers}
+
+  def _restore(self) -> tuning.State:
+    """The state of the newest checkpoint, or the first one."""
+    restored = self._saver.restore(self._made.abstract_saved, check=self._check)
+    if restored is None:
+      return self._made.init()
+    saved, record = restored
+    console.say(f"resumes at step {record['step']:,} of --workdir={self._way.workdir}")
+    return self._made.of_saved(saved)
+
+  def _check(self, record: dict) -> None:
+    """Raises UserError if the record of a checkpoint is of another run."""
+    where = f"--workdir={self._way.workdir}"
+    saved = record["config"].get("finetune")
+    if not isinstance(saved, dict):
+      raise errors.UserError(
+        f"{where} holds a run that is no fine-tuning; choose another --workdir"
+      )
+    now = json.loads(json.dumps(self._record["config"]["finetune"]))
+    differing = [
+      f"{'' if name == 'class_names' else '--'}{name}: {saved.get(name)} there,"
+      f" {value} now"
+      for name, value in now.items()
+      if saved.get(name) != value
+    ]
+    pair = record["data_fingerprint"][0], self._record["data_fingerprint"][0]
+    if changed := workdir.data_difference(*pair):
+      differing.append(f"--train: {changed}")
+    if differing:
+      raise errors.UserError(
+        f"{where} holds another run ({'; '.join(differing)}); choose another --workdir,"
+        " or remove this one"
+      )
+
+  def _loop(self, state: tuning.State, first: int, batches: feed.Feed) -> tuning.State:
+    """Trains from step `first` on, evaluates and saves; the last state."""
+    stop, end = interrupts.Interrupts(), self._recipe.steps
+    for step in range(first + 1, end + 1):
+      with self._log.waiting():
+        batch = stop.next(batches)
+      if batch is None:
+        step -= 1  # saved as it is: a signal has come, and no data
+      else:
+        state, scalars = self._made.step(state, batch)
+        self._log.step(step, scalars, batches.images_per_second())
+        self._watch.step_done()
+      ending, rated = stop.ends(step), None
+      due = step == end or step % self._way.eval_every == 0
+      if due and not ending:
+        self._log.flush()
+        rated = self._evaluate(state)
+        self._log.write(step, rated)
+        console.say(f"step {step:,}: {describe(rated)}")
+      if due or ending:
+        self._save(step, state, rated)
+      if ending and step < end:
+        self._saver.wait()
+        console.say(
+          f"interrupted; step {step:,} is saved in {self._way.workdir}; the same"
+          " command resumes there"
+        )
+        self._log.interrupted(stop.exit_code())
+        exits.exit(stop.exit_code())
+    return state
+
+  def _save(self, step: int, state: tuning.State, rated: dict | None) -> None:
+    self._log.sync()  # refuses a state that is not finite
+    if self._claim:
+      self._claim.check()
+    saved, record = self._made.to_saved(state), {"step": step, **self._record}
+    self._saver.save(step, saved, record, metrics=rated, force=True)
+    self._log.saved(step)
+    self._watch.progress()
+
+  def _evaluate(self, state: tuning.State) -> dict[str, float]:
+    """Top-1 and top-5 on --val and --test."""
+    recipe, found = self._recipe, {}
+    for name in ("val", "test"):
+      if name in self._opened:
+        accuracy = scoring.accuracy(
+          self._opened[name],
+          lambda images: self._made.logits(state, images),
+          mesh=self._mesh,
+          batch_size=recipe.batch_size,
+          resize=recipe.resize,
+          crop=recipe.crop,
+          workers=self._way.workers,
+          description=f"accuracy on --{name}",
+          max_pixels=self._way.max_pixels,
+          progress=self._watch.progress,
+        )
+        found |= {f"{name}_{top}": x for top, x in accuracy.items()}
+    return found
+
+  def _accuracies(self, step: int) -> dict[str, float]:
+    """What the checkpoint of a step says of its accuracy; {} if it was not measured."""
+    folder = runs.find(pathlib.Path(self._way.workdir), step)
+    return runs.read_record(folder).get("metrics") or {}
+
+  def _open_log(self, first: int) -> run_log.Log:
+    way, recipe = self._way, self._recipe
+    return run_log.Log(
+      way.workdir,
+      start_step=first,
+      total_steps=recipe.steps,
+      log_every=way.log_every,
+      batch_size=recipe.batch_size,
+      alarm_window=recipe.steps,
+      nothing_learnt=None,
+      workers=way.workers,
+      loggers=(),
+      about={"finetune": self._record["config"]["finetune"]},
+    )
+
+  def _batches(self, first: int) -> feed.Feed:
+    way = self._way
+    return feed.Feed(
+      self._opened["train"],
+      self._recipe,
+      mesh=self._mesh,
+      workers=way.workers,
+      max_pixels=way.max_pixels,
+      start_step=first,
+    )
+
+
+def describe(accuracies: dict[str, Any]) -> str:
+  """One line: each accuracy by name."""
+  return ", ".join(f"{name} {value:.1%}" for name, value in accuracies.items())
+
+
+def table(found: dict[int, dict[str, float]], *, chosen_on: str) -> str:
+  """The accuracies on --test of the checkpoints that stay, a row each.
+
+  Args:
+    found: of `Run.train`.
+    chosen_on: "val" or "test", by whose top-1 the best is chosen.
+  """
+  top1 = f"{chosen_on}_top1"
+  best = max(found, key=lambda step: (found[step][top1], step))
+  rows = [("", "top-1", "top-5")]
+  for step, numbers in sorted(found.items(), reverse=True):
+    kinds = ["last"] * (step == max(found))
+    kinds += [f"best on --{chosen_on}"] * (step == best)
+    shares = [f"{numbers[name]:.1%}" for name in ("test_top1", "test_top5")]
+    rows.append((f"step {step:,}, {' and '.join(kinds)}", *shares))
+  width = max(len(name) for name, *_ in rows)
+  return "\n".join(f"{name:{width}}{one:>10}{five:>10}" for name, one, five in rows)

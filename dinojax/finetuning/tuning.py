@@ -1,0 +1,207 @@
+"""Fine-tuning in pure functions: what is trained, its loss, its step, what is saved.
+
+Three ways, `Recipe.tune`: "head" trains a linear head on the frozen backbone's image
+feature, "lora" also adapters of the attention (lora.py), "all" all weights, with
+layer-wise learning-rate decay.
+
+Dimension key: B images, S pixels of their side, F features of an image, C classes.
+"""
+
+import dataclasses
+from typing import Any
+
+import flax
+import jax
+import jax.numpy as jnp
+import optax
+
+from dinojax import backbone, optimizer
+from dinojax.finetuning import lora
+from dinojax.networks import vit
+
+WAYS = ("head", "lora", "all")
+B1, B2, EPS = 0.9, 0.999, 1e-8  # of AdamW
+CLIP_NORM = 3.0  # of the gradient: of the head, of the adapters, of the backbone
+
+
+@dataclasses.dataclass(frozen=True)
+class Recipe:
+  """All that a result depends on besides weights and images; fields are flags.
+
+  tune: one of WAYS. steps, warmup_steps: updates, and those in which the learning rate
+  rises linearly; then half a cosine to 0. layer_decay: of "all", per block, see
+  `optimizer.lr_scales`. lora_rank, lora_alpha: of "lora". batch_size: images of a step,
+  on all hosts. seed: of first weights, order and crops. min_area, flip_prob: of
+  training crops. resize, crop: pixels of evaluated images; crop also of training
+  crops. feature, layers: the image feature, as of `backbone.columns`. dtype: of matrix
+  products.
+  """
+
+  tune: str
+  steps: int
+  warmup_steps: int
+  learning_rate: float
+  weight_decay: float
+  layer_decay: float
+  lora_rank: int
+  lora_alpha: float
+  batch_size: int
+  seed: int
+  min_area: float
+  flip_prob: float
+  resize: int
+  crop: int
+  feature: str
+  layers: int
+  dtype: str
+
+  @property
+  def columns(self) -> tuple[tuple[str, int], ...]:
+    """The vectors that make up the image feature, as of `backbone.columns`."""
+    return backbone.columns(self.feature, self.layers)
+
+
+@flax.struct.dataclass
+class State:
+  """What a step changes.
+
+  step: [] int32, completed updates. trained: {"head": {"kernel": [F, C], "bias": [C]}},
+  and "adapters" of "lora", or "backbone" of "all". opt_state: of AdamW.
+  """
+
+  step: jax.Array
+  trained: dict[str, Any]
+  opt_state: Any
+
+
+def make_optimizer(recipe: Recipe, *, depth: int) -> optax.GradientTransformation:
+  """AdamW for what is trained. depth: blocks of the backbone."""
+  return optimizer.adamw(
+    learning_rate=learning_rate(recipe),
+    weight_decay=optax.constant_schedule(recipe.weight_decay),
+    depth=depth,
+    b1=B1,
+    b2=B2,
+    eps=EPS,
+    clip_norm=CLIP_NORM,
+    layer_decay=recipe.layer_decay if recipe.tune == "all" else 1.0,
+    patch_embed_lr_scale=1.0,
+    freeze_prototypes_steps=0,
+  )
+
+
+def learning_rate(recipe: Recipe) -> optax.Schedule:
+  """The schedule: from 0 up to the peak, and back to 0 at the last step."""
+  return optax.warmup_cosine_decay_schedule(
+    0.0, recipe.learning_rate, recipe.warmup_steps, recipe.steps
+  )
+
+
+def init_state(
+  recipe: Recipe, params: Any, tx: optax.GradientTransformation, *, classes: int
+) -> State:
+  """The state before the first update. params: of the backbone."""
+  head_key, lora_key = jax.random.split(jax.random.key(recipe.seed))
+  features = len(recipe.columns) * params["norm"]["scale"].shape[-1]
+  kernel = 0.01 * jax.random.normal(head_key, (features, classes))
+  trained = {"head": {"kernel": kernel, "bias": jnp.zeros(classes)}}
+  if recipe.tune == "lora":
+    rank = recipe.lora_rank
+    trained["adapters"] = lora.first_adapters(params, rank=rank, key=lora_key)
+  if recipe.tune == "all":
+    trained["backbone"] = params
+  return State(jnp.int32(0), trained, tx.init(trained))
+
+
+def weights(recipe: Recipe, trained: dict[str, Any], frozen: Any) -> Any:
+  """The backbone's parameters as they are now. frozen: those before training."""
+  if "adapters" in trained:
+    scale = recipe.lora_alpha / recipe.lora_rank
+    return lora.merge(frozen, trained["adapters"], scale=scale)
+  return trained.get("backbone", frozen)
+
+
+def logits(
+  module: vit.VisionTransformer,
+  columns: tuple[tuple[str, int], ...],
+  params: Any,
+  head: dict[str, jax.Array],
+  images: jax.Array,
+) -> jax.Array:
+  """[B, C] float32 of uint8 images [B, S, S, 3]. columns: of `backbone.columns`."""
+  features = backbone.image_columns(module, params, images, columns)  # [B, F]
+  return jnp.dot(features, head["kernel"], precision="highest") + head["bias"]
+
+
+def cross_entropy(scores: jax.Array, labels: jax.Array) -> tuple[jax.Array, jax.Array]:
+  """Mean cross-entropy and accuracy of [B, C] over the images that have a label [B]."""
+  known = (labels >= 0).astype(jnp.float32)
+  count = jnp.maximum(known.sum(), 1)
+  wanted = jnp.maximum(labels, 0)
+  losses = optax.softmax_cross_entropy_with_integer_labels(scores, wanted)
+  right = (scores.argmax(-1) == labels).astype(jnp.float32)
+  return (known * losses).sum() / count, (known * right).sum() / count
+
+
+def train_step(
+  state: State,
+  frozen: Any,
+  batch: dict[str, jax.Array],
+  *,
+  module: vit.VisionTransformer,
+  tx: optax.GradientTransformation,
+  recipe: Recipe,
+) -> tuple[State, dict[str, jax.Array]]:
+  """One update.
+
+  Args:
+    state: before it.
+    frozen: the backbone's parameters that are not trained; None of "all".
+    batch: image uint8 [B, S, S, 3], label int32 [B], -1 for none.
+    module: of the backbone.
+    tx: of `make_optimizer`.
+    recipe: of the run.
+  """
+
+  def loss_of(trained):
+    params = weights(recipe, trained, frozen)
+    head = trained["head"]
+    scores = logits(module, recipe.columns, params, head, batch["image"])
+    return cross_entropy(scores, batch["label"])
+
+  (loss, top1), grads = jax.value_and_grad(loss_of, has_aux=True)(state.trained)
+  updates, opt_state = tx.update(grads, state.opt_state, state.trained)
+  trained = optax.apply_updates(state.trained, updates)
+  scalars = {
+    "loss": loss,
+    "train_top1": top1,
+    "learning_rate": learning_rate(recipe)(state.step),
+    **{f"grad_norm_{name}": optax.tree.norm(x) for name, x in grads.items()},
+  }
+  return State(state.step + 1, trained, opt_state), scalars
+
+
+def to_saved(recipe: Recipe, state: State, frozen: Any) -> dict[str, Any]:
+  """The state as a checkpoint holds it, with all weights of the network merged.
+
+  "teacher" is where `weights/runs.py` finds a network that is to be used.
+  """
+  params = weights(recipe, state.trained, frozen)
+  saved = {
+    "step": state.step,
+    "teacher": {"backbone": params, "head": state.trained["head"]},
+    "opt_state": state.opt_state,
+  }
+  if "adapters" in state.trained:
+    saved["adapters"] = state.trained["adapters"]
+  return saved
+
+
+def of_saved(recipe: Recipe, saved: dict[str, Any]) -> State:
+  """The state of a checkpoint; what is frozen comes from elsewhere."""
+  trained = {"head": saved["teacher"]["head"]}
+  if recipe.tune == "lora":
+    trained["adapters"] = saved["adapters"]
+  if recipe.tune == "all":
+    trained["backbone"] = saved["teacher"]["backbone"]
+  return State(saved["step"], trained, saved["opt_state"])

@@ -1,0 +1,83 @@
+"""Batches of labelled crops: a function of seed and step, whoever reads them."""
+
+import numpy as np
+import pytest
+from absl import flags
+from PIL import Image
+
+from dinojax.data import labelled_batches, mixture, sources
+
+BATCH = 8
+
+
+@pytest.fixture(scope="module", autouse=True)
+def parsed_flags():
+  flags.FLAGS.mark_as_parsed()  # Grain's
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+  """20 images of two classes; the first is damaged, "light" ones are above 128."""
+  folder = tmp_path_factory.mktemp("images")
+  rng = np.random.default_rng(0)
+  for name, low in (("dark", 0), ("light", 160)):
+    (folder / name).mkdir()
+    for i in range(10):
+      pixels = rng.integers(low, low + 90, (24, 32, 3), np.uint8)
+      Image.fromarray(pixels).save(folder / name / f"{i}.png")
+  (folder / "dark" / "0.png").write_bytes(b"no image")
+  source = sources.open_source(f"folder:{folder}", field="--train")
+  return mixture.Mixture([source], [1.0])
+
+
+def batches(data, *, rows=range(BATCH), start=0, count=4, seed=0, **crop):
+  kind = dict(size=16, min_area=0.3, flip_prob=0.5) | crop
+  opened = labelled_batches.open_batches(
+    data,
+    seed=seed,
+    batch_size=BATCH,
+    rows=tuple(rows),
+    kind=labelled_batches.random_crop(**kind),
+    workers=0,
+    start_step=start,
+  )
+  found = [next(opened) for _ in range(count)]
+  opened.close()
+  return found
+
+
+def test_crops_have_their_images_label_and_size(data):
+  for batch in batches(data):
+    assert batch["image"].shape == (BATCH, 16, 16, 3)
+    assert batch["image"].dtype == np.uint8
+    light = batch["image"].mean((1, 2, 3)) > 128
+    np.testing.assert_array_equal(batch["label"], light)
+
+
+def test_a_batch_depends_on_seed_and_step_alone(data):
+  whole = batches(data)
+  later = batches(data, start=2, count=2)
+  halves = [
+    batches(data, rows=rows, count=1)[0] for rows in ((0, 2, 4, 6), (1, 3, 5, 7))
+  ]
+  for name in ("image", "label"):
+    for one, other in zip(whole[2:], later, strict=True):
+      np.testing.assert_array_equal(one[name], other[name])
+    for i, half in enumerate(halves):
+      np.testing.assert_array_equal(whole[0][name][i::2], half[name])
+  assert (batches(data, count=1, seed=1)[0]["image"] != whole[0]["image"]).any()
+
+
+def test_an_epoch_shows_each_image_once_and_the_next_crops_it_anew(data):
+  first, *_, last = batches(data, count=5)  # two epochs of 20
+  assert (first["image"] != last["image"]).any()
+  reports = [batch["bad_records"]["record"] for batch in batches(data, count=5)]
+  assert (np.concatenate(reports) >= 0).sum() == 2  # the damaged one, each time
+
+
+def test_without_randomness_the_crop_is_the_image(data):
+  (batch,) = batches(data, count=1, min_area=1.0, flip_prob=0.0)
+  (again,) = batches(data, count=1, min_area=1.0, flip_prob=1.0)
+  np.testing.assert_allclose(
+    batch["image"].astype(int), again["image"][:, :, ::-1], atol=2
+  )

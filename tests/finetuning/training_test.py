@@ -1,0 +1,160 @@
+"""A run saves, resumes bit for bit, refuses other runs, and its weights load again."""
+
+import dataclasses
+import json
+
+import jax
+import numpy as np
+import pytest
+import small
+from absl import flags
+
+from dinojax import backbone, classifier, errors, sharding
+from dinojax.data import sources
+from dinojax.finetuning import feed, training
+from dinojax.weights import runs
+
+
+@pytest.fixture(scope="module", autouse=True)
+def parsed_flags():
+  flags.FLAGS.mark_as_parsed()  # Grain's
+
+
+class FewDigits:
+  """The first digits of a split, for evaluations that take no time."""
+
+  def __init__(self, split):
+    self._all = sources.open_source(f"embedded:digits:{split}", field="--test")
+    self.labels, self.class_names = self._all.labels[:48], self._all.class_names
+    self.where, self.fingerprint = self._all.where, self._all.fingerprint
+
+  def __len__(self):
+    return 48
+
+  def __getitem__(self, index):
+    return self._all[index]
+
+
+DIGITS = {
+  "train": sources.open_source("embedded:digits:train", field="--train"),
+  "test": FewDigits("test"),
+}
+
+
+def train(workdir, tune="lora", *, loaded=None, opened=DIGITS, **changes):
+  """Trains for four steps, with an evaluation after each two; the accuracies."""
+  mesh = sharding.make_mesh(data=1, fsdp=1, devices=jax.devices()[:1])
+  recipe = small.recipe(tune, **changes)
+  way = training.Way(str(workdir), eval_every=2, log_every=1)
+  names = opened["train"].class_names
+  with jax.set_mesh(mesh):
+    loaded = loaded or small.loaded()
+    return training.Run(recipe, way, loaded, opened, names, mesh).train()
+
+
+def logged(workdir):
+  """Losses and accuracies by line, without rates."""
+  lines = map(json.loads, (workdir / "metrics.jsonl").read_text().splitlines())
+  kept = "step", "loss", "train_top1", "learning_rate", "test_top1"
+  return [{name: line[name] for name in kept if name in line} for line in lines]
+
+
+def checksums(workdir, step=4):
+  return runs.read_record(runs.find(workdir, step))["checksums"]
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+  """Workdir of a run of LoRA, and its accuracies."""
+  workdir = tmp_path_factory.mktemp("whole")
+  return workdir, train(workdir)
+
+
+def test_a_run_that_was_cut_off_resumes_bit_for_bit(whole, tmp_path, monkeypatch):
+  workdir, accuracies = whole
+  following, calls = feed.Feed.__next__, []
+
+  def cut_off(batches):
+    calls.append(None)
+    if len(calls) > 3:
+      raise ConnectionError
+    return following(batches)
+
+  monkeypatch.setattr(feed.Feed, "__next__", cut_off)
+  with pytest.raises(ConnectionError):
+    train(tmp_path)
+  assert runs.find(tmp_path, None).name == "2"
+  monkeypatch.setattr(feed.Feed, "__next__", following)
+  assert train(tmp_path) == accuracies
+  assert logged(tmp_path) == logged(workdir)
+  assert checksums(tmp_path) == checksums(workdir)
+
+
+def test_the_last_checkpoint_and_the_best_stay(whole):
+  workdir, accuracies = whole
+  assert max(accuracies) == 4
+  steps = {int(path.name) for path in (workdir / "checkpoints").iterdir()}
+  assert steps == set(accuracies)
+  written = {
+    line["step"]: line["test_top1"] for line in logged(workdir) if "test_top1" in line
+  }
+  assert written.keys() == {2, 4}
+  assert max(x["test_top1"] for x in accuracies.values()) == max(written.values())
+
+
+def test_a_workdir_of_another_run_is_refused_with_the_flag(whole):
+  workdir, _ = whole
+  with pytest.raises(errors.UserError, match=r"--learning_rate: 0\.01 there, 0.02 now"):
+    train(workdir, learning_rate=0.02)
+  with pytest.raises(errors.UserError, match="--tune: lora there, all now"):
+    train(workdir, "all")
+  other = dataclasses.replace(small.loaded(), fingerprint="another")
+  with pytest.raises(errors.UserError, match=r"--checkpoint: .* there, another now"):
+    train(workdir, loaded=other)
+  with pytest.raises(errors.UserError, match="--train: other contents"):
+    train(workdir, opened=DIGITS | {"train": FewDigits("test")})
+
+
+def test_backbone_load_gives_the_merged_backbone(whole):
+  workdir, _ = whole
+  loaded = backbone.load(str(workdir))
+  assert loaded.sizes == {"resize": 16, "crop": 16}
+  assert loaded.module.pool == "gap"
+  before, after = small.params()["blocks"], loaded.params["blocks"]
+  for name in ("qkv", "proj"):
+    pair = before["attn"][name]["kernel"], after["attn"][name]["kernel"]
+    assert abs(pair[0] - np.asarray(pair[1])).max() > 1e-4
+  jax.tree.map(np.testing.assert_array_equal, before["mlp"], after["mlp"])
+
+
+def test_the_classifier_is_as_accurate_as_the_run_that_trained_it(whole):
+  workdir, accuracies = whole
+  model = classifier.load(str(workdir))
+  records = [DIGITS["test"][i] for i in range(48)]
+  images = np.stack(
+    [np.kron(x["image"], np.ones((2, 2, 1), np.uint8)) for x in records]
+  )
+  names, probabilities = model.predict(images)
+  assert probabilities.shape == (48, 10)
+  np.testing.assert_allclose(probabilities.sum(1), 1, 1e-5)
+  assert names == [str(i) for i in probabilities.argmax(1)]
+  # Images are enlarged differently here: a few may differ.
+  right = np.mean([int(n) == x["label"] for n, x in zip(names, records, strict=True)])
+  assert right == pytest.approx(accuracies[4]["test_top1"], abs=0.1)
+
+
+def test_what_is_no_classifier_is_refused(tmp_path):
+  with pytest.raises(errors.UserError, match="holds no classifier; give --workdir"):
+    classifier.load(str(tmp_path))
+
+
+def test_the_table_names_the_last_and_the_best():
+  numbers = {"test_top1": 0.5, "test_top5": 0.9, "val_top1": 0.4, "val_top5": 0.8}
+  better = numbers | {"val_top1": 0.6}
+  assert training.table({20: better, 40: numbers}, chosen_on="val").splitlines() == [
+    "                           top-1     top-5",
+    "step 40, last              50.0%     90.0%",
+    "step 20, best on --val     50.0%     90.0%",
+  ]
+  (_, row) = training.table({40: numbers}, chosen_on="test").splitlines()
+  assert row.startswith("step 40, last and best on --test")

@@ -1,0 +1,128 @@
+"""What is trained and what is not, the loss, layer decay, and one device as eight."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import small
+
+from dinojax import sharding
+from dinojax.finetuning import assembly, tuning
+
+MODULE = small.loaded().module
+
+
+@functools.cache
+def stepped(tune):
+  """Recipe, and the states and scalars before and after each of two steps."""
+  recipe = small.recipe(tune, warmup_steps=0, weight_decay=0.0, learning_rate=1e-3)
+  tx, frozen = tuning.make_optimizer(recipe, depth=2), frozen_of(tune)
+  state = tuning.init_state(recipe, small.params(), tx, classes=small.CLASSES)
+  step = jax.jit(
+    functools.partial(tuning.train_step, module=MODULE, tx=tx, recipe=recipe)
+  )
+  states, scalars = [state], {}
+  for seed in range(2):
+    state, scalars = step(state, frozen, small.batch(seed))
+    states.append(state)
+  return recipe, states, scalars
+
+
+def frozen_of(tune):
+  return None if tune == "all" else small.params()
+
+
+@pytest.mark.parametrize("tune", tuning.WAYS)
+def test_all_that_is_trained_moves_and_nothing_else(tune):
+  recipe, (first, *_, state), scalars = stepped(tune)
+  more = {"head": set(), "lora": {"adapters"}, "all": {"backbone"}}[tune]
+  assert set(state.trained) == {"head"} | more
+  assert {name for name in scalars if "norm" in name} == {
+    f"grad_norm_{name}" for name in state.trained
+  }
+  moved = jax.tree.map(lambda x, y: bool((x != y).any()), first.trained, state.trained)
+  if tune == "all":
+    unseen = moved["backbone"].pop("mask_token"), moved["backbone"].pop("cls_token")
+    assert not unseen[0]  # nothing is masked
+  assert all(jax.tree.leaves(moved))
+  if tune == "head":
+    saved = tuning.to_saved(recipe, state, frozen_of(tune))["teacher"]["backbone"]
+    jax.tree.map(np.testing.assert_array_equal, saved, small.params())
+
+
+@pytest.mark.parametrize("tune", tuning.WAYS)
+def test_what_is_saved_is_the_state_again_and_plain_weights(tune):
+  recipe, states, _ = stepped(tune)
+  state, frozen = states[-1], frozen_of(tune)
+  saved = tuning.to_saved(recipe, state, frozen)
+  again = tuning.of_saved(recipe, saved)
+  jax.tree.map(np.testing.assert_array_equal, again, state)
+  merged, plain = saved["teacher"]["backbone"], small.params()
+  assert jax.tree.map(np.shape, merged) == jax.tree.map(np.shape, plain)
+
+
+def test_the_first_update_moves_each_layer_by_its_own_rate():
+  """A first step of AdamW moves weights by their rate, whatever the gradient."""
+  _, (first, second, _), _ = stepped("all")
+
+  def moved(*names):
+    before, after = first.trained, second.trained
+    for name in names:
+      before, after = before[name], after[name]
+    return np.abs(np.asarray(after) - np.asarray(before))
+
+  def is_rate(changes, rate):
+    return float(np.median(changes)) == pytest.approx(rate, rel=1e-2)
+
+  kernel = moved("backbone", "blocks", "mlp", "fc1", "kernel")
+  assert is_rate(moved("head", "kernel"), 1e-3)
+  assert is_rate(moved("backbone", "norm", "scale"), 1e-3)
+  assert is_rate(kernel[1], 0.5e-3)
+  assert is_rate(kernel[0], 0.25e-3)
+  assert is_rate(moved("backbone", "patch_embed", "kernel"), 0.125e-3)
+
+
+def test_images_without_a_label_have_no_loss():
+  rng = np.random.default_rng(0)
+  scores = rng.normal(size=(6, 4))
+  labels = np.array([0, 3, -1, 2, -1, 1])
+  loss, top1 = tuning.cross_entropy(jnp.asarray(scores), jnp.asarray(labels))
+  known = labels >= 0
+  picked = np.exp(scores[known])
+  picked = picked[np.arange(4), labels[known]] / picked.sum(1)
+  np.testing.assert_allclose(loss, -np.log(picked).mean(), 1e-5)
+  np.testing.assert_allclose(top1, (scores.argmax(1) == labels)[known].mean())
+  loss, top1 = tuning.cross_entropy(jnp.ones((2, 4)), jnp.array([-1, -1]))
+  assert (float(loss), float(top1)) == (0, 0)
+
+
+def test_the_learning_rate_rises_to_its_peak_and_falls_to_zero():
+  rate = tuning.learning_rate(small.recipe("all", steps=20, warmup_steps=4))
+  values = [float(rate(step)) for step in range(21)]
+  assert values[0] == 0
+  assert values[2] == pytest.approx(0.005)
+  assert max(values) == values[4] == pytest.approx(0.01)
+  assert values[12] == pytest.approx(0.005)
+  assert values[20] == pytest.approx(0, abs=1e-9)
+
+
+@pytest.mark.parametrize("tune", ["lora", "all"])
+def test_eight_devices_train_as_one(tune, monkeypatch):
+  monkeypatch.setattr(sharding, "SMALLEST_SHARDED", 2**6)
+  recipe, (_, _, one), scalars = stepped(tune)
+  mesh = sharding.make_mesh(data=2, fsdp=4)
+  with jax.set_mesh(mesh):
+    made = assembly.assemble(
+      recipe, small.loaded(mesh), mesh, classes=small.CLASSES, remat="matmuls"
+    )
+    state = made.init()
+    for seed in range(2):
+      batch = jax.device_put(small.batch(seed), sharding.batch_sharding(mesh))
+      state, found = made.step(state, batch)
+  for name, value in scalars.items():
+    np.testing.assert_allclose(found[name], value, 1e-3, 1e-5, err_msg=name)
+  # Adam divides by gradients: where those are near 0, it moves weights by its rate.
+  for x, y in zip(*map(jax.tree.leaves, (one.trained, state.trained)), strict=True):
+    assert np.quantile(np.abs(x - np.asarray(y)), 0.9) < 1e-5
