@@ -65,8 +65,8 @@ def main(_) -> None:
       layers=backbone_flags.LAYERS.value,
       dtype=loaded.module.dtype,
     )
-    way = training.Way(
-      **finetune_flags.way(),
+    setup = training.Setup(
+      **finetune_flags.setup(),
       workers=backbone_flags.WORKERS.value,
       hang_minutes=backbone_flags.HANG_MINUTES.value,
     )
@@ -75,10 +75,10 @@ def main(_) -> None:
       f" {len(opened['train']):,} images of {len(class_names):,} classes, for"
       f" {recipe.steps:,} steps of {recipe.batch_size} images of {recipe.crop} pixels"
     )
-    run = training.Run(recipe, way, loaded, opened, class_names, mesh)
+    run = training.Run(recipe, setup, loaded, opened, class_names, mesh)
     found = run.train()
   console.print_result(training.table(found, chosen_on=run.chosen_on))
-  console.say(f"done; classifier.load({way.workdir!r}) takes the last step")
+  console.say(f"done; classifier.load({setup.workdir!r}) takes the last step")
 
 
 if __name__ == "__main__":

@@ -114,10 +114,10 @@ def recipe() -> dict[str, typing.Any]:
   }
 
 
-def way() -> dict[str, typing.Any]:
+def setup() -> dict[str, typing.Any]:
   """What changes no result, likewise."""
-  flags_of_way = (WORKDIR, EVAL_EVERY, LOG_EVERY, REMAT, MAX_PIXELS)
-  return {flag.name: flag.value for flag in flags_of_way}
+  own = (WORKDIR, EVAL_EVERY, LOG_EVERY, REMAT, MAX_PIXELS)
+  return {flag.name: flag.value for flag in own}
 
 
 def sources_given() -> dict[str, str]:

@@ -16,13 +16,13 @@ from jax.sharding import Mesh
 from dinojax import backbone, checkpoint, errors
 from dinojax.data import images, sources
 from dinojax.finetuning import assembly, feed, scoring, tuning
-from dinojax.reporting import console, run_log
+from dinojax.reporting import console, run_log, throughput
 from dinojax.runtime import exits, interrupts, ownership, watchdog, workdir
 from dinojax.weights import model, runs
 
 
 @dataclasses.dataclass(frozen=True)
-class Way:
+class Setup:
   """How a run goes, which changes no result; fields are flags.
 
   workdir: its folder. eval_every: steps between two evaluations, each of which is
@@ -46,7 +46,7 @@ class Run:
   def __init__(
     self,
     recipe: tuning.Recipe,
-    way: Way,
+    setup: Setup,
     loaded: backbone.Backbone,
     opened: dict[str, sources.Source],
     class_names: tuple[str, ...],
@@ -56,15 +56,15 @@ class Run:
 
     Args:
       recipe: what results depend on.
-      way: what they do not.
+      setup: what they do not.
       loaded: the weights to start from, on `mesh`.
       opened: labelled sources "train", "test" and perhaps "val".
       class_names: by label.
       mesh: of all processes.
     """
-    self._recipe, self._way, self._mesh, self._opened = recipe, way, mesh, opened
+    self._recipe, self._setup, self._mesh, self._opened = recipe, setup, mesh, opened
     self._made = assembly.assemble(
-      recipe, loaded, mesh, classes=len(class_names), remat=way.remat
+      recipe, loaded, mesh, classes=len(class_names), remat=setup.remat
     )
     self.chosen_on = "val" if "val" in opened else "test"
     self._record = {
@@ -91,17 +91,19 @@ class Run:
       UserError: the workdir is another run's, or images cannot be read.
       SystemExit: 128 + signal after Ctrl-C or SIGTERM, when all is saved.
     """
-    way, end = self._way, self._recipe.steps
-    workdir.probe(way.workdir, field="workdir")
+    setup, end = self._setup, self._recipe.steps
+    workdir.probe(setup.workdir, field="workdir")
     with contextlib.ExitStack() as stack:
-      self._watch = watchdog.Watchdog(way.hang_minutes, setting="--hang_minutes")
+      self._watch = watchdog.Watchdog(setup.hang_minutes, setting="--hang_minutes")
       stack.callback(self._watch.close)
       self._claim = None
       if jax.process_index() == 0:
-        path, label = pathlib.Path(way.workdir), f"--workdir={way.workdir}"
+        path, label = pathlib.Path(setup.workdir), f"--workdir={setup.workdir}"
         self._claim = stack.enter_context(ownership.owned(path, "run", label=label))
       kept = dict(keep_last=1, keep_best=1, ranked_by=f"{self.chosen_on}_top1")
-      self._saver = checkpoint.Checkpoints(way.workdir, every=way.eval_every, **kept)
+      self._saver = checkpoint.Checkpoints(
+        setup.workdir, every=setup.eval_every, **kept
+      )
       stack.callback(self._saver.close)
       state = self._restore()
       first = int(state.step)
@@ -121,12 +123,14 @@ class Run:
     if restored is None:
       return self._made.init()
     saved, record = restored
-    console.say(f"resumes at step {record['step']:,} of --workdir={self._way.workdir}")
+    console.say(
+      f"resumes at step {record['step']:,} of --workdir={self._setup.workdir}"
+    )
     return self._made.of_saved(saved)
 
   def _check(self, record: dict) -> None:
     """Raises UserError if the record of a checkpoint is of another run."""
-    where = f"--workdir={self._way.workdir}"
+    where = f"--workdir={self._setup.workdir}"
     saved = record["config"].get("finetune")
     if not isinstance(saved, dict):
       raise errors.UserError(
@@ -161,7 +165,7 @@ class Run:
         self._log.step(step, scalars, batches.images_per_second())
         self._watch.step_done()
       ending, rated = stop.ends(step), None
-      due = step == end or step % self._way.eval_every == 0
+      due = step == end or step % self._setup.eval_every == 0
       if due and not ending:
         self._log.flush()
         rated = self._evaluate(state)
@@ -172,7 +176,7 @@ class Run:
       if ending and step < end:
         self._saver.wait()
         console.say(
-          f"interrupted; step {step:,} is saved in {self._way.workdir}; the same"
+          f"interrupted; step {step:,} is saved in {self._setup.workdir}; the same"
           " command resumes there"
         )
         self._log.interrupted(stop.exit_code())
@@ -200,9 +204,9 @@ class Run:
           batch_size=recipe.batch_size,
           resize=recipe.resize,
           crop=recipe.crop,
-          workers=self._way.workers,
+          workers=self._setup.workers,
           description=f"accuracy on --{name}",
-          max_pixels=self._way.max_pixels,
+          max_pixels=self._setup.max_pixels,
           progress=self._watch.progress,
         )
         found |= {f"{name}_{top}": x for top, x in accuracy.items()}
@@ -210,32 +214,33 @@ class Run:
 
   def _accuracies(self, step: int) -> dict[str, float]:
     """What the checkpoint of a step says of its accuracy; {} if it was not measured."""
-    folder = runs.find(pathlib.Path(self._way.workdir), step)
+    folder = runs.find(pathlib.Path(self._setup.workdir), step)
     return runs.read_record(folder).get("metrics") or {}
 
   def _open_log(self, first: int) -> run_log.Log:
-    way, recipe = self._way, self._recipe
+    setup, recipe = self._setup, self._recipe
     return run_log.Log(
-      way.workdir,
+      setup.workdir,
       start_step=first,
       total_steps=recipe.steps,
-      log_every=way.log_every,
+      log_every=setup.log_every,
       batch_size=recipe.batch_size,
       alarm_window=recipe.steps,
       nothing_learnt=None,
-      workers=way.workers,
+      workers=setup.workers,
+      settings=throughput.Settings(workers="--workers", crops=""),
       loggers=(),
       about={"finetune": self._record["config"]["finetune"]},
     )
 
   def _batches(self, first: int) -> feed.Feed:
-    way = self._way
+    setup = self._setup
     return feed.Feed(
       self._opened["train"],
       self._recipe,
       mesh=self._mesh,
-      workers=way.workers,
-      max_pixels=way.max_pixels,
+      workers=setup.workers,
+      max_pixels=setup.max_pixels,
       start_step=first,
     )
 

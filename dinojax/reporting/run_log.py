@@ -51,6 +51,7 @@ class Log:
     alarm_window: int,
     nothing_learnt: float | None,
     workers: int,
+    settings: throughput.Settings | None = None,
     loggers: Sequence[str] = ("tensorboard",),
     config: Mapping[str, Any] | None = None,
     about: Mapping[str, Any] = types.MappingProxyType({}),
@@ -69,6 +70,7 @@ class Log:
       alarm_window: steps whose mean loss an alarm judges.
       nothing_learnt: of `losses.nothing_learnt`; None: no alarm.
       workers: input processes.
+      settings: where the user changes the speed of the input; None: in a config.
       loggers: config.loggers.
       config: of the run, for loggers that show it.
       about: what the event of this start says besides.
@@ -103,7 +105,7 @@ class Log:
       window=alarm_window, nothing_learnt=nothing_learnt
     )
     self._timer = throughput.Timer()
-    self._judge = throughput.Judge(workers=workers)
+    self._judge = throughput.Judge(workers=workers, settings=settings)
     self._every, self._batch_size = log_every, batch_size
     self._pending, self._lap_steps = [], 0
     self._warm = False  # the first step, and with it the compiler, is done

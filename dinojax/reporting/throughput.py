@@ -2,6 +2,7 @@
 
 import concurrent.futures
 import contextlib
+import dataclasses
 import math
 import os
 import time
@@ -57,12 +58,24 @@ def _time_ready(scalars):
   return time.perf_counter()
 
 
+@dataclasses.dataclass(frozen=True)
+class Settings:
+  """Where the user sets what makes the input fast, for messages.
+
+  workers: the number of processes. crops: the number of crops of an image; "" where it
+  is always one.
+  """
+
+  workers: str = "config.workers"
+  crops: str = "config.augment.num_local"
+
+
 class Judge:
   """Says once which of input and step is slower, and again if waiting sets in."""
 
-  def __init__(self, *, workers: int):
+  def __init__(self, *, workers: int, settings: Settings | None = None):
     """workers: input processes of this host; 0 reads in a thread."""
-    self._workers = workers
+    self._workers, self._settings = workers, settings or Settings()
     self._starving = None  # as of the last verdict
 
   def update(self, rates: dict[str, float]) -> str | None:
@@ -77,20 +90,28 @@ class Judge:
       workers=self._workers,
       cores=len(os.sched_getaffinity(0)),
       shared=jax.default_backend() == "cpu",
+      settings=self._settings,
     )
 
 
 def verdict(
-  *, input_rate: float, step_rate: float, workers: int, cores: int, shared: bool
+  *,
+  input_rate: float,
+  step_rate: float,
+  workers: int,
+  cores: int,
+  shared: bool,
+  settings: Settings,
 ) -> str:
   """One line that says which of the two is the bottleneck, with advice.
 
   Args:
     input_rate: images a second that the input workers of all hosts can make.
     step_rate: images a second that the step would take, if it never waited.
-    workers: `config.workers`, of one host; 0 reads in a thread.
+    workers: input processes of one host; 0 reads in a thread.
     cores: that this host's workers may run on.
     shared: the step runs on the same cores, as on a CPU.
+    settings: where the user changes it.
   """
   rates = f"the input gives {input_rate:,.0f} images/s, the step takes {step_rate:,.0f}"
   if input_rate >= ENOUGH * step_rate:
@@ -99,14 +120,15 @@ def verdict(
   share = max(1 - input_rate / step_rate, 0)
   line = f"{rates}: the step waits for images {share:.0%} of the time; "
   if shared:
+    fewer = f", or fewer {settings.crops}," if settings.crops else ""
     return line + (
-      "both share this machine's cores: smaller images, or fewer"
-      " config.augment.num_local, leave more to the step"
+      f"both share this machine's cores: smaller images{fewer} leave more to the step"
     )
   if wanted <= cores:
-    return line + f"set config.workers={wanted}, this host has {cores} cores"
+    return line + f"set {settings.workers}={wanted}, this host has {cores} cores"
+  more_workers = "" if workers >= cores else f": set {settings.workers}={cores}, and"
+  fewer = ", or make fewer or cheaper crops (config.augment)" if settings.crops else ""
   return line + (
-    f"it would take {wanted} workers, and this host has {cores} cores"
-    f"{'' if workers >= cores else f': set config.workers={cores}, and'}: store smaller"
-    " images, or make fewer or cheaper crops (config.augment), or take more hosts"
+    f"it would take {wanted} workers, and this host has {cores} cores{more_workers}:"
+    f" store smaller images{fewer}, or take more hosts"
   )

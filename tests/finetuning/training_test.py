@@ -45,11 +45,11 @@ def train(workdir, tune="lora", *, loaded=None, opened=DIGITS, **changes):
   """Trains for four steps, with an evaluation after each two; the accuracies."""
   mesh = sharding.make_mesh(data=1, fsdp=1, devices=jax.devices()[:1])
   recipe = small.recipe(tune, **changes)
-  way = training.Way(str(workdir), eval_every=2, log_every=1)
+  setup = training.Setup(str(workdir), eval_every=2, log_every=1)
   names = opened["train"].class_names
   with jax.set_mesh(mesh):
     loaded = loaded or small.loaded()
-    return training.Run(recipe, way, loaded, opened, names, mesh).train()
+    return training.Run(recipe, setup, loaded, opened, names, mesh).train()
 
 
 def logged(workdir):

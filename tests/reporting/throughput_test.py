@@ -8,6 +8,8 @@ import pytest
 
 from dinojax.reporting import throughput
 
+FLAGS = throughput.Settings(workers="--workers", crops="")  # of fine-tuning
+
 
 def test_waiting_counts_from_the_start_while_no_step_has_begun():
   timer = throughput.Timer()
@@ -42,6 +44,7 @@ def test_waiting_that_a_step_covers_is_none():
 
 def verdict(**changes):
   usual = dict(input_rate=100.0, step_rate=200.0, workers=4, cores=64, shared=False)
+  usual["settings"] = throughput.Settings()
   return throughput.verdict(**usual | changes)
 
 
@@ -56,7 +59,10 @@ def verdict(**changes):
     (dict(cores=6), "it would take 9 workers, and this host has 6 cores: set config.w"),
     (dict(cores=4), "this host has 4 cores: store smaller images"),
     (dict(workers=0), "set config.workers=3,"),
-    (dict(shared=True), "both share this machine's cores"),
+    (dict(shared=True), "fewer config.augment.num_local, leave more to the step"),
+    (dict(shared=True, settings=FLAGS), "cores: smaller images leave more to the step"),
+    (dict(settings=FLAGS), "set --workers=9, this host"),
+    (dict(cores=4, settings=FLAGS), "store smaller images, or take more hosts"),
   ],
 )
 def test_the_verdict_names_the_slower_side_and_the_way_out(changes, says):
