@@ -143,11 +143,6 @@ def test_the_classifier_is_as_accurate_as_the_run_that_trained_it(whole):
   assert right == pytest.approx(accuracies[4]["test_top1"], abs=0.1)
 
 
-def test_what_is_no_classifier_is_refused(tmp_path):
-  with pytest.raises(errors.UserError, match="holds no classifier; give --workdir"):
-    classifier.load(str(tmp_path))
-
-
 def test_the_table_names_the_last_and_the_best():
   numbers = {"test_top1": 0.5, "test_top5": 0.9, "val_top1": 0.4, "val_top5": 0.8}
   better = numbers | {"val_top1": 0.6}
