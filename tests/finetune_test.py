@@ -58,9 +58,7 @@ def finish(process, code=0):
   return out, err
 
 
-def test_a_head_on_frozen_features_beats_chance_and_its_table_is_printed_again(
-  weights, tmp_path
-):
+def test_a_head_on_frozen_features_beats_chance(weights, tmp_path):
   options = "--steps=120", "--eval_every=60", "--learning_rate=0.03", *PLAIN
   out, err = finish(start(weights, tmp_path, *options))
   header, last, *_ = out.splitlines()
@@ -71,9 +69,6 @@ def test_a_head_on_frozen_features_beats_chance_and_its_table_is_printed_again(
   assert "trains a linear head on the frozen backbone" in err
   lines = map(json.loads, (tmp_path / "metrics.jsonl").read_text().splitlines())
   assert [x["step"] for x in lines if "test_top1" in x] == [60, 120]
-  again, err = finish(start(weights, tmp_path, *options, devices=2))
-  assert again == out
-  assert "resumes at step 120" in err
 
 
 def test_all_weights_train_until_a_signal_saves_them(weights, tmp_path):
@@ -90,15 +85,8 @@ def test_all_weights_train_until_a_signal_saves_them(weights, tmp_path):
   assert int(folder.name) >= 1
 
 
-@pytest.mark.parametrize(
-  ("option", "line"),
-  [
-    ("--warmup_steps=1000", "--warmup_steps=1000 must be at least 0 and below"),
-    ("--test=embedded:digits", "must be embedded:digits:train"),
-  ],
-)
-def test_what_cannot_work_is_one_line_that_names_the_flag(
-  weights, tmp_path, option, line
-):
-  _, err = finish(start(weights, tmp_path, option), 1)
-  assert line in err.splitlines()[-1]
+def test_what_cannot_work_is_one_line_that_names_the_flag(weights, tmp_path):
+  _, err = finish(start(weights, tmp_path, "--warmup_steps=1000"), 1)
+  assert err.splitlines()[-1] == (
+    "dinojax: --warmup_steps=1000 must be at least 0 and below --steps=1000"
+  )

@@ -90,6 +90,12 @@ def test_a_run_that_was_cut_off_resumes_bit_for_bit(whole, tmp_path, monkeypatch
   assert checksums(tmp_path) == checksums(workdir)
 
 
+def test_a_finished_run_gives_its_accuracies_again(whole, monkeypatch):
+  workdir, accuracies = whole
+  monkeypatch.setattr(training.Run, "_loop", None)  # nothing is left to train
+  assert train(workdir) == accuracies
+
+
 def test_the_last_checkpoint_and_the_best_stay(whole):
   workdir, accuracies = whole
   assert max(accuracies) == 4
