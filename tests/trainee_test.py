@@ -4,11 +4,13 @@ import json
 import pathlib
 import shutil
 
+import distill_test
 import main_test
 import pytest
 
 from dinojax import backbone, errors
-from dinojax.weights import runs
+from dinojax.weights import formats, model, runs
+from experiments import quickstart
 
 pytestmark = pytest.mark.process
 CONFIG = """
@@ -40,14 +42,26 @@ def start(folder, workdir, *overrides, **options):
   return main_test.start(workdir, *STEPS, *overrides, config=config, **options)
 
 
+def write_teacher(folder, seed):
+  """Weights of the teacher's networks, as a converted run has them."""
+  fields = {**quickstart.get_config().backbone} | dict(width=16, depth=1, heads=2)
+  fields = {name: fields[name] for name in model.ARCHITECTURE}
+  head = dict(hidden=16, bottleneck=8, prototypes=32)
+  shapes = {
+    "backbone": model.shapes(fields),
+    "dino_head": model.head_shapes(width=16, **head),
+  }
+  weights = model.Weights(model.in_one_form(fields), distill_test.noise(shapes, seed))
+  formats.write(weights, str(folder), "dinojax")
+
+
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-  """A folder with a teacher, its first step apart, and a whole run of two students."""
+  """A folder with two teachers, and a whole run of two students of the first one."""
   folder = tmp_path_factory.mktemp("distilled")
-  teacher = folder / "teacher"
-  every = ("total_steps=4", "schedules.learning_rate.warmup_steps=1")
-  main_test.finish(main_test.start(teacher, *every))
-  text = CONFIG.format(teacher=f"{teacher}@4")
+  for seed in (0, 1):
+    write_teacher(folder / f"teacher{seed}", seed)
+  text = CONFIG.format(teacher=str(folder / "teacher0"))
   (folder / "students.py").write_text(text)
   output = main_test.finish(start(folder, folder / "whole"))
   assert "targets are those of" in output and "narrow: backbone" in output
@@ -99,6 +113,6 @@ def test_a_student_cannot_join_later_and_a_teacher_cannot_change(folder):
   shutil.rmtree(late / "narrow")
   output = main_test.finish(start(folder, late), code=1)
   assert "a student cannot join later" in output
-  teacher = f"distill.teacher={folder / 'teacher'}@2"
+  teacher = f"distill.teacher={folder / 'teacher1'}"
   output = main_test.finish(start(folder, folder / "whole", teacher), code=1)
   assert "has other weights than at the checkpoint" in output.splitlines()[-1]
