@@ -18,7 +18,7 @@ from dinojax import errors, sharding
 from dinojax.commands import backbone_flags, cli, finetune_flags
 from dinojax.data import sources
 from dinojax.evals import labelled
-from dinojax.finetuning import training, tuning
+from dinojax.finetuning import loop, tuning
 from dinojax.reporting import console
 from dinojax.runtime import compiled, processes
 
@@ -65,7 +65,7 @@ def main(_) -> None:
       layers=backbone_flags.LAYERS.value,
       dtype=loaded.module.dtype,
     )
-    setup = training.Setup(
+    setup = loop.Setup(
       **finetune_flags.setup(),
       workers=backbone_flags.WORKERS.value,
       hang_minutes=backbone_flags.HANG_MINUTES.value,
@@ -75,9 +75,9 @@ def main(_) -> None:
       f" {len(opened['train']):,} images of {len(class_names):,} classes, for"
       f" {recipe.steps:,} steps of {recipe.batch_size} images of {recipe.crop} pixels"
     )
-    run = training.Run(recipe, setup, loaded, opened, class_names, mesh)
+    run = loop.Run(recipe, setup, loaded, opened, class_names, mesh)
     found = run.train()
-  console.print_result(training.table(found, chosen_on=run.chosen_on))
+  console.print_result(loop.table(found, chosen_on=run.chosen_on))
   console.say(f"done; classifier.load({setup.workdir!r}) takes the last step")
 
 

@@ -19,7 +19,7 @@ def make_config(**fields):
 
 def test_it_is_k_nn_segmentation_by_the_patches_of_the_teacher():
   config = make_config(k=7, memory=5_000)
-  mesh = sharding.make_mesh(data=2, fsdp=4)
+  mesh = sharding.make_mesh(data=1, fsdp=1, devices=jax.devices()[:1])
   run, calls = assembly.assemble(config, mesh), []
   with jax.set_mesh(mesh):
     teacher = run.init(jax.random.key(0)).teacher
@@ -34,7 +34,7 @@ def test_it_is_k_nn_segmentation_by_the_patches_of_the_teacher():
       patch_size=4,
       side=16,
       mesh=mesh,
-      batch_size=32,
+      batch_size=64,
       workers=0,
       max_pixels=1_000,
     )

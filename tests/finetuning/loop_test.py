@@ -11,7 +11,7 @@ from absl import flags
 
 from dinojax import backbone, classifier, errors, sharding
 from dinojax.data import sources
-from dinojax.finetuning import feed, training
+from dinojax.finetuning import feed, loop
 from dinojax.weights import runs
 
 
@@ -45,11 +45,11 @@ def train(workdir, tune="lora", *, loaded=None, opened=DIGITS, **changes):
   """Trains for four steps, with an evaluation after each two; the accuracies."""
   mesh = sharding.make_mesh(data=1, fsdp=1, devices=jax.devices()[:1])
   recipe = small.recipe(tune, **changes)
-  setup = training.Setup(str(workdir), eval_every=2, log_every=1)
+  setup = loop.Setup(str(workdir), eval_every=2, log_every=1)
   names = opened["train"].class_names
   with jax.set_mesh(mesh):
     loaded = loaded or small.loaded()
-    return training.Run(recipe, setup, loaded, opened, names, mesh).train()
+    return loop.Run(recipe, setup, loaded, opened, names, mesh).train()
 
 
 def logged(workdir):
@@ -92,7 +92,7 @@ def test_a_run_that_was_cut_off_resumes_bit_for_bit(whole, tmp_path, monkeypatch
 
 def test_a_finished_run_gives_its_accuracies_again(whole, monkeypatch):
   workdir, accuracies = whole
-  monkeypatch.setattr(training.Run, "_loop", None)  # nothing is left to train
+  monkeypatch.setattr(loop.Run, "_loop", None)  # nothing is left to train
   assert train(workdir) == accuracies
 
 
@@ -152,10 +152,10 @@ def test_the_classifier_is_as_accurate_as_the_run_that_trained_it(whole):
 def test_the_table_names_the_last_and_the_best():
   numbers = {"test_top1": 0.5, "test_top5": 0.9, "val_top1": 0.4, "val_top5": 0.8}
   better = numbers | {"val_top1": 0.6}
-  assert training.table({20: better, 40: numbers}, chosen_on="val").splitlines() == [
+  assert loop.table({20: better, 40: numbers}, chosen_on="val").splitlines() == [
     "                           top-1     top-5",
     "step 40, last              50.0%     90.0%",
     "step 20, best on --val     50.0%     90.0%",
   ]
-  (_, row) = training.table({40: numbers}, chosen_on="test").splitlines()
+  (_, row) = loop.table({40: numbers}, chosen_on="test").splitlines()
   assert row.startswith("step 40, last and best on --test")
