@@ -12,6 +12,7 @@ from dinojax.pages import run_record, wording
 from dinojax.reporting import alarm
 
 DECLINE = 0.8  # of the best k-NN: below, features get worse
+UNRELATED = 0.9  # distance of image features: from here on nothing is learnt
 MIN_POINTS = 3  # of a mean loss
 PIXELS = "raw pixels"  # in `knn.Evaluation.compare`
 HANG_MINUTES = 30.0  # where the config is not known
@@ -73,6 +74,8 @@ def _life(run, now) -> tuple[str, tuple[str, ...]]:
 
 def _health(run) -> Verdict:
   """Whether it learns."""
+  if {"loss_image", "loss_patches"} <= run.series.keys():
+    return _of_features(run)
   judged = _recent_loss(run)
   level = run.nothing_learnt
   if judged is None:
@@ -141,6 +144,21 @@ def _health(run) -> Verdict:
     f"{seen}, between collapse (below {low:.3f}) and nothing learnt ({level:.3f}).",
     advice,
   )
+
+
+def _of_features(run) -> Verdict:
+  """Whether a student that is distilled by features comes near its teacher's."""
+  image, patches = run.value("loss_image"), run.value("loss_patches")
+  seen = (
+    f"The distance to the teacher's features is {image:.3f} for images and"
+    f" {patches:.3f} for patches; 1 and more is that of unrelated ones."
+  )
+  if image > UNRELATED:
+    rate = "Wait while the learning rate rises; then try a higher one."
+    return Verdict("nothing learnt yet", "watch", seen, (rate,))
+  advice = tuple(_below_pixels(run))
+  good = Verdict("healthy", "watch" if advice else "good", seen, advice)
+  return _decline(run) or good
 
 
 def _below_pixels(run) -> Iterator[str]:

@@ -83,6 +83,20 @@ def test_a_run_that_waits_for_images_is_starved_by_its_own_words(tmp_path):
   assert judge(tmp_path / "b", waits, events).advice == ("set config.workers=9",)
 
 
+@pytest.mark.parametrize(
+  "image, state, kind",
+  [(0.15, "healthy", "good"), (0.95, "nothing learnt yet", "watch")],
+)
+def test_a_student_of_features_is_judged_by_its_distance(tmp_path, image, state, kind):
+  lines = [
+    {"step": step, "loss": 1.0, "loss_image": image, "loss_patches": 0.25}
+    for step in (10, 20)
+  ]
+  found = judge(tmp_path, lines)
+  assert (found.state, found.kind) == (state, kind)
+  assert f"is {image:.3f} for images and 0.250 for patches" in found.sentence
+
+
 def test_a_teacher_below_raw_pixels_has_to_train_longer(tmp_path):
   for pixels, kind in ((0.7, "watch"), (0.5, "good")):
     lines = [*healthy(500), {"step": 500, "knn_top1_k10": 0.6}]
