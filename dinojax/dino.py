@@ -43,7 +43,7 @@ class TrainState:
   step: [] int32, completed updates. student, teacher: {"backbone", "dino_head"} trees,
   and "ibot_head" where it is separate. opt_state: the optimiser's, for the student.
   centers: mean teacher logits {"dino": [K], "ibot": [K]}; empty under Sinkhorn.
-  gram_teacher: tree of an earlier EMA backbone (gram.py); None without a Gram stage.
+  gram_teacher: an earlier EMA backbone (gram.py) that start.py reads; None: no stage.
   """
 
   step: jax.Array

@@ -26,17 +26,22 @@ STUDENTS = {
 
 def get_config(kind="prototypes"):
   """kind: "prototypes", or "features" of a teacher without heads."""
-  config, teacher = vitg14.get_config(), vitg14.get_config()
+  config = vitg14.get_config()
   with config.unlocked():
     config.workdir = "runs/distill"
-    config.distill.update(
-      teacher="runs/vitg14",
-      kind=kind,
-      backbone=teacher.backbone,
-      heads=teacher.heads if kind == "prototypes" else {},
-      students={name: dict(backbone=fields) for name, fields in STUDENTS.items()},
-    )
+    distil(config, "runs/vitg14", vitg14.get_config(), STUDENTS, kind)
     config.backbone.update(**STUDENTS["small"], ffn="mlp", drop_path=0.0)
-    if kind == "features":
-      config.augment.num_local = 1  # which it does not see
   return config
+
+
+def distil(config, teacher, teacher_config, students, kind):
+  """Has a config distil students, backbone fields by name, from a run of another."""
+  config.distill.update(
+    teacher=teacher,
+    kind=kind,
+    backbone=teacher_config.backbone,
+    heads=teacher_config.heads if kind == "prototypes" else {},
+    students={name: dict(backbone=fields) for name, fields in students.items()},
+  )
+  if kind == "features":
+    config.augment.num_local = 1  # which it does not see

@@ -8,7 +8,7 @@ Expected:  experiments/README.md, "Distillation".
 From a teacher without heads, --config=experiments/quickstart_students.py:features.
 """
 
-from experiments import quickstart
+from experiments import distill, quickstart
 
 STUDENTS = {
   "narrow": dict(width=48, depth=2, heads=3),
@@ -18,17 +18,9 @@ STUDENTS = {
 
 def get_config(kind="prototypes"):
   """kind: "prototypes", or "features" of a teacher without heads."""
-  config, teacher = quickstart.get_config(), quickstart.get_config()
+  config = quickstart.get_config()
   with config.unlocked():
     config.workdir = "runs/quickstart_students"
-    config.distill.update(
-      teacher="runs/quickstart",
-      kind=kind,
-      backbone=teacher.backbone,
-      heads=teacher.heads if kind == "prototypes" else {},
-      students={name: dict(backbone=fields) for name, fields in STUDENTS.items()},
-    )
+    distill.distil(config, "runs/quickstart", quickstart.get_config(), STUDENTS, kind)
     config.total_steps = 1_000
-    if kind == "features":
-      config.augment.num_local = 1  # which it does not see
   return config

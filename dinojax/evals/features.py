@@ -4,7 +4,7 @@ Dimension key: S steps (batches of the source), B images of a batch, D width.
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import flax
@@ -103,6 +103,26 @@ def extract(
   source: sources.Source,
   apply_fn: Callable[[Any, jax.Array], jax.Array],
   params: Any,
+  **how: Any,
+) -> Bank:
+  """Runs a network once over a source.
+
+  Args:
+    source: images and labels.
+    apply_fn: jitted (params, uint8 [B, crop, crop, 3]) -> [B, D].
+    params: of `apply_fn`.
+    **how: as of `batches`.
+  """
+  features, labels = [], []
+  for images_of, labels_of in batches(source, **how):
+    features.append(apply_fn(params, images_of).astype(jnp.float32))
+    labels.append(labels_of)
+    jax.block_until_ready(features[-2:-1])  # one batch ahead of the device, no more
+  return Bank(features=jnp.stack(features), labels=jnp.stack(labels))
+
+
+def batches(
+  source: sources.Source,
   *,
   mesh: Mesh,
   batch_size: int,
@@ -112,14 +132,14 @@ def extract(
   description: str,
   max_pixels: int = images.MAX_PIXELS,
   progress: Callable[[], None] = lambda: None,
-) -> Bank:
-  """Runs a network once over a source.
+) -> Iterator[tuple[jax.Array, jax.Array]]:
+  """Yields uint8 images [B, crop, crop, 3] and int32 labels [B], on the mesh, in order.
+
+  The label is -1 of padding and of unreadable images, which are named.
 
   Args:
     source: images and labels.
-    apply_fn: jitted (params, uint8 [B, crop, crop, 3]) -> [B, D].
-    params: of `apply_fn`.
-    mesh: the training mesh.
+    mesh: that batches are split over.
     batch_size: B, a multiple of the number of devices.
     resize: pixels of the shorter side, before the centre crop.
     crop: pixels of a side of the centre crop.
@@ -129,7 +149,7 @@ def extract(
     progress: called after every batch.
   """
   rows = sharding.local_positions(mesh, batch_size)
-  batches = eval_batches.open_batches(
+  opened = eval_batches.open_batches(
     source,
     batch_size=batch_size,
     rows=rows,
@@ -138,10 +158,10 @@ def extract(
     workers=workers,
     max_pixels=max_pixels,
   )
-  features, labels, log = [], [], bad_records.Log("corrupt image skipped")
+  log = bad_records.Log("corrupt image skipped")
   try:
     for batch in tqdm.tqdm(
-      batches,
+      opened,
       desc=description,
       total=math.ceil(len(source) / batch_size),
       leave=False,
@@ -152,10 +172,7 @@ def extract(
       known = np.where(batch["valid"], batch["label"], -1)
       local = {"image": batch["image"], "label": known}
       batch = sharding.put_batch(mesh, local, rows, batch_size)
-      features.append(apply_fn(params, batch["image"]).astype(jnp.float32))
-      labels.append(batch["label"])
-      jax.block_until_ready(features[-2:-1])  # one batch ahead of the device, no more
+      yield batch["image"], batch["label"]
       progress()
   finally:
-    batches.close()
-  return Bank(features=jnp.stack(features), labels=jnp.stack(labels))
+    opened.close()

@@ -7,25 +7,25 @@ from dinojax.data import digits, label_maps, sources
 
 
 @pytest.fixture(scope="module")
-def test_scenes():
+def scenes():
   return sources.open_source("embedded:scenes:test", field="f")
 
 
-def test_scenes_have_label_maps_of_eleven_classes_and_no_label(test_scenes):
-  assert isinstance(test_scenes, sources.DenseSource)
-  assert test_scenes.map_classes == ("background", *"0123456789")
-  assert (len(test_scenes), test_scenes.class_names) == (128, ())
-  for record in test_scenes:
+def test_scenes_have_label_maps_of_eleven_classes_and_no_label(scenes):
+  assert isinstance(scenes, sources.DenseSource)
+  assert scenes.map_classes == ("background", *"0123456789")
+  assert (len(scenes), scenes.class_names) == (128, ())
+  for record in scenes:
     assert record["image"].shape == (48, 48, 3) and record["image"].dtype == np.uint8
     assert record["label_map"].shape == (48, 48) and record["label"] == -1
-  found = np.unique([record["label_map"] for record in test_scenes])
+  found = np.unique([record["label_map"] for record in scenes])
   assert found.tolist() == [*range(11), label_maps.IGNORE]
 
 
 def test_strokes_are_classes_paper_is_background_and_what_is_between_is_ignored(
-  test_scenes,
+  scenes,
 ):
-  for record in test_scenes:
+  for record in scenes:
     grey, classes = record["image"][..., 0], record["label_map"]
     assert np.array_equal(classes == 0, grey < digits.PAPER)
     is_digit = (classes > 0) & (classes != label_maps.IGNORE)
