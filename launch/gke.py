@@ -67,6 +67,12 @@ MAX_RESTARTS = flags.DEFINE_integer(
 GRACE_SECONDS = flags.DEFINE_integer(
   "grace_seconds", 600, "To save in, between SIGTERM and SIGKILL.", lower_bound=1
 )
+GPUDIRECT = flags.DEFINE_bool(
+  "gpudirect", True, "Several H200 or H100 Mega nodes talk over their GPUs' own cards."
+)
+TCPXO_DAEMON = flags.DEFINE_string(
+  "tcpxo_daemon", jobs.TCPXO_DAEMON, "Of H100 Mega: the tag that goes with the plugin."
+)
 ENV = flags.DEFINE_multi_string("env", [], "NAME=VALUE for the pods; no secrets.")
 SECRET_ENV = flags.DEFINE_multi_string(
   "secret_env", [], "NAME=SECRET:KEY: a key of a Kubernetes secret for the pods."
@@ -113,6 +119,8 @@ def make_job(config, overrides: dict, *, name="", workdir="") -> jobs.Job:
     exclusive_topology=EXCLUSIVE.value,
     max_restarts=MAX_RESTARTS.value,
     grace_seconds=GRACE_SECONDS.value,
+    gpudirect=GPUDIRECT.value,
+    tcpxo_daemon=TCPXO_DAEMON.value,
   )
 
 

@@ -18,6 +18,8 @@ from launch import accelerators, buckets
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 # Pods are named NAME-train-SLICE-HOST-xxxxx, in at most 63 characters.
 LONGEST_NAME = 40
+# The daemon of GPUDirect-TCPXO that goes with plugin v1.0.17, the first for CUDA 13.
+TCPXO_DAEMON = "v1.0.23"
 # Their values must not stand in a manifest, which many people may read.
 SECRET = re.compile("TOKEN|KEY|SECRET|PASSW|CREDENTIAL", re.IGNORECASE)
 
@@ -42,6 +44,8 @@ class Job:
   exclusive_topology: bool = True
   max_restarts: int = 10  # after errors; preemptions don't count
   grace_seconds: int = 600  # between SIGTERM and SIGKILL, to save in
+  gpudirect: bool = True  # where several hosts have it
+  tcpxo_daemon: str = TCPXO_DAEMON
 
 
 def make(

@@ -25,7 +25,7 @@ import yaml
 
 from dinojax import errors
 from dinojax.runtime import rendezvous
-from launch import buckets, jobs
+from launch import buckets, gpudirect, jobs
 
 GROUP, VERSION, PLURAL = "jobset.x-k8s.io", "v1alpha2", "jobsets"
 REPLICATED_JOB = "train"
@@ -133,27 +133,34 @@ def _pod(job: jobs.Job, labels: dict[str, str]) -> dict:
     tolerations.append(
       {"key": SPOT, "operator": "Equal", "value": "true", "effect": "NoSchedule"}
     )
-  metadata = {"labels": labels}
+  fabric, annotations = _fabric(job), {}
   if job.mounts:
     # The sidecar that mounts may take what it needs: a training host has plenty.
-    metadata["annotations"] = {
+    annotations = {
       "gke-gcsfuse/volumes": "true",
       "gke-gcsfuse/cpu-limit": "0",
       "gke-gcsfuse/memory-limit": "0",
       "gke-gcsfuse/ephemeral-storage-limit": "0",
     }
+  annotations |= fabric.annotations
+  sidecars = fabric.sidecars(job.tcpxo_daemon)
   return {
-    "metadata": metadata,
+    "metadata": {
+      "labels": labels,
+      **({"annotations": annotations} if annotations else {}),
+    },
     "spec": {
       "restartPolicy": "Never",
       "terminationGracePeriodSeconds": job.grace_seconds,
       "serviceAccountName": job.service_account,
       "nodeSelector": selector,
       "tolerations": tolerations,
+      **({"initContainers": sidecars} if sidecars else {}),
       "containers": [_container(job)],
       "volumes": [
         # Input workers hand batches over in shared memory; 64 MB is what pods have.
         {"name": "shm", "emptyDir": {"medium": "Memory"}},
+        *fabric.volumes,
         *(_volume(i, mount) for i, mount in enumerate(job.mounts)),
       ],
     },
@@ -161,15 +168,16 @@ def _pod(job: jobs.Job, labels: dict[str, str]) -> dict:
 
 
 def _container(job: jobs.Job) -> dict:
-  chips = job.accelerator
+  chips, fabric = job.accelerator, _fabric(job)
+  # "$(" would be replaced by a variable's value.
+  command = [part.replace("$(", "$$(") for part in job.command]
   container = {
     "name": CONTAINER,
     "image": job.image,
-    # "$(" would be replaced by a variable's value.
-    "command": [*(part.replace("$(", "$$(") for part in job.command), *_peers(job)],
+    "command": fabric.command([*command, *_peers(job)]),
     "env": [
       {"name": name, "value": value.replace("$(", "$$(")}
-      for name, value in {**_own_env(job), **job.env}.items()
+      for name, value in {**_own_env(job), **fabric.env, **job.env}.items()
     ],
     "resources": {
       "limits": {chips.resource: chips.chips_per_host},
@@ -177,6 +185,7 @@ def _container(job: jobs.Job) -> dict:
     },
     "volumeMounts": [
       {"name": "shm", "mountPath": "/dev/shm"},
+      *fabric.mounts,
       *(
         {"name": f"bucket-{i}", "mountPath": m.path, "readOnly": m.read_only}
         for i, m in enumerate(job.mounts)
@@ -197,13 +206,20 @@ def _container(job: jobs.Job) -> dict:
     container["securityContext"] = {"privileged": True, "runAsUser": 0}
     # TPU hosts among themselves, slices among themselves, and GKE's metrics of TPUs.
     container["ports"] = [{"containerPort": port} for port in (8471, 8080, 8431)]
+  elif fabric.name:
+    container["securityContext"] = {"runAsUser": 0}  # as Google's own manifests do
   return container
+
+
+def _fabric(job: jobs.Job) -> gpudirect.Fabric:
+  chips = job.accelerator
+  return gpudirect.of(chips.machine, hosts=chips.hosts, wanted=job.gpudirect)
 
 
 def _own_env(job: jobs.Job) -> dict[str, str]:
   env = {"PYTHONUNBUFFERED": "1"}
   if not job.accelerator.is_tpu:
-    env["LD_LIBRARY_PATH"] = "/usr/local/nvidia/lib64"  # GKE mounts the driver there
+    env["LD_LIBRARY_PATH"] = gpudirect.LIBRARIES  # GKE mounts the driver there
   return env
 
 

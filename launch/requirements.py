@@ -1,13 +1,8 @@
 """Requirements of a job on its cluster, a line each: nothing of it is checked."""
 
-from launch import buckets, jobs
+from launch import buckets, gpudirect, jobs
 
 SPOT_SECONDS = 15  # GKE documentation, "Spot VMs": for pods that are not the system's
-_GPUDIRECT = {
-  "a3-highgpu-8g": "GPUDirect-TCPX",
-  "a3-megagpu-8g": "GPUDirect-TCPXO",
-  "a3-ultragpu-8g": "GPUDirect-RDMA",
-}
 
 
 def of(job: jobs.Job, config) -> list[str]:
@@ -43,11 +38,7 @@ def of(job: jobs.Job, config) -> list[str]:
       " allow"
     )
   elif chips.hosts > 1:
-    notes.append(
-      f"{chips.machine} nodes talk at full speed by {_GPUDIRECT[chips.machine]} alone,"
-      " which is the cluster's to install and needs annotations and volumes that this"
-      " manifest lacks: print it with --dry_run, add them, kubectl apply it"
-    )
+    notes.append(_network(job))
   if job.spot and job.grace_seconds > SPOT_SECONDS:
     notes.append(
       f"Spot VMs end some {SPOT_SECONDS} s after SIGTERM, also with --grace_seconds="
@@ -56,6 +47,24 @@ def of(job: jobs.Job, config) -> list[str]:
       f" towards --max_restarts={job.max_restarts}"
     )
   return notes + _strangers(job, config)
+
+
+def _network(job: jobs.Job) -> str:
+  """What several hosts of GPUs need to talk to each other at full speed."""
+  machine = job.accelerator.machine
+  fabric = gpudirect.of(machine, hosts=job.accelerator.hosts, wanted=job.gpudirect)
+  if not fabric.name:
+    return (
+      f"these {machine} nodes talk over the ordinary network, far slower than their own"
+      " network cards could"
+    )
+  paired = f", of a release that goes with --tcpxo_daemon={job.tcpxo_daemon}"
+  return (
+    f"{machine} nodes talk by {fabric.name}: the cluster needs multi-networking,"
+    f" Network objects {fabric.networks[0]} to {fabric.networks[-1]}, and DaemonSet"
+    f" {' and '.join(fabric.daemon_sets)}{paired if fabric.has_daemon else ''};"
+    " --nogpudirect does without, far slower"
+  )
 
 
 def _strangers(job: jobs.Job, config) -> list[str]:

@@ -72,7 +72,7 @@ def test_gpus_and_a_queue_are_noted_and_data_that_pods_find_are_not():
     *("--accelerator=h200-128", "--queue=research", "--namespace=vision", "--dry_run"),
     *("--config.data.sources=arrayrecord:gs://web/*", "--env=TFDS_DATA_DIR=gs://tfds"),
   )
-  assert "GPUDirect-RDMA" in result.stderr
+  assert "by GPUDirect-RDMA: the cluster needs multi-networking" in result.stderr
   assert "Kueue with a LocalQueue research in vision" in result.stderr
   assert "roles/storage.objectViewer on gs://tfds" in result.stderr
   assert "in the image" not in result.stderr

