@@ -131,6 +131,6 @@ def failing_in_one_line(workdir: pathlib.Path):
     yield
   except OSError as error:
     raise errors.of_disk(error)(
-      f"config.workdir={workdir}: cannot write metrics ({error.strerror});"
-      " make room there, or permit writing, and restart"
+      f"cannot write metrics to {workdir} ({error.strerror}); make room there, or"
+      " permit writing, and restart"
     ) from error

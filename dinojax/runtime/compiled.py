@@ -148,5 +148,6 @@ class Programs:
     if first:
       console.say(
         f"warning: compilation cache: {what}; programs are compiled again, results are"
-        " the same. config.compilation_cache is its folder, and '' turns it off"
+        " the same. XDG_CACHE_HOME names another folder for it, and in a training"
+        " config.compilation_cache, where '' turns it off"
       )

@@ -122,8 +122,8 @@ def test_a_full_disk_ends_the_run_in_one_line_and_does_not_hang_it(tmp_path):
     timeout=40,
   )
   (line,) = done.stdout.splitlines()
-  assert str(tmp_path) in line
-  assert "File too large" in line
+  # Without a field: not every command that writes metrics has a config.
+  assert line.startswith(f"cannot write metrics to {tmp_path} (File too large); make")
   assert "Traceback" not in done.stderr
 
 
