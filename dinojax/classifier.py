@@ -3,6 +3,8 @@
 from dinojax import classifier
 model = classifier.load("runs/pets")
 names, probabilities = model.predict(images)  # of uint8 RGB [B, H, W, 3]
+
+Of --task=labels, names[i] are all classes of image i, perhaps none.
 """
 
 import dataclasses
@@ -14,7 +16,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from dinojax import backbone, errors
+from dinojax import backbone, errors, export
 from dinojax.finetuning import tuning
 from dinojax.weights import formats, runs
 
@@ -25,23 +27,25 @@ class Classifier:
 
   backbone: with merged weights; its `sizes` are those of the images that it was
   evaluated on. head: {"kernel": [F, C], "bias": [C]}. class_names: by label. columns:
-  its image feature, of `backbone.columns`.
+  its image feature, of `backbone.columns`. task: one of `tasks.TASKS`.
   """
 
   backbone: backbone.Backbone
   head: dict[str, jax.Array]
   class_names: tuple[str, ...]
   columns: tuple[tuple[str, int], ...]
+  task: str
 
-  def predict(self, images: jax.Array) -> tuple[list[str], np.ndarray]:
-    """The class of each image, and the probabilities of all classes.
+  def predict(self, images: jax.Array) -> tuple[list, np.ndarray]:
+    """The class or classes of each image, and the probabilities of all classes.
 
     Args:
       images: uint8 RGB [B, H, W, 3], with sides of `backbone.sizes["crop"]` pixels or
         other multiples of the patch size.
 
     Returns:
-      B names, and float32 [B, C], columns as `class_names`.
+      B names, or, of the task "labels", B tuples of names of a probability above 0.5;
+      and float32 [B, C], columns as `class_names`.
 
     Raises:
       UserError: another type or shape.
@@ -49,9 +53,25 @@ class Classifier:
     module = self.backbone.module
     backbone.check_images(images, module.patch_size)
     params = self.backbone.params
-    found = _probabilities(module, self.columns, params, self.head, images)
-    found = np.asarray(found)
+    probabilities = _probabilities(
+      module, self.columns, self.task, params, self.head, images
+    )
+    found = np.asarray(probabilities)
+    if self.task == "labels":
+      names = np.array(self.class_names, object)
+      return [tuple(names[row > 0.5]) for row in found], found
     return [self.class_names[i] for i in found.argmax(-1)], found
+
+  def program(self) -> export.Program:
+    """The program of `predict`'s probabilities, for `export.write`."""
+    module = export.exportable(self.backbone.module)
+
+    def probabilities(images):
+      params = self.backbone.params
+      found = _probabilities(module, self.columns, self.task, params, self.head, images)
+      return (found,)
+
+    return export.Program(probabilities, ("probabilities",), module.patch_size)
 
 
 def load(path: str, *, step: int | None = None, dtype: str = "float32") -> Classifier:
@@ -79,11 +99,13 @@ def load(path: str, *, step: int | None = None, dtype: str = "float32") -> Class
     jax.tree.map(jax.numpy.asarray, weights.params["head"]),
     tuple(about["class_names"]),
     backbone.columns(about["feature"], about["layers"]),
+    (tuning.ADDED | about)["task"],
   )
 
 
-@functools.partial(jax.jit, static_argnums=(0, 1))
+@functools.partial(jax.jit, static_argnums=(0, 1, 2))
 def _probabilities(
-  module: Any, columns: tuple, params: Any, head: Any, images: jax.Array
+  module: Any, columns: tuple, task: str, params: Any, head: Any, images: jax.Array
 ) -> jax.Array:
-  return jax.nn.softmax(tuning.logits(module, columns, params, head, images))
+  scores = tuning.logits(module, columns, params, head, images)
+  return jax.nn.sigmoid(scores) if task == "labels" else jax.nn.softmax(scores)

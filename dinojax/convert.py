@@ -16,16 +16,18 @@ Face's names), or none for a folder of our own. `config.init.backbone`, evaluate
 embed read all of them. Everything is float32; nothing is rounded.
 
 DST can also be a program that runs elsewhere, from uint8 images of --size pixels to
-features: .stablehlo (for jax.export.deserialize) or .onnx.
+features: .stablehlo (for jax.export.deserialize) or .onnx. With --head, from a workdir
+of dinojax.finetune to the probabilities of its classes, which DST.json names.
 """
 
+import json
 import math
 import pathlib
 
 import jax
 from absl import flags
 
-from dinojax import backbone, errors, export
+from dinojax import backbone, classifier, errors, export
 from dinojax.commands import backbone_flags, cli
 from dinojax.reporting import console
 from dinojax.weights import formats, model, wrappers
@@ -45,8 +47,15 @@ SIZE = flags.DEFINE_integer(
   "For .stablehlo and .onnx: side of the images in pixels; default the weights' own,"
   " at most 224.",
 )
+HEAD = flags.DEFINE_bool(
+  "head",
+  False,
+  "For .stablehlo and .onnx of a fine-tuning: probabilities of its classes, instead of"
+  " features.",
+)
 PROGRAMS = (".stablehlo", ".onnx")
-for name in ("step", "heads", "pool", "rope_periods"):
+CHOICES = ("heads", "pool", "rope_periods")
+for name in ("step", *CHOICES):
   flags.declare_key_flag(name)
 
 
@@ -55,6 +64,9 @@ def main(argv: list[str]) -> None:
   _, source, target = argv
   # Weights need the memory of the host alone.
   jax.config.update("jax_platforms", "cpu")
+  if HEAD.value:
+    write_classifier(source, target)
+    return
   weights = formats.read(
     source,
     step=backbone_flags.STEP.value,
@@ -95,18 +107,53 @@ def write_program(weights: model.Weights, target: str) -> list[str]:
   """Writes .stablehlo or .onnx; returns what it cannot store."""
   if TO.value:
     raise errors.UserError(f"--to={TO.value} is a format of weights; leave it out here")
-  path = formats.free_path(target)
-  arrays = formats.free_path(f"{target}.data")  # where ONNX stores the large ones
   loaded = backbone.of_weights(weights)
-  size = loaded.sizes["crop"] if SIZE.value is None else SIZE.value
-  with formats.moved_when_complete(path) as new:
-    export.write(loaded, size, new)
-  print(f"takes images [B, {size}, {size}, 3] uint8, any B")
-  if arrays.exists():
-    print(f"  {arrays.name} holds its arrays; keep the two together")
+  _write(export.of_backbone(loaded), loaded, target)
   return [
     f"{part}: a program gives features" for part in weights.params if part != "backbone"
   ]
+
+
+def write_classifier(source: str, target: str) -> None:
+  """Writes .stablehlo or .onnx of a fine-tuning, and .json of its classes beside it."""
+  if pathlib.Path(target).suffix not in PROGRAMS:
+    raise errors.UserError(
+      f"--head is for programs, and {target} is none; give {' or '.join(PROGRAMS)}"
+    )
+  for flag in (TO, POS_GRID, *(flags.FLAGS[name] for name in CHOICES)):
+    if flag.value is not None:
+      raise errors.UserError(
+        f"--{flag.name}={flag.value} and --head exclude each other"
+      )
+  made = classifier.load(source, step=backbone_flags.STEP.value)
+  _write(made.program(), made.backbone, target, class_names=made.class_names)
+  print(f"gives probabilities [B, {len(made.class_names)}] of the classes")
+  print(f"  {pathlib.Path(target).name}.json holds their names")
+  print(f"written to {target}")
+
+
+def _write(
+  program: export.Program,
+  loaded: backbone.Backbone,
+  target: str,
+  *,
+  class_names: tuple[str, ...] = (),
+) -> None:
+  """Writes a program; a .json beside it has the names of the classes, if it has any."""
+  path, about = formats.free_path(target), None
+  arrays = formats.free_path(f"{target}.data")  # where ONNX stores the large ones
+  if class_names:
+    about = formats.free_path(f"{target}.json")
+  size = loaded.sizes["crop"] if SIZE.value is None else SIZE.value
+  with formats.moved_when_complete(path) as new:
+    export.write(program, size, new)
+    if about:
+      sizes = loaded.image_sizes(resize=None, crop=size)
+      text = json.dumps({"class_names": class_names, **sizes})
+      new.with_name(about.name).write_text(f"{text}\n")
+  print(f"takes images [B, {size}, {size}, 3] uint8, any B")
+  if arrays.exists():
+    print(f"  {arrays.name} holds its arrays; keep the two together")
 
 
 if __name__ == "__main__":

@@ -1,8 +1,8 @@
-"""Export of a frozen backbone as a program: StableHLO by jax.export, and ONNX.
+"""Export of a network as a program: StableHLO by jax.export, and ONNX.
 
-Both take uint8 images [B, size, size, 3] of any B, hold the weights, and return (image
-feature [B, D], CLS token [B, D], patch tokens [B, N, D]) in float32. ONNX calls these
-images, and image, cls, patches.
+Both take uint8 images [B, size, size, 3] of any B, which ONNX calls images, and hold
+the weights. That of a backbone returns (image feature [B, D], CLS token [B, D], patch
+tokens [B, N, D]) in float32, in ONNX image, cls, patches.
 """
 
 import contextlib
@@ -10,6 +10,7 @@ import dataclasses
 import logging
 import pathlib
 from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -18,11 +19,40 @@ from jax import export
 from dinojax import backbone, errors
 
 PLATFORMS = ("cpu", "cuda", "tpu")
-OUTPUTS = ("image", "cls", "patches")
 IN_FILE = 1 << 20  # bytes; larger arrays lie beside an .onnx, which holds 2 GB at most
 
 
-def stablehlo(model: backbone.Backbone, size: int) -> export.Exported:
+class Program(NamedTuple):
+  """What can be exported.
+
+  apply: uint8 images [B, S, S, 3] -> a tuple of arrays. outputs: their names.
+  patch_size: divides S.
+  """
+
+  apply: Callable[[jax.Array], tuple[jax.Array, ...]]
+  outputs: tuple[str, ...]
+  patch_size: int
+
+
+def of_backbone(model: backbone.Backbone) -> Program:
+  """The program that computes features."""
+  module = exportable(model.module)
+
+  def features(images):
+    found = backbone.apply(module, model.params, images)
+    # Two outputs need two values, also where `image` is `cls`.
+    return jnp.copy(found.image), found.cls, found.patches
+
+  return Program(features, ("image", "cls", "patches"), module.patch_size)
+
+
+def exportable(module: Any) -> Any:
+  """The same network, of operations that every platform has, for any batch."""
+  # The other kernels are of one platform, or loop over a batch of known size.
+  return dataclasses.replace(module, attention="xla")
+
+
+def stablehlo(program: Program, size: int) -> export.Exported:
   """The program of `jax.export`, for every platform; `.serialize()` gives its bytes.
 
   `jax.export.deserialize(bytes).call(images)` runs them, without this package.
@@ -30,19 +60,19 @@ def stablehlo(model: backbone.Backbone, size: int) -> export.Exported:
   Raises:
     UserError: size is no multiple of the patch size.
   """
-  features, images = _program(model, size)
-  return export.export(jax.jit(features), platforms=PLATFORMS)(images)
+  images = _images(program, size)
+  return export.export(jax.jit(program.apply), platforms=PLATFORMS)(images)
 
 
-def onnx(model: backbone.Backbone, size: int, path: pathlib.Path) -> None:
+def onnx(program: Program, size: int, path: pathlib.Path) -> None:
   """Writes an ONNX file, by jax2onnx; arrays over 1 MiB go to `path`.data.
 
   Raises:
     UserError: as above, or jax2onnx is not installed.
   """
-  features, images = _program(model, size)
+  images = _images(program, size)
   # Traced before: jax2onnx replaces functions of jax that flax's scan calls.
-  traced = jax.make_jaxpr(features)(images)
+  traced = jax.make_jaxpr(program.apply)(images)
   try:
     import jax2onnx
     import onnx_ir  # which jax2onnx comes with
@@ -51,53 +81,45 @@ def onnx(model: backbone.Backbone, size: int, path: pathlib.Path) -> None:
       f"{path} needs jax2onnx: pip install 'dinojax[onnx]'"
     ) from error
   with _without_warnings("jax2onnx", "onnx_ir"):
-    program = jax2onnx.to_onnx(
+    converted = jax2onnx.to_onnx(
       lambda x: tuple(jax.core.eval_jaxpr(traced.jaxpr, traced.consts, x)),
       [images],
       model_name="dinojax",
       input_names=["images"],
-      output_names=OUTPUTS,
+      output_names=program.outputs,
       return_mode="ir",
     )
     # onnxruntime would print a warning for each unused array.
-    for graph in program.graphs():
+    for graph in converted.graphs():
       for name, value in list(graph.initializers.items()):
         if not value.uses() and not value.is_graph_output():
           del graph.initializers[name]
     onnx_ir.save(
-      program, path, external_data=f"{path.name}.data", size_threshold_bytes=IN_FILE
+      converted, path, external_data=f"{path.name}.data", size_threshold_bytes=IN_FILE
     )
     arrays = path.with_name(f"{path.name}.data")
     if arrays.exists() and not arrays.stat().st_size:
       arrays.unlink()  # all arrays are small
 
 
-def write(model: backbone.Backbone, size: int, path: pathlib.Path) -> None:
+def write(program: Program, size: int, path: pathlib.Path) -> None:
   """Writes an .onnx or a .stablehlo, by the ending of `path`."""
   if path.suffix == ".onnx":
-    onnx(model, size, path)
+    onnx(program, size, path)
   else:
-    path.write_bytes(stablehlo(model, size).serialize())
+    path.write_bytes(stablehlo(program, size).serialize())
 
 
-def _program(model: backbone.Backbone, size: int) -> tuple[Callable, jax.Array]:
-  """The function to export, and its abstract argument."""
-  patch = model.module.patch_size
+def _images(program: Program, size: int) -> jax.ShapeDtypeStruct:
+  """The abstract images of a program."""
+  patch = program.patch_size
   if size < patch or size % patch:
     raise errors.UserError(
       f"size={size} must be a multiple of the patch size, {patch}; try"
       f" {max(round(size / patch), 1) * patch}"
     )
-  # The other kernels are of one platform, or loop over a batch of known size.
-  module = dataclasses.replace(model.module, attention="xla")
-
-  def features(images):
-    found = backbone.apply(module, model.params, images)
-    # Two outputs need two values, also where `image` is `cls`.
-    return jnp.copy(found.image), found.cls, found.patches
-
   (batch,) = export.symbolic_shape("batch")
-  return features, jax.ShapeDtypeStruct((batch, size, size, 3), jnp.uint8)
+  return jax.ShapeDtypeStruct((batch, size, size, 3), jnp.uint8)
 
 
 @contextlib.contextmanager

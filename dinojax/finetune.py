@@ -1,4 +1,4 @@
-r"""Fine-tunes a backbone to classify images: its head, low-rank updates, or all of it.
+r"""Fine-tunes a backbone for a task of your own: its head, low-rank updates, or all.
 
   python -m dinojax.finetune --checkpoint=runs/vits14 --tune=lora \
     --train=folder:PETS/train --test=folder:PETS/test --workdir=runs/pets
@@ -11,14 +11,11 @@ SIGTERM save before they end a run. `classifier.load` and `backbone.load` read t
 import contextlib
 
 import jax
-import numpy as np
 from absl import flags
 
-from dinojax import errors, sharding
+from dinojax import sharding
 from dinojax.commands import backbone_flags, cli, finetune_flags
-from dinojax.data import sources
-from dinojax.evals import labelled
-from dinojax.finetuning import loop, tuning
+from dinojax.finetuning import loop, opening, tasks, tuning
 from dinojax.reporting import console
 from dinojax.runtime import compiled, processes
 
@@ -26,31 +23,17 @@ for module in (backbone_flags, finetune_flags, processes):
   flags.adopt_module_key_flags(module)
 
 
-def classes_of(opened: dict[str, sources.Source]) -> tuple[str, ...]:
-  """The names of the classes of --train by label; UserError if it has fewer than 2."""
-  with contextlib.closing(backbone_flags.open_watchdog()) as watch:
-    labels = labelled.read(
-      opened["train"],
-      name="--train",
-      workers=backbone_flags.WORKERS.value,
-      progress=watch.step_done,
-    )
-  highest = int(np.max(labels, initial=-1))
-  names = labelled.class_names({"train": opened["train"]}, highest)
-  count = int((labelled.count(labels, names) > 0).sum())
-  if count < 2:
-    raise errors.UserError(
-      f"{opened['train'].where} has images of {count} class; give at least 2 classes"
-    )
-  return names
-
-
 def main(_) -> None:
   """Opens sources and weights, trains, and prints the accuracies."""
   processes.join(saves=True)
   finetune_flags.check()
-  opened = labelled.open_sources(finetune_flags.sources_given())
-  class_names = classes_of(opened)
+  with contextlib.closing(backbone_flags.open_watchdog()) as watch:
+    opened, class_names = opening.open_sources(
+      finetune_flags.TASK.value,
+      finetune_flags.sources_given(),
+      workers=backbone_flags.WORKERS.value,
+      progress=watch.step_done,
+    )
   compiled.keep_programs("auto")
   mesh = sharding.make_mesh(data=sharding.slice_count(), fsdp=-1)
   processes.meet("connect")
@@ -77,7 +60,8 @@ def main(_) -> None:
     )
     run = loop.Run(recipe, setup, loaded, opened, class_names, mesh)
     found = run.train()
-  console.print_result(loop.table(found, chosen_on=run.chosen_on))
+  task = tasks.TASKS[recipe.task]
+  console.print_result(loop.table(found, chosen_on=run.chosen_on, task=task))
   console.say(f"done; classifier.load({setup.workdir!r}) takes the last step")
 
 

@@ -19,9 +19,9 @@ ARCHITECTURE = model.DEFAULTS | dict(
 )
 
 
-def random_backbone(pool="gap"):
+def random_backbone(pool="gap", **changes):
   rng = np.random.default_rng(0)
-  architecture = {**ARCHITECTURE, "pool": pool}
+  architecture = {**ARCHITECTURE, "pool": pool, **changes}
   fill = lambda x: rng.normal(size=x.shape).astype(np.float32)  # noqa: E731
   params = jax.tree.map(fill, model.shapes(architecture))
   return model.Weights(architecture, {"backbone": params})
@@ -156,7 +156,9 @@ def test_images_of_either_library_and_of_any_fitting_size_are_taken():
 
 def test_an_exported_program_takes_any_batch_and_needs_no_weights():
   loaded = backbone.of_weights(random_backbone())
-  program = jax.export.deserialize(export.stablehlo(loaded, 8).serialize())
+  program = jax.export.deserialize(
+    export.stablehlo(export.of_backbone(loaded), 8).serialize()
+  )
   assert program.platforms == ("cpu", "cuda", "tpu")
   for count in (1, 5):
     seen = loaded(images_of(count))
@@ -167,9 +169,10 @@ def test_an_exported_program_takes_any_batch_and_needs_no_weights():
 
 
 def test_an_onnx_file_computes_the_same_on_another_runtime(tmp_path, capfd, caplog):
-  # Of cls, so that one array has two names; the program above is of gap.
-  loaded = backbone.of_weights(random_backbone("cls"))
-  export.onnx(loaded, 12, tmp_path / "model.onnx")
+  # Of cls, so that one array has two names, and rotary; the program above is of gap and
+  # learned positions.
+  loaded = backbone.of_weights(random_backbone("cls", positions="rope"))
+  export.onnx(export.of_backbone(loaded), 12, tmp_path / "model.onnx")
   session = onnxruntime.InferenceSession(tmp_path / "model.onnx")
   assert capfd.readouterr() == ("", "") and not caplog.records
   assert [given.name for given in session.get_inputs()] == ["images"]
@@ -187,5 +190,6 @@ def test_an_onnx_file_computes_the_same_on_another_runtime(tmp_path, capfd, capl
 
 
 def test_a_size_that_is_no_multiple_of_the_patch_is_refused():
+  program = export.of_backbone(backbone.of_weights(random_backbone()))
   with pytest.raises(errors.UserError, match=r"size=9 must be a multiple .* try 8"):
-    export.stablehlo(backbone.of_weights(random_backbone()), 9)
+    export.stablehlo(program, 9)

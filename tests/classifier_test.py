@@ -2,9 +2,10 @@
 
 import jax
 import numpy as np
+import onnxruntime
 import pytest
 
-from dinojax import backbone, checkpoint, classifier, errors
+from dinojax import backbone, checkpoint, classifier, errors, export
 from dinojax.weights import model
 
 ARCHITECTURE = model.DEFAULTS | dict(
@@ -77,3 +78,21 @@ def test_what_is_no_classifier_is_refused_in_one_line(workdir, tmp_path):
     classifier.load(str(workdir), step=11)
   with pytest.raises(errors.UserError, match="give uint8, 0 to 255"):
     classifier.load(str(workdir)).predict(np.zeros((1, 16, 16, 3)))
+
+
+def test_an_exported_classifier_gives_the_same_probabilities_of_any_batch(
+  workdir, tmp_path
+):
+  made = classifier.load(str(workdir))
+  for ending in ("stablehlo", "onnx"):
+    export.write(made.program(), 16, tmp_path / f"pets.{ending}")
+  program = jax.export.deserialize(
+    bytearray((tmp_path / "pets.stablehlo").read_bytes())
+  )
+  session = onnxruntime.InferenceSession(tmp_path / "pets.onnx")
+  for count in (1, 5):
+    _, wanted = made.predict(images(count))
+    (found,) = program.call(images(count))
+    np.testing.assert_allclose(found, wanted, 1e-5, 1e-6)
+    (found,) = session.run(["probabilities"], {"images": images(count)})
+    np.testing.assert_allclose(found, wanted, 1e-4, 1e-5)

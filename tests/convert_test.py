@@ -81,6 +81,11 @@ def test_results_are_on_stdout_notes_on_stderr_and_mistakes_are_one_line(tmp_pat
     ("a", "c.onnx", "--to=released"): "--to=released is a format of weights; leave it"
     " out here",
     ("a", "c", "--pos_grid=0"): "--pos_grid=0 must be within 1 and 16384",
+    ("a", "c.pth", "--head"): "--head is for programs, and c.pth is none; give"
+    " .stablehlo or .onnx",
+    ("a", "c.onnx", "--head", "--pool=gap"): "--pool=gap and --head exclude each other",
+    ("a", "c.onnx", "--head"): "a holds no classifier; give --workdir of python -m"
+    " dinojax.finetune",
   }
   first, *others = convert(("a", "b.pth", "--pos_grid=4"), *mistakes, cwd=tmp_path)
   status, output, notes = first

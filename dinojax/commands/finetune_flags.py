@@ -21,6 +21,16 @@ TUNE = flags.DEFINE_enum(
   list(WAYS),
   f"What is trained: {'; '.join(f'{k}: {x}' for k, x in WAYS.items())}.",
 )
+TASKS = {
+  "classes": "one of each image",
+  "labels": "any number of each image (multi-label), of sources csv:FILE",
+}
+TASK = flags.DEFINE_enum(
+  "task",
+  "classes",
+  list(TASKS),
+  f"What is learnt: {'; '.join(f'{k}: {x}' for k, x in TASKS.items())}.",
+)
 WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run; resumes one there.")
 TRAIN = flags.DEFINE_string(
   "train", None, f"Labelled source to train on: one of {sources.USAGE}."
@@ -46,6 +56,18 @@ LAYER_DECAY = flags.DEFINE_float(
 LORA_RANK = flags.DEFINE_integer("lora_rank", 8, "lora: rank of the updates.")
 LORA_ALPHA = flags.DEFINE_float(
   "lora_alpha", 16.0, "lora: updates are multiplied by this, and divided by the rank."
+)
+EMA = flags.DEFINE_float(
+  "ema",
+  0.0,
+  "Momentum of a moving average of what is trained, which is then evaluated and saved;"
+  " such as 0.999. 0: off.",
+)
+MIXUP = flags.DEFINE_float(
+  "mixup", 0.0, "Alpha of Mixup, for long trainings, such as 0.2; 0: off."
+)
+CUTMIX = flags.DEFINE_float(
+  "cutmix", 0.0, "Alpha of CutMix, for long trainings, such as 1; 0: off."
 )
 MIN_AREA = flags.DEFINE_float(
   "min_area", 0.2, "Least share of an image that a training crop shows; 1: all of it."
@@ -84,8 +106,11 @@ def check() -> None:
   for flag in (LEARNING_RATE, LORA_ALPHA):
     if flag.value is not None and not 0 < flag.value < math.inf:
       raise errors.UserError(f"--{flag.name}={flag.value} must be above 0")
-  if not 0 <= WEIGHT_DECAY.value < math.inf:
-    raise errors.UserError(f"--weight_decay={WEIGHT_DECAY.value} must be at least 0")
+  for flag in (WEIGHT_DECAY, MIXUP, CUTMIX):
+    if not 0 <= flag.value < math.inf:
+      raise errors.UserError(f"--{flag.name}={flag.value} must be at least 0")
+  if not 0 <= EMA.value < 1:
+    raise errors.UserError(f"--ema={EMA.value} must be at least 0 and below 1")
   for flag in (LAYER_DECAY, MIN_AREA):
     if not 0 < flag.value <= 1:
       raise errors.UserError(f"--{flag.name}={flag.value} must be above 0, at most 1")
@@ -106,9 +131,10 @@ def warmup_steps() -> int:
 def recipe() -> dict[str, typing.Any]:
   """What a result depends on, of the flags here, by their names."""
   rate = LEARNING_RATE.value
-  own = (TUNE, STEPS, WEIGHT_DECAY, LAYER_DECAY, LORA_RANK, LORA_ALPHA)
+  own = (TASK, TUNE, STEPS, WEIGHT_DECAY, LAYER_DECAY, LORA_RANK, LORA_ALPHA)
   return {
     **{flag.name: flag.value for flag in (*own, SEED, MIN_AREA, FLIP_PROB)},
+    **{flag.name: flag.value for flag in (EMA, MIXUP, CUTMIX)},
     "warmup_steps": warmup_steps(),
     "learning_rate": LEARNING_RATES[TUNE.value] if rate is None else rate,
   }

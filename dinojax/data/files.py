@@ -33,6 +33,7 @@ ENDING = {
   "tar": "*.tar",
   "parquet": "*.parquet",
   "arrayrecord": "*.array_record*",
+  "csv": "*.csv",
 }
 
 

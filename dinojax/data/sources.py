@@ -15,6 +15,7 @@ import numpy as np
 
 from dinojax import errors
 from dinojax.data import (
+  csv_table,
   digits,
   files,
   masked_folder,
@@ -81,6 +82,7 @@ KINDS = {
   "parquet": Kind("parquet:GLOB", parquet.ParquetSource),
   "arrayrecord": Kind("arrayrecord:GLOB", shards.ArrayRecordSource),
   "tfds": Kind("tfds:NAME:SPLIT", shards.TfdsSource),
+  "csv": Kind("csv:FILE", csv_table.CsvSource),
   "embedded": Kind("embedded:digits:SPLIT, embedded:scenes:SPLIT", _open_embedded),
 }
 USAGE = ", ".join(kind.usage for kind in KINDS.values())

@@ -64,9 +64,9 @@ def assemble(
   )
 
   @jax.jit
-  def logits(trained, frozen, images):
-    params = tuning.weights(recipe, trained, frozen)
-    return tuning.logits(module, recipe.columns, params, trained["head"], images)
+  def logits(used, frozen, images):
+    params = tuning.weights(recipe, used, frozen)
+    return tuning.logits(module, recipe.columns, params, used["head"], images)
 
   return Assembly(
     init=lambda: jitted_init(loaded.params),
@@ -77,5 +77,5 @@ def assemble(
       lambda x, where: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=where),
       *(saved, by_saved),
     ),
-    logits=lambda state, images: logits(state.trained, frozen, images),
+    logits=lambda state, images: logits(state.used, frozen, images),
   )

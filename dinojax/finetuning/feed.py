@@ -26,6 +26,7 @@ class Feed(Iterator):
     """Starts to read ahead; arguments as of `labelled_batches.open_batches`."""
     data = mixture.Mixture([source], [1.0])
     self._mesh, self._size = mesh, recipe.batch_size
+    self._sets = source.sets if recipe.task == "labels" else None
     self._rows = sharding.local_positions(mesh, self._size)
     self._local = labelled_batches.open_batches(
       data,
@@ -46,6 +47,8 @@ class Feed(Iterator):
     """The next batch, its leading axes split over the mesh."""
     batch = next(self._local)
     self._bad_records.update(batch.pop("bad_records"))
+    if self._sets is not None:
+      batch["label"] = self._sets[batch["label"]]
     return sharding.put_batch(self._mesh, batch, self._rows, self._size)
 
   def images_per_second(self) -> float:

@@ -1,4 +1,8 @@
-"""Top-1 and top-5 accuracy of a classifier on a labelled source, on the whole mesh."""
+"""Accuracy of a classifier on a labelled source, on the whole mesh.
+
+Top-1 and top-5 of one class for each image; mean average precision and F1 of any number
+of classes.
+"""
 
 from collections.abc import Callable
 from typing import Any
@@ -7,11 +11,18 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from dinojax import errors
-from dinojax.data import sources
+from dinojax import errors, sharding
+from dinojax.data import label_sets, sources
 from dinojax.evals import features
 
 TOPS = (1, 5)
+
+
+def evaluate(
+  task: str, source: sources.Source, predict: Callable, **how: Any
+) -> dict[str, float]:
+  """The `tasks.Task.metrics` of a task; arguments as of `accuracy`."""
+  return {"classes": accuracy, "labels": precision}[task](source, predict, **how)
 
 
 def accuracy(
@@ -54,3 +65,56 @@ def count_right(scores: jax.Array, labels: jax.Array) -> list[Any]:
   rank = ((scores > own) | ((scores == own) & earlier)).sum(-1)
   there = (labels >= 0) & jnp.isfinite(own[:, 0])
   return [*((there & (rank < k)).sum() for k in TOPS), (labels >= 0).sum()]
+
+
+def precision(
+  source: label_sets.LabelSets,
+  predict: Callable[[jax.Array], jax.Array],
+  **how: Any,
+) -> dict[str, float]:
+  """{"map", "f1"} of the readable images, within 0..1.
+
+  map: average precision, mean over the classes that an image has. f1: of all images and
+  classes together, at a probability of 0.5.
+
+  Args:
+    source: images and sets of labels.
+    predict: as of `accuracy`.
+    **how: as of `features.batches`.
+
+  Raises:
+    UserError: no image is readable, or no readable image has a class.
+  """
+  gather = jax.jit(lambda *x: x, out_shardings=sharding.replicated(how["mesh"]))
+  scores, truth = [], []
+  for images, labels in features.batches(source, **how):
+    found, numbers = map(np.asarray, gather(predict(images), labels))
+    scores.append(found[numbers >= 0])
+    truth.append(source.sets[numbers[numbers >= 0]] > 0)
+  scores, truth = np.concatenate(scores), np.concatenate(truth)
+  if not truth.any():
+    raise errors.UserError(
+      f"{source.where}: none of its {len(source):,} images is readable and has a label"
+    )
+  by_class = [
+    average_precision(scores[:, i], truth[:, i]) for i in np.flatnonzero(truth.any(0))
+  ]
+  taken = scores > 0
+  both, either = (truth & taken).sum(), truth.sum() + taken.sum()
+  return {"map": float(np.mean(by_class)), "f1": float(2 * both / either)}
+
+
+def average_precision(scores: np.ndarray, truth: np.ndarray) -> float:
+  """Mean precision at the thresholds, weighed by the recall that each of them adds.
+
+  Images of equal scores share a threshold. As scikit-learn's average_precision_score.
+
+  Args:
+    scores: [N].
+    truth: bool [N], at least one of them true.
+  """
+  order = np.argsort(-scores, kind="stable")
+  found = truth[order].cumsum()
+  ends = np.append(np.flatnonzero(np.diff(scores[order])), len(order) - 1)
+  added = np.diff(found[ends], prepend=0)
+  return float((added * found[ends] / (ends + 1)).sum() / found[-1])

@@ -16,27 +16,31 @@ import jax.numpy as jnp
 import optax
 
 from dinojax import backbone, optimizer
-from dinojax.finetuning import lora
+from dinojax.finetuning import lora, mixing, tasks
 from dinojax.networks import vit
 
 WAYS = ("head", "lora", "all")
 B1, B2, EPS = 0.9, 0.999, 1e-8  # of AdamW
 CLIP_NORM = 3.0  # of the gradient: of the head, of the adapters, of the backbone
+# Of fields that older runs lack.
+ADDED = {"task": "classes", "ema": 0.0, "mixup": 0.0, "cutmix": 0.0}
 
 
 @dataclasses.dataclass(frozen=True)
 class Recipe:
   """All that a result depends on besides weights and images; fields are flags.
 
-  tune: one of WAYS. steps, warmup_steps: updates, and those in which the learning rate
-  rises linearly; then half a cosine to 0. layer_decay: of "all", per block, see
-  `optimizer.lr_scales`. lora_rank, lora_alpha: of "lora". batch_size: images of a step,
-  on all hosts. seed: of first weights, order and crops. min_area, flip_prob: of
-  training crops. resize, crop: pixels of evaluated images; crop also of training
-  crops. feature, layers: the image feature, as of `backbone.columns`. dtype: of matrix
+  task: one of `tasks.TASKS`. tune: one of WAYS. steps, warmup_steps: updates, and those
+  in which the learning rate rises linearly; then half a cosine to 0. layer_decay: of
+  "all", per block, see `optimizer.lr_scales`. lora_rank, lora_alpha: of "lora".
+  batch_size: images of a step, on all hosts. ema: of `averaged`; 0: off. mixup, cutmix:
+  of `mixing.mix`. seed: of first weights, order and crops. min_area, flip_prob: of
+  training crops. resize, crop: pixels of evaluated images; crop also of training ones.
+  feature, layers: the image feature, as of `backbone.columns`. dtype: of matrix
   products.
   """
 
+  task: str
   tune: str
   steps: int
   warmup_steps: int
@@ -46,6 +50,9 @@ class Recipe:
   lora_rank: int
   lora_alpha: float
   batch_size: int
+  ema: float
+  mixup: float
+  cutmix: float
   seed: int
   min_area: float
   flip_prob: float
@@ -66,12 +73,19 @@ class State:
   """What a step changes.
 
   step: [] int32, completed updates. trained: {"head": {"kernel": [F, C], "bias": [C]}},
-  and "adapters" of "lora", or "backbone" of "all". opt_state: of AdamW.
+  and "adapters" of "lora", or "backbone" of "all". opt_state: of AdamW. average: moving
+  average of `trained`; None: off.
   """
 
   step: jax.Array
   trained: dict[str, Any]
   opt_state: Any
+  average: dict[str, Any] | None = None
+
+  @property
+  def used(self) -> dict[str, Any]:
+    """What is evaluated, saved for use, and loaded: the average where there is one."""
+    return self.trained if self.average is None else self.average
 
 
 def make_optimizer(recipe: Recipe, *, depth: int) -> optax.GradientTransformation:
@@ -110,7 +124,8 @@ def init_state(
     trained["adapters"] = lora.first_adapters(params, rank=rank, key=lora_key)
   if recipe.tune == "all":
     trained["backbone"] = params
-  return State(jnp.int32(0), trained, tx.init(trained))
+  average = jax.tree.map(jnp.copy, trained) if recipe.ema else None
+  return State(jnp.int32(0), trained, tx.init(trained), average)
 
 
 def weights(recipe: Recipe, trained: dict[str, Any], frozen: Any) -> Any:
@@ -133,16 +148,6 @@ def logits(
   return jnp.dot(features, head["kernel"], precision="highest") + head["bias"]
 
 
-def cross_entropy(scores: jax.Array, labels: jax.Array) -> tuple[jax.Array, jax.Array]:
-  """Mean cross-entropy and accuracy of [B, C] over the images that have a label [B]."""
-  known = (labels >= 0).astype(jnp.float32)
-  count = jnp.maximum(known.sum(), 1)
-  wanted = jnp.maximum(labels, 0)
-  losses = optax.softmax_cross_entropy_with_integer_labels(scores, wanted)
-  right = (scores.argmax(-1) == labels).astype(jnp.float32)
-  return (known * losses).sum() / count, (known * right).sum() / count
-
-
 def train_step(
   state: State,
   frozen: Any,
@@ -157,28 +162,54 @@ def train_step(
   Args:
     state: before it.
     frozen: the backbone's parameters that are not trained; None of "all".
-    batch: image uint8 [B, S, S, 3], label int32 [B], -1 for none.
+    batch: image uint8 [B, S, S, 3], and label, as of `tasks.Task.judge`.
     module: of the backbone.
     tx: of `make_optimizer`.
     recipe: of the run.
   """
+  task = tasks.TASKS[recipe.task]
+  images, labels = batch["image"], batch["label"]
+  described = [(labels, jnp.ones(len(images)))]
+  if recipe.mixup or recipe.cutmix:
+    key = jax.random.fold_in(jax.random.key(recipe.seed), state.step)
+    images, own = mixing.mix(key, images, mixup=recipe.mixup, cutmix=recipe.cutmix)
+    described = [(labels, own), (labels[::-1], 1 - own)]
 
   def loss_of(trained):
     params = weights(recipe, trained, frozen)
     head = trained["head"]
-    scores = logits(module, recipe.columns, params, head, batch["image"])
-    return cross_entropy(scores, batch["label"])
+    scores = logits(module, recipe.columns, params, head, images)
+    return tasks.mean(task, scores, described)
 
-  (loss, top1), grads = jax.value_and_grad(loss_of, has_aux=True)(state.trained)
+  (loss, right), grads = jax.value_and_grad(loss_of, has_aux=True)(state.trained)
   updates, opt_state = tx.update(grads, state.opt_state, state.trained)
   trained = optax.apply_updates(state.trained, updates)
   scalars = {
     "loss": loss,
-    "train_top1": top1,
+    task.train_metric: right,
     "learning_rate": learning_rate(recipe)(state.step),
     **{f"grad_norm_{name}": optax.tree.norm(x) for name, x in grads.items()},
   }
-  return State(state.step + 1, trained, opt_state), scalars
+  average = state.average
+  if average is not None:
+    average = averaged(average, trained, state.step, momentum=recipe.ema)
+  return State(state.step + 1, trained, opt_state, average), scalars
+
+
+def averaged(average: Any, trained: Any, step: jax.Array, *, momentum: float) -> Any:
+  """The moving average after an update.
+
+  Its momentum rises with the step to the one given, so that first weights are forgotten
+  early: (1 + step) / (10 + step), as TensorFlow's moving averages have it.
+
+  Args:
+    average: before.
+    trained: after the update.
+    step: updates before this one.
+    momentum: of the average.
+  """
+  share = jnp.minimum(momentum, (1 + step) / (10 + step))
+  return jax.tree.map(lambda x, y: share * x + (1 - share) * y, average, trained)
 
 
 def to_saved(recipe: Recipe, state: State, frozen: Any) -> dict[str, Any]:
@@ -186,22 +217,25 @@ def to_saved(recipe: Recipe, state: State, frozen: Any) -> dict[str, Any]:
 
   "teacher" is where `weights/runs.py` finds a network that is to be used.
   """
-  params = weights(recipe, state.trained, frozen)
+  params = weights(recipe, state.used, frozen)
   saved = {
     "step": state.step,
-    "teacher": {"backbone": params, "head": state.trained["head"]},
+    "teacher": {"backbone": params, "head": state.used["head"]},
     "opt_state": state.opt_state,
   }
-  if "adapters" in state.trained:
-    saved["adapters"] = state.trained["adapters"]
+  if "adapters" in state.used:
+    saved["adapters"] = state.used["adapters"]
+  if state.average is not None:
+    saved["trained"] = state.trained
   return saved
 
 
 def of_saved(recipe: Recipe, saved: dict[str, Any]) -> State:
   """The state of a checkpoint; what is frozen comes from elsewhere."""
-  trained = {"head": saved["teacher"]["head"]}
+  used = {"head": saved["teacher"]["head"]}
   if recipe.tune == "lora":
-    trained["adapters"] = saved["adapters"]
+    used["adapters"] = saved["adapters"]
   if recipe.tune == "all":
-    trained["backbone"] = saved["teacher"]["backbone"]
-  return State(saved["step"], trained, saved["opt_state"])
+    used["backbone"] = saved["teacher"]["backbone"]
+  trained, average = (saved["trained"], used) if recipe.ema else (used, None)
+  return State(saved["step"], trained, saved["opt_state"], average)

@@ -58,12 +58,15 @@ class Rope(NamedTuple):
     turns = places[:, :, None] / periods(width, dtype=self.periods)  # [N, 2, d/4]
     angles = 2 * jnp.pi * turns.reshape(len(places), -1)  # [N, d/2]
     # An angle of 0 leaves values, CLS and registers as they are.
-    angles = jnp.stack([angles, angles, jnp.zeros_like(angles)], 1)  # [N, 3, d/2]
+    angles = [x[:, None] for x in (angles, angles, jnp.zeros_like(angles))]
+    angles = jnp.concatenate(angles, 1)  # [N, 3, d/2]
     angles = jnp.pad(angles, ((t - len(places), 0), (0, 0), (0, 0)))
     cos, sin = jnp.cos(angles)[:, :, None], jnp.sin(angles)[:, :, None]
     halves = qkv.astype(jnp.float32).reshape(b, t, 3, heads, 2, width // 2)
     first, second = halves[..., 0, :], halves[..., 1, :]
-    turned = jnp.stack([first * cos - second * sin, second * cos + first * sin], -2)
+    # No jnp.stack, which jax2onnx does not know.
+    turned = [first * cos - second * sin, second * cos + first * sin]
+    turned = jnp.concatenate(turned, -1)
     return turned.reshape(qkv.shape).astype(qkv.dtype)
 
 

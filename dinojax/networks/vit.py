@@ -73,9 +73,11 @@ class TappedBlock(blocks.Block):
     """
     tokens, _ = super().__call__(tokens, groups)
     norm = nn.LayerNorm(epsilon=self.norm_eps, use_bias=False, use_scale=False)
-    taps = [
-      jnp.stack([x[:, 0], x[:, self.first_patch :].mean(1)]) for x in map(norm, tokens)
-    ]
+    taps = []
+    for x in map(norm, tokens):
+      pair = x[:, 0], x[:, self.first_patch :].mean(1)
+      # No jnp.stack, which jax2onnx does not know.
+      taps.append(jnp.concatenate([one[None] for one in pair]))  # [2, B, D]
     return tokens, taps
 
 

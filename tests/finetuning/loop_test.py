@@ -9,9 +9,9 @@ import pytest
 import small
 from absl import flags
 
-from dinojax import backbone, classifier, errors, sharding
-from dinojax.data import sources
-from dinojax.finetuning import feed, loop
+from dinojax import backbone, checkpoint, classifier, errors, sharding
+from dinojax.data import label_sets, sources
+from dinojax.finetuning import feed, loop, tasks
 from dinojax.weights import runs
 
 
@@ -151,11 +151,55 @@ def test_the_classifier_is_as_accurate_as_the_run_that_trained_it(whole):
 
 def test_the_table_names_the_last_and_the_best():
   numbers = {"test_top1": 0.5, "test_top5": 0.9, "val_top1": 0.4, "val_top5": 0.8}
+  classes = tasks.TASKS["classes"]
   better = numbers | {"val_top1": 0.6}
-  assert loop.table({20: better, 40: numbers}, chosen_on="val").splitlines() == [
+  assert loop.table(
+    {20: better, 40: numbers}, chosen_on="val", task=classes
+  ).splitlines() == [
     "                           top-1     top-5",
     "step 40, last              50.0%     90.0%",
     "step 20, best on --val     50.0%     90.0%",
   ]
-  (_, row) = loop.table({40: numbers}, chosen_on="test").splitlines()
+  (_, row) = loop.table({40: numbers}, chosen_on="test", task=classes).splitlines()
   assert row.startswith("step 40, last and best on --test")
+
+
+class SeveralLabels(FewDigits):
+  """Digits that are odd, or above 4, or both, or neither."""
+
+  notes, class_names = (), ("high", "odd")
+
+  def __init__(self, split):
+    super().__init__(split)
+    digits = self._all.labels[:48]
+    self.class_names = SeveralLabels.class_names
+    self.label_sets = [(0,) * (x > 4) + (1,) * (x % 2) for x in digits.tolist()]
+
+
+def test_any_number_of_labels_for_each_image(tmp_path):
+  names = SeveralLabels.class_names
+  opened = {
+    name: label_sets.LabelSets(SeveralLabels(name), names) for name in ("train", "test")
+  }
+  accuracies = train(tmp_path, "head", opened=opened, task="labels")
+  assert set(accuracies[4]) == {"test_map", "test_f1"}
+  model = classifier.load(str(tmp_path))
+  found, probabilities = model.predict(np.full((2, 16, 16, 3), 99, np.uint8))
+  assert probabilities.shape == (2, 2)
+  for chosen, row in zip(found, probabilities, strict=True):
+    assert chosen == tuple(name for name, x in zip(names, row, strict=True) if x > 0.5)
+
+
+def test_a_run_from_before_there_were_tasks_is_one_of_classes(whole, monkeypatch):
+  workdir, accuracies = whole
+  read = checkpoint.Checkpoints.restore
+
+  def without_task(saver, abstract, *, check):
+    def check_old(record):
+      del record["config"]["finetune"]["task"]
+      check(record)
+
+    return read(saver, abstract, check=check_old)
+
+  monkeypatch.setattr(checkpoint.Checkpoints, "restore", without_task)
+  assert train(workdir) == accuracies

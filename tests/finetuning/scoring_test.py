@@ -1,12 +1,14 @@
-"""Top-1 and top-5 agree with NumPy, on one device and on eight."""
+"""Accuracies agree with NumPy and scikit-learn, on one device and on eight."""
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from absl import flags
+from sklearn import metrics
 
 from dinojax import errors, sharding
+from dinojax.data import label_sets
 from dinojax.finetuning import scoring
 
 
@@ -86,3 +88,48 @@ def test_a_source_without_labels_is_an_error():
   sizes = dict(batch_size=11, resize=8, crop=8, workers=0, description="")
   with pytest.raises(errors.UserError, match="none of its 11 images"):
     scoring.accuracy(Unlabelled(), lambda x: jnp.zeros((11, 6)), mesh=mesh, **sizes)
+
+
+@pytest.mark.parametrize("levels", [3, 1_000_000])
+def test_average_precision_is_that_of_scikit_learn_with_ties_and_without(levels):
+  rng = np.random.default_rng(levels)
+  for _ in range(20):
+    scores = rng.integers(0, levels, 30) / levels
+    truth = rng.random(30) < 0.3
+    truth[7] = True
+    wanted = metrics.average_precision_score(truth, scores)
+    assert scoring.average_precision(scores, truth) == pytest.approx(wanted)
+
+
+class Several(Greys):
+  """The same images with 0 to 3 of 6 classes each; no image has the last one."""
+
+  labels = np.zeros(11, np.int32)
+  fingerprint, notes = "f", ()
+  label_sets = ((0,), (), (0, 1), (1,), (2, 3, 4), (), (3,), (4, 0), (4,), (), (2,))
+
+
+@pytest.mark.parametrize("shape", [(1, 1), (2, 4)])
+def test_mean_average_precision_and_f1_are_those_of_scikit_learn(shape):
+  devices = jax.devices()[: shape[0] * shape[1]]
+  mesh = sharding.make_mesh(data=shape[0], fsdp=shape[1], devices=devices)
+  rng = np.random.default_rng(0)
+  table = jnp.asarray(rng.normal(size=(6, 6)))
+
+  @jax.jit
+  def predict(images):  # scores by the grey level
+    return table[images[:, 0, 0, 0] // 40]
+
+  source = label_sets.LabelSets(Several(), tuple("abcdef"))
+  how = dict(mesh=mesh, batch_size=8, resize=8, crop=8, workers=0, description="")
+  with jax.set_mesh(mesh):
+    found = scoring.evaluate("labels", source, predict, **how)
+  readable = [i for i in range(11) if i != 5]
+  truth = np.zeros((10, 6))
+  for row, i in enumerate(readable):
+    truth[row, list(Several.label_sets[i])] = 1
+  scores = np.asarray(table)[[i % 6 for i in readable]]
+  wanted = metrics.average_precision_score(truth[:, :5], scores[:, :5])
+  assert found["map"] == pytest.approx(wanted)
+  wanted = metrics.f1_score(truth, scores > 0, average="micro")
+  assert found["f1"] == pytest.approx(wanted)

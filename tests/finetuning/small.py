@@ -43,6 +43,7 @@ def loaded(mesh=None):
 def recipe(tune, **changes):
   """For four steps of 16 images."""
   fields = dict(
+    task="classes",
     tune=tune,
     steps=4,
     warmup_steps=1,
@@ -52,6 +53,9 @@ def recipe(tune, **changes):
     lora_rank=2,
     lora_alpha=4.0,
     batch_size=16,
+    ema=0.0,
+    mixup=0.0,
+    cutmix=0.0,
     seed=0,
     min_area=0.5,
     flip_prob=0.5,

@@ -15,9 +15,10 @@ MODULE = small.loaded().module
 
 
 @functools.cache
-def stepped(tune):
+def stepped(tune, **changes):
   """Recipe, and the states and scalars before and after each of two steps."""
-  recipe = small.recipe(tune, warmup_steps=0, weight_decay=0.0, learning_rate=1e-3)
+  usual = dict(warmup_steps=0, weight_decay=0.0, learning_rate=1e-3)
+  recipe = small.recipe(tune, **usual | changes)
   tx, frozen = tuning.make_optimizer(recipe, depth=2), frozen_of(tune)
   state = tuning.init_state(recipe, small.params(), tx, classes=small.CLASSES)
   step = jax.jit(
@@ -52,15 +53,18 @@ def test_all_that_is_trained_moves_and_nothing_else(tune):
     jax.tree.map(np.testing.assert_array_equal, saved, small.params())
 
 
+@pytest.mark.parametrize("ema", [0.0, 0.9])
 @pytest.mark.parametrize("tune", tuning.WAYS)
-def test_what_is_saved_is_the_state_again_and_plain_weights(tune):
-  recipe, states, _ = stepped(tune)
+def test_what_is_saved_is_the_state_again_and_plain_weights(tune, ema):
+  recipe, states, _ = stepped(tune, **({"ema": ema} if ema else {}))
   state, frozen = states[-1], frozen_of(tune)
   saved = tuning.to_saved(recipe, state, frozen)
   again = tuning.of_saved(recipe, saved)
   jax.tree.map(np.testing.assert_array_equal, again, state)
   merged, plain = saved["teacher"]["backbone"], small.params()
   assert jax.tree.map(np.shape, merged) == jax.tree.map(np.shape, plain)
+  head = saved["teacher"]["head"]["bias"]
+  assert bool((head != state.trained["head"]["bias"]).any()) == bool(ema)
 
 
 def test_the_first_update_moves_each_layer_by_its_own_rate():
@@ -84,20 +88,6 @@ def test_the_first_update_moves_each_layer_by_its_own_rate():
   assert is_rate(moved("backbone", "patch_embed", "kernel"), 0.125e-3)
 
 
-def test_images_without_a_label_have_no_loss():
-  rng = np.random.default_rng(0)
-  scores = rng.normal(size=(6, 4))
-  labels = np.array([0, 3, -1, 2, -1, 1])
-  loss, top1 = tuning.cross_entropy(jnp.asarray(scores), jnp.asarray(labels))
-  known = labels >= 0
-  picked = np.exp(scores[known])
-  picked = picked[np.arange(4), labels[known]] / picked.sum(1)
-  np.testing.assert_allclose(loss, -np.log(picked).mean(), 1e-5)
-  np.testing.assert_allclose(top1, (scores.argmax(1) == labels)[known].mean())
-  loss, top1 = tuning.cross_entropy(jnp.ones((2, 4)), jnp.array([-1, -1]))
-  assert (float(loss), float(top1)) == (0, 0)
-
-
 def test_the_learning_rate_rises_to_its_peak_and_falls_to_zero():
   rate = tuning.learning_rate(small.recipe("all", steps=20, warmup_steps=4))
   values = [float(rate(step)) for step in range(21)]
@@ -108,10 +98,29 @@ def test_the_learning_rate_rises_to_its_peak_and_falls_to_zero():
   assert values[20] == pytest.approx(0, abs=1e-9)
 
 
-@pytest.mark.parametrize("tune", ["lora", "all"])
-def test_eight_devices_train_as_one(tune, monkeypatch):
+def test_the_average_has_the_numbers_of_the_formula_and_changes_no_training():
+  _, states, _ = stepped("all", ema=0.9)
+  _, plain, _ = stepped("all")
+  leaves = lambda i, tree: [np.float64(x) for x in jax.tree.leaves(tree[i])]  # noqa: E731
+  first, second, third = (leaves(i, [s.trained for s in states]) for i in range(3))
+  found = leaves(0, [states[2].average])
+  for x, y, z, average in zip(first, second, third, found, strict=True):
+    wanted = 2 / 11 * (0.1 * x + 0.9 * y) + 9 / 11 * z  # momentum 1 / 10, then 2 / 11
+    np.testing.assert_allclose(average, wanted, 1e-5, 1e-7)
+  jax.tree.map(np.testing.assert_array_equal, states[2].trained, plain[2].trained)
+  late = tuning.averaged(jnp.zeros(2), jnp.ones(2), jnp.int32(10**6), momentum=0.9)
+  np.testing.assert_allclose(late, 0.1, 1e-5)
+
+
+MIXED = {"mixup": 0.5, "cutmix": 1.0, "ema": 0.9}
+
+
+@pytest.mark.parametrize(
+  ("tune", "changes"), [("lora", {}), ("all", {}), ("head", MIXED)]
+)
+def test_eight_devices_train_as_one(tune, changes, monkeypatch):
   monkeypatch.setattr(sharding, "SMALLEST_SHARDED", 2**6)
-  recipe, (_, _, one), scalars = stepped(tune)
+  recipe, (_, _, one), scalars = stepped(tune, **changes)
   mesh = sharding.make_mesh(data=2, fsdp=4)
   with jax.set_mesh(mesh):
     made = assembly.assemble(
