@@ -1,7 +1,7 @@
 """Training of a fine-tuning: from images to checkpoints, resumed bit for bit.
 
-Batch k depends on the seed and k alone, and a step draws nothing, so a checkpoint needs
-no state besides weights and moments.
+Batch k depends on the seed and k alone, and so does what step k draws, so a checkpoint
+needs no state besides weights and moments.
 """
 
 import contextlib
@@ -15,7 +15,8 @@ from jax.sharding import Mesh
 
 from dinojax import backbone, checkpoint, errors
 from dinojax.data import images, sources
-from dinojax.finetuning import assembly, feed, scoring, tuning
+from dinojax.finetuning import assembly, feed, scoring, tasks, tuning
+from dinojax.pages import live_page
 from dinojax.reporting import console, run_log, throughput
 from dinojax.runtime import exits, interrupts, ownership, watchdog, workdir
 from dinojax.weights import model, runs
@@ -84,8 +85,8 @@ class Run:
     """Trains from the newest checkpoint, or from the start, to the last step.
 
     Returns:
-      The accuracies of the checkpoints that stay, the best and the last, by step:
-      "test_top1", "test_top5", and the same of "val" where it is given.
+      The accuracies of the checkpoints that stay, the best and the last, by step: the
+      metrics of the task with "test_" in front, and with "val_" where it is given.
 
     Raises:
       UserError: the workdir is another run's, or images cannot be read.
@@ -100,7 +101,8 @@ class Run:
       if jax.process_index() == 0:
         path, label = pathlib.Path(setup.workdir), f"--workdir={setup.workdir}"
         self._claim = stack.enter_context(ownership.owned(path, "run", label=label))
-      kept = dict(keep_last=1, keep_best=1, ranked_by=f"{self.chosen_on}_top1")
+      ranked_by = f"{self.chosen_on}_{tasks.TASKS[self._recipe.task].metrics[0]}"
+      kept = dict(keep_last=1, keep_best=1, ranked_by=ranked_by)
       self._saver = checkpoint.Checkpoints(
         setup.workdir, every=setup.eval_every, **kept
       )
@@ -136,6 +138,7 @@ class Run:
       raise errors.UserError(
         f"{where} holds a run that is no fine-tuning; choose another --workdir"
       )
+    saved = tuning.ADDED | saved
     now = json.loads(json.dumps(self._record["config"]["finetune"]))
     differing = [
       f"{'' if name == 'class_names' else '--'}{name}: {saved.get(name)} there,"
@@ -193,11 +196,12 @@ class Run:
     self._watch.progress()
 
   def _evaluate(self, state: tuning.State) -> dict[str, float]:
-    """Top-1 and top-5 on --val and --test."""
+    """The metrics of the task on --val and --test."""
     recipe, found = self._recipe, {}
     for name in ("val", "test"):
       if name in self._opened:
-        accuracy = scoring.accuracy(
+        accuracy = scoring.evaluate(
+          recipe.task,
           self._opened[name],
           lambda images: self._made.logits(state, images),
           mesh=self._mesh,
@@ -230,7 +234,14 @@ class Run:
       workers=setup.workers,
       settings=throughput.Settings(workers="--workers", crops=""),
       loggers=(),
-      about={"finetune": self._record["config"]["finetune"]},
+      about={
+        "finetune": self._record["config"]["finetune"],
+        "device": jax.devices()[0].device_kind,
+        "mesh": dict(self._mesh.shape),
+        "processes": jax.process_count(),
+        "data": ", ".join(f"{len(x):,} of {x.where}" for x in self._opened.values()),
+      },
+      page=live_page.LivePage(setup.workdir),
     )
 
   def _batches(self, first: int) -> feed.Feed:
@@ -250,20 +261,23 @@ def describe(accuracies: dict[str, Any]) -> str:
   return ", ".join(f"{name} {value:.1%}" for name, value in accuracies.items())
 
 
-def table(found: dict[int, dict[str, float]], *, chosen_on: str) -> str:
+def table(
+  found: dict[int, dict[str, float]], *, chosen_on: str, task: tasks.Task
+) -> str:
   """The accuracies on --test of the checkpoints that stay, a row each.
 
   Args:
     found: of `Run.train`.
-    chosen_on: "val" or "test", by whose top-1 the best is chosen.
+    chosen_on: "val" or "test", by whose first metric the best is chosen.
+    task: of the run.
   """
-  top1 = f"{chosen_on}_top1"
-  best = max(found, key=lambda step: (found[step][top1], step))
-  rows = [("", "top-1", "top-5")]
+  ranked_by = f"{chosen_on}_{task.metrics[0]}"
+  best = max(found, key=lambda step: (found[step][ranked_by], step))
+  rows = [("", *task.titles)]
   for step, numbers in sorted(found.items(), reverse=True):
     kinds = ["last"] * (step == max(found))
     kinds += [f"best on --{chosen_on}"] * (step == best)
-    shares = [f"{numbers[name]:.1%}" for name in ("test_top1", "test_top5")]
+    shares = [f"{numbers[f'test_{name}']:.1%}" for name in task.metrics]
     rows.append((f"step {step:,}, {' and '.join(kinds)}", *shares))
   width = max(len(name) for name, *_ in rows)
-  return "\n".join(f"{name:{width}}{one:>10}{five:>10}" for name, one, five in rows)
+  return "\n".join(f"{name:{width}}{one:>10}{two:>10}" for name, one, two in rows)

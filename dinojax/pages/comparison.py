@@ -4,10 +4,11 @@ import json
 from collections.abc import Sequence
 from typing import Any
 
-from dinojax.pages import hours, markup, run_record, summary, verdict, wording
+from dinojax.pages import hours, markup, run_record, summary, tuned, verdict, wording
 
 MISSING = "not there"
 MAX_ROWS = 400
+TUNED = "best accuracy, fine-tuned"
 
 
 def names(runs: Sequence[run_record.Run]) -> list[str]:
@@ -70,6 +71,8 @@ def describe_numbers(
   """The table of states and best numbers, a column for each run."""
   columns = [_numbers(run, now) for run in runs]
   rows = [(what, *(column[what] for column in columns)) for what in columns[0]]
+  if not any(run.field("finetune") for run in runs):
+    rows = [row for row in rows if row[0] != TUNED]
   return markup.table(rows, head=("", *labels))
 
 
@@ -82,6 +85,7 @@ def _numbers(run, now) -> dict[str, str]:
   return {
     "state": verdict.judge(run, now=now).state,
     "best k-NN top-1": f"{knn}{f' ({best[0]})' if best else ''}",
+    TUNED: tuned.describe_best(run),
     "linear probe at the end": "not measured" if linear is None else f"{linear:.1%}",
     "evaluation images": _evaluation_images(run),
     "steps": f"{run.step:,}",

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from dinojax.pages import hours, run_record, thinning
+from dinojax.pages import hours, run_record, thinning, tuned
 from dinojax.reporting import alarm
 
 SUM = "loss_dino + loss_ibot"
@@ -31,6 +31,13 @@ class Kind(NamedTuple):
 
 
 KINDS = (
+  Kind(
+    "Accuracy of the fine-tuned network",
+    "share (%)",
+    ("test_*", "val_*", "train_*"),
+    "On --test and --val: the higher, the better. train: on the crops of a step, with"
+    " what augmentation makes of them.",
+  ),
   Kind(
     "DINO + iBOT loss",
     "loss (nats)",
@@ -73,7 +80,12 @@ KINDS = (
   Kind(
     "KoLeo loss", "loss (nats)", ("loss_koleo",), "Falls while features spread out."
   ),
-  Kind("Total loss", "loss (nats)", ("loss",), "Weighted sum of the parts."),
+  Kind(
+    "Total loss",
+    "loss (nats)",
+    ("loss",),
+    "Weighted sum of the parts; of a fine-tuning, the cross-entropy.",
+  ),
   Kind(
     "Gradient norms before clipping",
     "L2 norm (no unit)",
@@ -227,6 +239,8 @@ def _levels_of_one(run, names) -> Iterator[tuple[str, float]]:
   if SUM in names and run.nothing_learnt:
     yield "nothing learnt", run.nothing_learnt
     yield "collapse", alarm.COLLAPSED * run.nothing_learnt
+  if "loss" in names and (level := tuned.uniform_loss(run)):
+    yield "uniform predictions", level
   count = run.count("heads.dino.prototypes")
   if "teacher_entropy" in names and count:
     yield "all prototypes alike", math.log(count)

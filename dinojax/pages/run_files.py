@@ -44,7 +44,7 @@ def read(workdir: pathlib.Path) -> run_record.Run:
     return run_record.Run(
       path=workdir,
       label=workdir.resolve().name,
-      config=_read_config(workdir / "config.json"),
+      config=_read_config(workdir / "config.json") or _of_finetuning(starts),
       series=series,
       evaluations=evaluations,
       events=happened,
@@ -145,6 +145,12 @@ def _read_config(path: pathlib.Path) -> dict[str, Any] | None:
   except (OSError, ValueError, RecursionError):
     return None
   return found if isinstance(found, dict) else None
+
+
+def _of_finetuning(starts) -> dict[str, Any] | None:
+  """What a fine-tuning, which has no config, says of itself as it starts."""
+  found = starts[-1].get("finetune") if starts else None
+  return {"finetune": found} if isinstance(found, dict) else None
 
 
 def _read_checkpoints(folder: pathlib.Path) -> tuple[dict[int, float], list[str]]:

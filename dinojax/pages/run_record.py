@@ -34,7 +34,7 @@ class Run:
   Attributes:
     path: the workdir.
     label: its name among those of a page.
-    config: as in config.json; None if it cannot be read.
+    config: as in config.json, or {"finetune": settings}; None if it cannot be read.
     series: by name.
     evaluations: results of evaluate.py, as they stand in the metrics.
     events: see `events`, in order of time.
@@ -137,8 +137,8 @@ class Run:
 
   @property
   def batch_size(self) -> int | None:
-    """Images of a step."""
-    return self.count("data.batch_size")
+    """Images of a step; of a fine-tuning, too."""
+    return self.count("data.batch_size") or self.count("finetune.batch_size")
 
   @property
   def last_sign(self) -> float:

@@ -8,7 +8,15 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from dinojax.pages import hours, markup, run_files, run_record, verdict, wording
+from dinojax.pages import (
+  hours,
+  markup,
+  run_files,
+  run_record,
+  tuned,
+  verdict,
+  wording,
+)
 
 MAX_EVENTS = 300  # rows
 RECENT = 50  # logged steps whose rates are averaged
@@ -60,7 +68,9 @@ def facts(run: run_record.Run) -> Iterator[tuple[str, str]]:
   yield "recent throughput", f"{wording.number(rate, 3)}{' images/s' if rate else ''}"
   yield "devices waited for data", wording.share(recent(run, "data_wait_share"))
   best = run.best_knn()
-  if best:
+  if run.field("finetune"):
+    yield "best accuracy", tuned.describe_best(run)
+  elif best:
     name, at, share = best
     others = [f"{k} {wording.share(v)}" for k, v in run.baselines(name).items()]
     found = f"{wording.share(share)} at step {at:,} ({name})"

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from dinojax.pages import run_record, wording
+from dinojax.pages import run_record, tuned, wording
 from dinojax.reporting import alarm
 
 DECLINE = 0.8  # of the best k-NN: below, features get worse
@@ -74,6 +74,8 @@ def _life(run, now) -> tuple[str, tuple[str, ...]]:
 
 def _health(run) -> Verdict:
   """Whether it learns."""
+  if run.field("finetune"):
+    return Verdict(*tuned.health(run))
   if {"loss_image", "loss_patches"} <= run.series.keys():
     return _of_features(run)
   judged = _recent_loss(run)
