@@ -19,7 +19,7 @@ KINDS = [
   dict(targets="centering", shared=True, pool="cls"),
 ]
 # Kind, mesh and microbatches; each is a program of its own to compile.
-CASES = [(0, (1, 1), 4), (0, (2, 4), 2), (1, (2, 4), 2)]
+CASES = [(0, (1, 1), 2), (1, (2, 4), 2)]
 RESHARDING = re.compile(r" (all-to-all|collective-permute)(?:-start)?\(")
 
 
@@ -47,7 +47,7 @@ def make_mesh(data, fsdp):
 def step(kind, mesh_shape, microbatches, images=64):
   """One SGD step: the compiled step, its scalars, and the state after.
 
-  64 images are 32 groups of 2, one for each of 8 devices and 4 microbatches.
+  64 images are 32 groups of 2, two for each of 8 devices and 2 microbatches.
   """
   config, mesh = get_config(microbatches, images, **KINDS[kind]), make_mesh(*mesh_shape)
   nets, tx = assembly.make_nets(config), optax.sgd(LEARNING_RATE)
@@ -94,18 +94,18 @@ def test_a_step_of_microbatches_is_the_undivided_step(kind, mesh_shape, microbat
 
 def test_a_microbatch_moves_between_devices_what_a_batch_of_its_size_does_and_no_crop():
   # At sizes as small as these the compiler moves activations, not weights.
-  divided = step(0, (2, 4), 2)[0].as_text()
-  alone = step(0, (2, 4), 1, images=32)[0].as_text()
+  divided = step(1, (2, 4), 2)[0].as_text()
+  alone = step(1, (2, 4), 1, images=32)[0].as_text()
   moves = [sorted(RESHARDING.findall(text)) for text in (divided, alone)]
   assert moves[0] == sorted(2 * moves[1]) != []  # each microbatch is unrolled on CPU
   assert not re.search(r"= [^=]*u8\[[^=]* (all-|collective-)", divided)
 
 
-def test_four_microbatches_need_less_memory():
+def test_two_microbatches_need_less_memory():
   whole, divided = (
-    step(0, (1, 1), n)[0].memory_analysis().temp_size_in_bytes for n in (1, 4)
+    step(0, (1, 1), n)[0].memory_analysis().temp_size_in_bytes for n in (1, 2)
   )
-  assert divided < 0.4 * whole
+  assert divided < 0.65 * whole
 
 
 def test_collected_rows_stay_in_order_and_on_their_devices():

@@ -2,11 +2,14 @@
 
 import atexit
 import collections
+import gc
 import os
 import pathlib
 import shutil
 import sys
 import tempfile
+
+import pytest
 
 # Machine code that is not optimised compiles in half the time, and most tests compile.
 os.environ["XLA_FLAGS"] = (
@@ -14,6 +17,7 @@ os.environ["XLA_FLAGS"] = (
   " --xla_llvm_disable_expensive_passes=true"
 )
 os.environ["JAX_PLATFORMS"] = "cpu"
+gc.set_threshold(100_000, 50, 100)  # tracing makes many objects and little garbage
 sys.path.insert(0, str(pathlib.Path(__file__).parent.parent))
 
 # One cache of compiled programs for all processes of a session. Those that it starts
@@ -47,6 +51,12 @@ def pytest_configure(config):
     "markers", "gpu_compile: compiles for NVIDIA GPUs, with packages of [plan-gpu]"
   )
   config.option.loadscopereorder = False  # of xdist, which sorts by number of tests
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_auto_num_workers():
+  """One worker more than cores: some tests wait for the processes that they start."""
+  return len(os.sched_getaffinity(0)) + 1
 
 
 def pytest_collection_modifyitems(items):

@@ -250,7 +250,7 @@ def test_a_run_goes_on_on_other_processes_after_sigterm_and_sigkill_of_one(
   assert "dinojax: process 1 of 2 is lost: it was killed" in output
   assert "Traceback" not in output
 
-  output = finish(start(moved, SELDOM, devices=4))
+  output = finish(start(moved, SELDOM))
   assert int(re.search(r"step (\d+) of 40", output)[1]) > saved
   one, many = logged(whole_run), logged(moved)
   assert [entry["step"] for entry in many] == list(range(1, 41))
