@@ -45,6 +45,8 @@ setuptools.setup(
   ],
   extras_require={
     "cpu": [],
+    # Images of any number of bands, in TIFF of any compression.
+    "channels": ["tifffile>=2025.1.10", "imagecodecs>=2025.3.30"],
     "tpu": ["jax[tpu]>=0.10,<0.12"],
     "cuda": ["jax[cuda13]>=0.10,<0.12"],
     "cuda12": ["jax[cuda12]>=0.10,<0.12"],
@@ -74,6 +76,7 @@ setuptools.setup(
       "alembic>=1.13",  # of mlflow
       "apache-beam>=2.70",
       "faiss-cpu>=1.9",
+      "imagecodecs>=2025.3.30",  # of tifffile
       "jax2onnx>=0.13,<0.14",
       "jax[tpu]>=0.10,<0.12",  # plan_test.py compiles for TPUs that are not there
       "kubernetes>=31",
@@ -89,6 +92,7 @@ setuptools.setup(
       "pyyaml>=6",
       "ruff>=0.12",
       "selenium>=4.25",  # drives Chromium
+      "tifffile>=2025.1.10",
       "torch==2.13.0",
       "sqlalchemy>=2",  # of mlflow
       "transformers>=5.0,<6",

@@ -35,7 +35,7 @@ class Assembly(NamedTuple):
   train_step: jitted (state, batch, key) -> (state, scalars); donates its state.
   abstract_state, abstract_batches, abstract_key: shapes, dtypes and shardings of the
     arguments of `train_step`; a batch for each row of `resolutions.configs`.
-  image_feature: jitted (teacher, uint8 [B, S, S, 3]) -> frozen features [B, D].
+  image_feature: jitted (teacher, images [B, S, S, C]) -> frozen features [B, D].
   patch_tokens: the same -> [B, N, D].
   """
 
@@ -237,12 +237,12 @@ def _with_heads(backbone: vit.VisionTransformer, fields) -> dino.Nets:
 
 
 def image_feature(nets: dino.Nets, teacher: Any, images: jax.Array) -> jax.Array:
-  """The teacher's frozen image feature [B, D] of uint8 images [B, S, S, 3]."""
+  """The teacher's frozen image feature [B, D] of images [B, S, S, C]."""
   return _features(nets, teacher, images).image
 
 
 def patch_tokens(nets: dino.Nets, teacher: Any, images: jax.Array) -> jax.Array:
-  """The teacher's frozen patch tokens [B, N, D] of uint8 images [B, S, S, 3]."""
+  """The teacher's frozen patch tokens [B, N, D] of images [B, S, S, C]."""
   return _features(nets, teacher, images).patches
 
 

@@ -2,7 +2,9 @@
 
 from dinojax import backbone
 model = backbone.load("runs/quickstart")  # or .pth, .safetensors, a Hugging Face folder
-features = model(images)  # uint8 [B, H, W, 3] -> .image, .cls, .patches
+features = model(images)  # uint8 RGB [B, H, W, 3] -> .image, .cls, .patches
+
+Networks of other images take them as they are stored, see `Backbone.layout`.
 """
 
 import dataclasses
@@ -18,6 +20,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from dinojax import checksums, errors, sharding
+from dinojax.data import layouts
 from dinojax.networks import vit
 from dinojax.weights import formats, model, runs
 
@@ -38,13 +41,18 @@ class Backbone:
   run: tuple[str, int] | None = None
 
   def __call__(self, images: jax.Array) -> vit.Features:
-    """Features of uint8 RGB images [B, H, W, 3].
+    """Features of images [B, H, W, C] of the network's layout: uint8 RGB of most.
 
     Raises:
       UserError: another type or shape, or a side no multiple of the patch size.
     """
-    check_images(images, self.module.patch_size)
+    check_images(images, self.module)
     return _apply(self.module, self.params, images)
+
+  @property
+  def layout(self) -> layouts.Layout:
+    """How many channels its images have, and of which type."""
+    return layouts.of(self.module)
 
   def image_sizes(self, *, resize: int | None, crop: int | None) -> dict[str, int]:
     """{"resize", "crop"}: pixels of the shorter side, then of a side of the crop.
@@ -69,27 +77,32 @@ class Backbone:
     return {"resize": resize, "crop": crop}
 
 
-def check_images(images: jax.Array, patch_size: int) -> None:
+def check_images(images: jax.Array, module: vit.VisionTransformer) -> None:
   """Raises UserError if a batch of images will not do, with what to give instead."""
+  patch_size, (channels, dtype) = module.patch_size, layouts.of(module)
+  kind = "RGB" if channels == 3 else f"{channels} channels"
+  wanted = f"{kind} [B, H, W, {channels}]"
   if not isinstance(images, np.ndarray | jax.Array):
     raise errors.UserError(
       f"images are a {type(images).__name__}; give an array: np.asarray(images)"
     )
   shape = list(images.shape)
-  if images.dtype != jnp.uint8:
+  if images.dtype != dtype:
+    values = "0 to 255 as decoded" if dtype == "uint8" else "as stored"
     raise errors.UserError(
-      f"images are {images.dtype}; give uint8, 0 to 255 as decoded: they are normalized"
-      " inside"
+      f"images are {images.dtype}; give {dtype}, {values}: they are normalized inside"
     )
   if len(shape) != 4:
     one = ": images[None] for a single one" if len(shape) == 3 else ""
-    raise errors.UserError(f"images are {shape}; give a batch [B, H, W, 3]{one}")
+    raise errors.UserError(
+      f"images are {shape}; give a batch [B, H, W, {channels}]{one}"
+    )
   if not shape[0]:
     raise errors.UserError(f"images are {shape}, a batch of none; give at least one")
-  if shape[3] != 3:
-    turned = ": images.transpose(0, 2, 3, 1)" if shape[1] == 3 else ""
+  if shape[3] != channels:
+    turned = ": images.transpose(0, 2, 3, 1)" if shape[1] == channels else ""
     raise errors.UserError(
-      f"images are {shape}, of {shape[3]} channels; give RGB [B, H, W, 3]{turned}"
+      f"images are {shape}, of {shape[3]} channels; give {wanted}{turned}"
     )
   fitting = [max(round(side / patch_size), 1) * patch_size for side in shape[1:3]]
   if shape[1:3] != fitting:
@@ -152,7 +165,7 @@ def fingerprint(architecture: dict, params: Any) -> str:
 
 
 def apply(module, params, images: jax.Array, *, by_block: bool = False) -> vit.Features:
-  """Features of uint8 images [B, H, W, 3]; `by_block` as in vit.py."""
+  """Features of images [B, H, W, C]; `by_block` as in vit.py."""
   images = sharding.constrain_batch(module.normalize(images))
   (features,) = module.apply({"params": params}, [images], [None], by_block=by_block)
   return features
@@ -176,7 +189,7 @@ def image_columns(
   Args:
     module: a VisionTransformer.
     params: its weights.
-    images: uint8 [B, H, W, 3].
+    images: [B, H, W, C].
     wanted: (kind, block), of `columns`; block -1 is the last one.
 
   Returns:

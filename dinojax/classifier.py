@@ -40,8 +40,8 @@ class Classifier:
     """The class or classes of each image, and the probabilities of all classes.
 
     Args:
-      images: uint8 RGB [B, H, W, 3], with sides of `backbone.sizes["crop"]` pixels or
-        other multiples of the patch size.
+      images: uint8 RGB [B, H, W, 3], or of the backbone's layout, with sides of
+        `backbone.sizes["crop"]` pixels or other multiples of the patch size.
 
     Returns:
       B names, or, of the task "labels", B tuples of names of a probability above 0.5;
@@ -51,7 +51,7 @@ class Classifier:
       UserError: another type or shape.
     """
     module = self.backbone.module
-    backbone.check_images(images, module.patch_size)
+    backbone.check_images(images, module)
     params = self.backbone.params
     probabilities = _probabilities(
       module, self.columns, self.task, params, self.head, images
@@ -71,7 +71,7 @@ class Classifier:
       found = _probabilities(module, self.columns, self.task, params, self.head, images)
       return (found,)
 
-    return export.Program(probabilities, ("probabilities",), module.patch_size)
+    return export.Program(probabilities, ("probabilities",), module)
 
 
 def load(path: str, *, step: int | None = None, dtype: str = "float32") -> Classifier:

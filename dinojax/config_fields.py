@@ -17,12 +17,12 @@ FIELDS = {
   "config.mesh": "data fsdp",
   "config.pictures": "every",
   "config.checkpoint": "every keep_last keep_best keep_steps",
-  "config.init": "backbone run",
+  "config.init": "backbone run rgb",
   "config.gram": "teacher refresh_steps crop_size",
   "config.distill": "teacher kind backbone heads students",
   "config.backbone": "patch_size pos_grid width depth heads ffn registers pool"
   " drop_path layerscale_init dtype positions ffn_width norm_eps qkv_bias local_norm"
-  " rope_shift rope_jitter rope_rescale rope_periods mean std",
+  " rope_shift rope_jitter rope_rescale rope_periods mean std image_dtype max_value",
   "config.heads": "dino ibot",
   **{f"config.heads.{name}": _HEAD for name in ("dino", "ibot")},
   "config.losses": "targets student_temp dino_weight ibot_weight koleo_weight",
@@ -37,7 +37,8 @@ FIELDS = {
   "config.schedules.gram_weight": "start final first_step steps",
   "config.optimizer": "b1 b2 eps clip_norm layer_decay patch_embed_lr_scale"
   " freeze_prototypes_steps",
-  "config.data": "sources weights batch_size max_pixels max_bad_share accept_changed",
+  "config.data": "sources weights batch_size channels max_pixels max_bad_share"
+  " accept_changed",
   "config.augment": "global1 global2 local num_local",
   **{f"config.augment.{crop}": _CROP for crop in ("global1", "global2", "local")},
   **{
@@ -67,14 +68,13 @@ CHOICES = {
   "config.backbone.qkv_bias": ("all", "no_key", "none"),
   "config.backbone.local_norm": (False, True),
   "config.backbone.rope_periods": ("float32", "bfloat16"),
+  "config.backbone.image_dtype": ("uint8", "uint16", "float32"),
   "config.heads.dino.weight_norm": (True, False),
   "config.heads.ibot.weight_norm": (True, False),
   "config.losses.targets": ("sinkhorn", "centering"),
   "config.distill.kind": ("prototypes", "features"),
   "config.schedules.learning_rate.warmup": ("linear", "cosine"),
 }
-# Of red, green and blue: the least of each, and 1 is the most.
-CHANNELS = {"config.backbone.mean": 0.0, "config.backbone.std": 0.001}
 AT_LEAST = {
   "config.unroll": 1,
   "config.accumulation": 1,
@@ -96,6 +96,7 @@ AT_LEAST = {
   "config.backbone.rope_shift": 0.0,
   "config.backbone.rope_jitter": 1.0,
   "config.backbone.rope_rescale": 1.0,
+  "config.backbone.max_value": 0.0,
   "config.total_steps": 1,
   **{
     f"config.schedules.{weight}.{name}": least
@@ -117,7 +118,11 @@ AT_LEAST = {
 ADDED = {
   "config.backbone.mean": (0.485, 0.456, 0.406),
   "config.backbone.std": (0.229, 0.224, 0.225),
+  "config.backbone.image_dtype": "uint8",
+  "config.backbone.max_value": 0.0,
+  "config.data.channels": 3,
   "config.init.run": "",
+  "config.init.rgb": (),
   "config.gram": dict(teacher="", refresh_steps=(), crop_size=0),
   "config.distill": dict(
     teacher="", kind="prototypes", backbone={}, heads={}, students={}
@@ -165,15 +170,6 @@ CROP_LIMITS = (
 )
 
 
-def is_of_channels(value, *, least: float) -> bool:
-  """Whether a value is three numbers from `least` to 1."""
-  return (
-    isinstance(value, list | tuple)
-    and len(value) == 3
-    and all(isinstance(x, int | float) and least <= x <= 1 for x in value)
-  )
-
-
 def _rises(pair) -> bool:
   low, high = pair
   return low <= high < math.inf
@@ -188,6 +184,9 @@ def with_added(config: dict) -> dict:
     for part in groups:
       group = group.get(part, {})
     group.setdefault(name, value)
+    teacher = config.get("distill", {}).get("backbone")
+    if groups == ["backbone"] and teacher:
+      teacher.setdefault(name, value)
   return config
 
 

@@ -15,9 +15,9 @@ DST must not exist. Its ending chooses the format: .pth, .safetensors (with Hugg
 Face's names), or none for a folder of our own. `config.init.backbone`, evaluate and
 embed read all of them. Everything is float32; nothing is rounded.
 
-DST can also be a program that runs elsewhere, from uint8 images of --size pixels to
-features: .stablehlo (for jax.export.deserialize) or .onnx. With --head, from a workdir
-of dinojax.finetune to the probabilities of its classes, which DST.json names.
+DST can also be a program that runs elsewhere, from images of --size pixels, as they are
+stored, to features: .stablehlo (for jax.export.deserialize) or .onnx. With --head, from
+a workdir of dinojax.finetune to the probabilities of its classes, which DST.json names.
 """
 
 import json
@@ -151,7 +151,8 @@ def _write(
       sizes = loaded.image_sizes(resize=None, crop=size)
       text = json.dumps({"class_names": class_names, **sizes})
       new.with_name(about.name).write_text(f"{text}\n")
-  print(f"takes images [B, {size}, {size}, 3] uint8, any B")
+  channels, dtype = loaded.layout
+  print(f"takes images [B, {size}, {size}, {channels}] {dtype}, any B")
   if arrays.exists():
     print(f"  {arrays.name} holds its arrays; keep the two together")
 

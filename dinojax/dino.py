@@ -57,8 +57,7 @@ class TrainState:
 def init_state(key: jax.Array, *, nets: Nets, tx, cfg) -> TrainState:
   """The state before the first step: the teacher starts as a copy of the student."""
   keys = jax.random.split(key, 3)
-  side = nets.backbone.patch_size * nets.backbone.pos_grid
-  image, feature = jnp.zeros((1, side, side, 3)), jnp.zeros((1, nets.backbone.width))
+  image, feature = nets.backbone.example(), jnp.zeros((1, nets.backbone.width))
   student = {
     "backbone": nets.backbone.init(keys[0], (image,), (None,))["params"],
     "dino_head": nets.dino_head.init(keys[1], feature)["params"],
@@ -158,10 +157,10 @@ def train_step(state: TrainState, batch: dict, key, *, nets, tx, schedules, cfg)
 
   Args:
     state: the state before; may be donated.
-    batch: uint8 global_crops [B,V,S,S,3] and local_crops [B,L,s,s,3], bool mask
+    batch: global_crops [B,V,S,S,C] and local_crops [B,L,s,s,C], bool mask
       [B,V,N], int32 masked_indices [G,U] into a group's (image, view, patch) rows, and
       float32 masked_weights [G,U], one over the number of masked patches of the crop;
-      perhaps uint8 gram_crops, the global crops as the Gram teacher sees them.
+      perhaps gram_crops, the global crops as the Gram teacher sees them.
     key: the run's key; draws depend on it and on the step alone.
     nets: of `assembly.make_nets`.
     tx: an optax transformation of the student.

@@ -61,8 +61,7 @@ class State:
 
 def init_features(key: jax.Array, *, nets: FeatureNets, tx) -> dino.TrainState:
   """The state of a student that learns features, before its first step."""
-  side = nets.backbone.patch_size * nets.backbone.pos_grid
-  image, feature = jnp.zeros((1, side, side, 3)), jnp.zeros((1, nets.backbone.width))
+  image, feature = nets.backbone.example(), jnp.zeros((1, nets.backbone.width))
   examples = [((image,), (None,)), (feature,), (feature,)]
   student = {
     name: net.init(one, *example)["params"]
@@ -75,12 +74,15 @@ def init_features(key: jax.Array, *, nets: FeatureNets, tx) -> dino.TrainState:
 
 
 def resize(crops: jax.Array, side: int) -> jax.Array:
-  """uint8 crops [..., S, S, 3] at `side` pixels, bicubic, against aliasing."""
+  """Crops [..., S, S, C] at `side` pixels, bicubic, against aliasing."""
   if crops.shape[-2] == side:
     return crops
-  shape = (*crops.shape[:-3], side, side, 3)
+  shape = (*crops.shape[:-3], side, side, crops.shape[-1])
   pixels = jax.image.resize(crops.astype(jnp.float32), shape, "cubic")
-  return jnp.clip(jnp.round(pixels), 0, 255).astype(jnp.uint8)
+  if crops.dtype == jnp.float32:
+    return pixels
+  most = jnp.iinfo(crops.dtype).max
+  return jnp.clip(jnp.round(pixels), 0, most).astype(crops.dtype)
 
 
 def seen_by(net: nn.Module, batch: dict, patch_size: int) -> dict:

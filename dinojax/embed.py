@@ -22,7 +22,6 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import tqdm
 from absl import flags
@@ -122,6 +121,7 @@ def main(_) -> None:
         workers=backbone_flags.WORKERS.value,
         spans=[shape.span(k) for k in missing],
         max_pixels=MAX_PIXELS.value,
+        layout=model.layout,
       )
       watch = backbone_flags.open_watchdog()
       bar = _progress(shape, mine, missing, number)
@@ -152,8 +152,8 @@ def compile_features(
     functools.partial(features, model.module, **choice),
     out_shardings=sharding.batch_sharding(mesh),
   )
-  side = image_sizes["crop"]
-  images = jax.ShapeDtypeStruct((batch_size, side, side, 3), jnp.uint8)
+  side, (channels, dtype) = image_sizes["crop"], model.layout
+  images = jax.ShapeDtypeStruct((batch_size, side, side, channels), dtype)
   shapes = jax.eval_shape(apply, model.params, images)
 
   def compute(images):
@@ -191,7 +191,7 @@ def differences(there: dict, now: dict) -> list[str]:
 def features(
   module, params, images: jax.Array, *, feature: str, layers: int, patches: bool
 ) -> dict[str, jax.Array]:
-  """{"feature": [B, F]} of uint8 images, perhaps "patches": [B, P, D]; float32."""
+  """{"feature": [B, F]} of images, perhaps "patches": [B, P, D]; float32."""
   seen = backbone.apply(module, params, images, by_block=layers > 1)
   result = {"feature": backbone.select_columns(seen, backbone.columns(feature, layers))}
   return result | ({"patches": seen.patches} if patches else {})

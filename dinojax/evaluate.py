@@ -121,6 +121,7 @@ def extract(
         batch_size=batch_size,
         workers=backbone_flags.WORKERS.value,
         max_pixels=evaluation_flags.MAX_PIXELS.value,
+        layout=loaded.layout,
         description=f"features of --{name}",
         progress=watch.step_done,
         **sizes,
@@ -216,6 +217,7 @@ def evaluate_patches(
       mesh=mesh,
       batch_size=backbone_flags.batch_size(mesh.size, at_most=most),
       max_pixels=evaluation_flags.MAX_PIXELS.value,
+      layout=loaded.layout,
       **reading,
     )
     memory = patches.remember(

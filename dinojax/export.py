@@ -1,8 +1,9 @@
 """Export of a network as a program: StableHLO by jax.export, and ONNX.
 
-Both take uint8 images [B, size, size, 3] of any B, which ONNX calls images, and hold
-the weights. That of a backbone returns (image feature [B, D], CLS token [B, D], patch
-tokens [B, N, D]) in float32, in ONNX image, cls, patches.
+Both take uint8 RGB images [B, size, size, 3] of any B, or images of the network's own
+layout, which ONNX calls images, and hold the weights. That of a backbone returns (image
+feature [B, D], CLS token [B, D], patch tokens [B, N, D]) in float32, in ONNX image,
+cls, patches.
 """
 
 import contextlib
@@ -17,6 +18,8 @@ import jax.numpy as jnp
 from jax import export
 
 from dinojax import backbone, errors
+from dinojax.data import layouts
+from dinojax.networks import vit
 
 PLATFORMS = ("cpu", "cuda", "tpu")
 IN_FILE = 1 << 20  # bytes; larger arrays lie beside an .onnx, which holds 2 GB at most
@@ -25,13 +28,13 @@ IN_FILE = 1 << 20  # bytes; larger arrays lie beside an .onnx, which holds 2 GB 
 class Program(NamedTuple):
   """What can be exported.
 
-  apply: uint8 images [B, S, S, 3] -> a tuple of arrays. outputs: their names.
-  patch_size: divides S.
+  apply: images [B, S, S, C] -> a tuple of arrays. outputs: their names. module: of the
+  backbone, which says what its images are.
   """
 
   apply: Callable[[jax.Array], tuple[jax.Array, ...]]
   outputs: tuple[str, ...]
-  patch_size: int
+  module: vit.VisionTransformer
 
 
 def of_backbone(model: backbone.Backbone) -> Program:
@@ -43,7 +46,7 @@ def of_backbone(model: backbone.Backbone) -> Program:
     # Two outputs need two values, also where `image` is `cls`.
     return jnp.copy(found.image), found.cls, found.patches
 
-  return Program(features, ("image", "cls", "patches"), module.patch_size)
+  return Program(features, ("image", "cls", "patches"), module)
 
 
 def exportable(module: Any) -> Any:
@@ -112,14 +115,15 @@ def write(program: Program, size: int, path: pathlib.Path) -> None:
 
 def _images(program: Program, size: int) -> jax.ShapeDtypeStruct:
   """The abstract images of a program."""
-  patch = program.patch_size
+  patch = program.module.patch_size
   if size < patch or size % patch:
     raise errors.UserError(
       f"size={size} must be a multiple of the patch size, {patch}; try"
       f" {max(round(size / patch), 1) * patch}"
     )
   (batch,) = export.symbolic_shape("batch")
-  return jax.ShapeDtypeStruct((batch, size, size, 3), jnp.uint8)
+  channels, dtype = layouts.of(program.module)
+  return jax.ShapeDtypeStruct((batch, size, size, channels), dtype)
 
 
 @contextlib.contextmanager

@@ -92,7 +92,7 @@ def teacher_patches(
 
   Args:
     params: of the Gram teacher.
-    batch: with "gram_crops" [B, V, S, S, 3], or else "global_crops".
+    batch: with "gram_crops" [B, V, S, S, C], or else "global_crops".
     backbone: the network.
 
   Returns:
@@ -101,7 +101,7 @@ def teacher_patches(
   crops = batch.get("gram_crops", batch["global_crops"])
   crops = backbone.normalize(einops.rearrange(crops, "b v ... -> (b v) ..."))
   (seen,) = backbone.apply({"params": params}, (crops,), (None,))
-  of_one_image = batch["global_crops"][0]  # [V, S, S, 3]
+  of_one_image = batch["global_crops"][0]  # [V, S, S, C]
   return resize(seen.patches, backbone.grid(of_one_image))
 
 

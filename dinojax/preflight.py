@@ -7,7 +7,7 @@ Every error names the field, its value, the limit and the way out.
 import difflib
 import math
 
-from dinojax import config_fields, errors, resolutions, students
+from dinojax import channels, config_fields, errors, resolutions, students
 
 
 def check(config, *, devices: int | None) -> None:
@@ -34,6 +34,7 @@ def check(config, *, devices: int | None) -> None:
   _check_start(config)
   resolutions.check(config)
   students.check(config)
+  channels.check(config)
   if devices is not None:
     _check_batches(config, devices)
   if not config.distill.students:
@@ -48,7 +49,7 @@ def check(config, *, devices: int | None) -> None:
 
 def doubts(config) -> list[str]:
   """What of a config works and is hardly meant, a line each."""
-  plan, total, lines = config.schedules, config.total_steps, []
+  plan, total, lines = config.schedules, config.total_steps, channels.doubts(config)
   if (warmup := plan.teacher_temp.warmup_steps) > total:
     lines.append(
       f"config.schedules.teacher_temp.warmup_steps={warmup} is longer than"
@@ -131,10 +132,6 @@ def _check_ranges(config):
   eps = config.backbone.norm_eps
   if not 0 < eps <= 0.1:
     raise errors.UserError(f"config.backbone.norm_eps={eps} must be within (0, 0.1]")
-  for path, least in config_fields.CHANNELS.items():
-    value = config_fields.field(config, path)
-    if not config_fields.is_of_channels(value, least=least):
-      raise errors.UserError(f"{path}={value} must be three numbers, {least} to 1")
   if not config.dense_eval.temperature > 0:
     raise errors.UserError(
       f"config.dense_eval.temperature={config.dense_eval.temperature} must be above 0"

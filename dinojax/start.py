@@ -6,7 +6,7 @@ import jax
 from jax.sharding import Mesh
 
 from dinojax import dino, errors
-from dinojax.weights import formats, model, wrappers
+from dinojax.weights import formats, image_fields, model, wrappers
 
 
 def from_weights(state: dino.TrainState, config) -> dino.TrainState:
@@ -93,6 +93,8 @@ def _read(path, field, parts, config) -> dict[str, Any]:
   """Parts of the weights at "PATH" or "RUN@STEP", the backbone fit to the config."""
   try:
     weights = formats.read_at(path, heads=config.backbone.heads, parts=parts)
+    if field == "config.init.backbone":
+      weights = image_fields.adapted(weights, config.backbone, rgb=config.init.rgb)
     backbone = model.fit(weights, config.backbone, path)
   except errors.UserError as error:
     raise errors.UserError(f"{field}: {error}") from error

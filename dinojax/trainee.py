@@ -143,6 +143,7 @@ class Trainee:
       *(state.teacher, self.run.init(init_key).teacher),
       linear=self.config.knn.linear,
       known=known or None,
+      normalize=self.run.nets.backbone.normalize,
     )
     self.log.compared(results)
     console.print_result(self._label + knn.describe_comparison(results))

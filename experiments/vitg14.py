@@ -65,7 +65,10 @@ def get_config():
   config.group_size = 16  # images that share KoLeo neighbours, masks, drop-path draws
   # What student and teacher start from; "": noise. Of `backbone`, such as a run or a
   # .pth, the backbone alone; of `run`, RUN or RUN@STEP, the teacher with its heads.
-  config.init = dict(backbone="", run="")
+  # RGB weights serve other channels: `rgb`, such as (3, 2, 1), places red, green and
+  # blue among them, and the others start at zero; (): all start from the mean of the
+  # three (weights/image_fields.py).
+  config.init = dict(backbone="", run="", rgb=())
   config.backbone = dict(
     patch_size=14,
     pos_grid=16,  # 224 / 14: the position embedding's own grid
@@ -89,9 +92,14 @@ def get_config():
     rope_jitter=1.0,
     rope_rescale=1.0,
     rope_periods="float32",  # released .pth files hold them in "bfloat16"
-    # Of red, green and blue from 0 to 1: what images are normalised by. ImageNet's.
+    # Of each channel, where max_value is 1: what images are normalised by. These are
+    # ImageNet's of red, green and blue; `dinojax.measure` prints those of any images.
     mean=(0.485, 0.456, 0.406),
     std=(0.229, 0.224, 0.225),
+    # Type of the images' values, "uint8", or "uint16" or "float32" of NumPy arrays and
+    # TIFF, and the value that means 1; 0: 255, 65,535 or 1.
+    image_dtype="uint8",
+    max_value=0.0,
   )
   # Two heads, as in the ViT-g recipe. Without `ibot`, one head serves both losses. With
   # weight_norm=False, as DINOv3's, prototypes are a plain matrix of any norms.
@@ -150,6 +158,7 @@ def get_config():
     sources=("arrayrecord:data/web142m/*.array_record",),
     weights=(1.0,),
     batch_size=BATCH,
+    channels=3,  # 1 to 16; colours are changed where they are RGB alone
     # Larger images are corrupt records, also of config.knn; a JPEG may be 4 times
     # larger, since it can be decoded at half its size. Each worker may need 16 bytes
     # per pixel.

@@ -202,7 +202,7 @@ def backbone_by_hand(b):
   block = qkv + linear(d, d) + ffn + 6 * d
   tokens = 2 + b.registers + (1 + b.pos_grid**2) * (b.positions == "learned")
   norms = 2 * d * (1 + b.local_norm)
-  return linear(3 * b.patch_size**2, d) + tokens * d + b.depth * block + norms
+  return linear(len(b.mean) * b.patch_size**2, d) + tokens * d + b.depth * block + norms
 
 
 def assembled(name):
@@ -232,15 +232,17 @@ def test_every_experiment_has_its_number_of_parameters_and_traces_to_a_step(name
   side, small = config.augment.global1.size, config.augment.local.size
   grid = side // patch
   slots = masking.slots(group_size=g, views=2, grid=grid, **config.masking)
+  channels, kind = config.data.channels, np.dtype(config.backbone.image_dtype)
+  num_local = config.augment.num_local
   shapes = {
-    "global_crops": ((b, 2, side, side, 3), np.uint8),
-    "local_crops": ((b, config.augment.num_local, small, small, 3), np.uint8),
+    "global_crops": ((b, 2, side, side, channels), kind),
+    "local_crops": ((b, num_local, small, small, channels), kind),
     "mask": ((b, 2, grid**2), np.bool_),
     "masked_indices": ((b // g, slots), np.int32),
     "masked_weights": ((b // g, slots), np.float32),
   }
   if gram := config.gram.crop_size:
-    shapes["gram_crops"] = ((b, 2, gram, gram, 3), np.uint8)
+    shapes["gram_crops"] = ((b, 2, gram, gram, channels), kind)
   plan = schedules.make_schedules(**config.schedules, total_steps=config.total_steps)
   step = functools.partial(
     dino.train_step, nets=nets, tx=tx, schedules=plan, cfg=config

@@ -19,7 +19,7 @@ EXPERIMENTS = sorted((ROOT / "experiments").glob("*.py"))
 
 VERBS = {
   *("main", "evaluate", "embed", "convert", "plan", "ingest", "preview", "report"),
-  "finetune",
+  *("finetune", "measure"),
 }
 MAY_LAUNCH = {
   *("errors", "preflight", "runtime.rendezvous", "runtime.signals"),
@@ -30,7 +30,7 @@ MAY_LAUNCH = {
 FLOORS = (
   "errors",
   "config_fields durable",
-  "resolutions students",
+  "resolutions students channels",
   "preflight",
   "reporting",
   "pages runtime sharding",

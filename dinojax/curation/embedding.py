@@ -62,7 +62,7 @@ class _Images:
 
 @functools.lru_cache(maxsize=1)
 def _load_backbone(network: Network):
-  """A compiled function, uint8 images -> features; once per process."""
+  """A compiled function, images -> features, and their layout; once per process."""
   compiled.keep_programs("auto")
   loaded = backbone.load(
     network.checkpoint,
@@ -75,7 +75,7 @@ def _load_backbone(network: Network):
   apply = jax.jit(
     functools.partial(backbone.image_columns, loaded.module, wanted=columns)
   )
-  return functools.partial(apply, loaded.params)
+  return functools.partial(apply, loaded.params), loaded.layout
 
 
 def compute_features(part: jobs.Part, *, job: jobs.Job, network: Network) -> None:
@@ -84,7 +84,7 @@ def compute_features(part: jobs.Part, *, job: jobs.Job, network: Network) -> Non
   if path.exists():
     return
   rows = jobs.rows_of(job.kept_ids(part.number, before="embedding"))
-  apply = _load_backbone(network)
+  apply, layout = _load_backbone(network)
   features = None
   records = list(inputs.read(part, job, rows.tolist()))
   batches = eval_batches.open_batches(
@@ -95,6 +95,7 @@ def compute_features(part: jobs.Part, *, job: jobs.Job, network: Network) -> Non
     crop=network.crop,
     workers=0,
     max_pixels=job.settings.max_pixels,
+    layout=layout,
   )
   for batch in batches:
     # In float64, since squares of large finite features overflow in float32.
@@ -107,7 +108,8 @@ def compute_features(part: jobs.Part, *, job: jobs.Job, network: Network) -> Non
     found = found[valid] / np.linalg.norm(found[valid], axis=1, keepdims=True)
     features[rows[batch["index"][valid]]] = found
   if features is None:  # no image of this part is kept
-    width = np.asarray(apply(np.zeros((1, network.crop, network.crop, 3), np.uint8)))
+    shape = 1, network.crop, network.crop, layout.channels
+    width = np.asarray(apply(np.zeros(shape, layout.dtype)))
     features = np.zeros((len(job.rows(part.number)), width.shape[1]), np.float16)
   job.save(path, features)
 

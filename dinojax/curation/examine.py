@@ -9,7 +9,7 @@ import numpy as np
 from PIL import Image
 
 from dinojax.curation import fingerprints, inputs, jobs
-from dinojax.data import images
+from dinojax.data import arrays, images, layouts
 
 # What is known of an image. size is in bytes; bytes and pixels are digests of the file
 # and of the decoded image.
@@ -55,18 +55,24 @@ def examine(record: inputs.Record, settings: jobs.Settings) -> tuple[np.void, st
   row["size"] = len(record.image)
   row["bytes"] = digest(record.image)
   try:
-    probed = images.probe(record.image)
+    probed = probe(record.image)
     row["height"], row["width"] = probed.height, probed.width
     reason, detail = _check_header(probed, settings)
     if not reason:
       pixels, _ = probed.decode(max_pixels=settings.max_pixels)
       row["pixels"] = digest(pixels, str(pixels.shape).encode())
-      row["hash"] = fingerprints.perceptual_hash(pixels)
-      row["thumb"] = fingerprints.resize_to_square(pixels, fingerprints.THUMB)
+      shown = arrays.shown(pixels)
+      row["hash"] = fingerprints.perceptual_hash(shown)
+      row["thumb"] = fingerprints.resize_to_square(shown, fingerprints.THUMB)
   except ValueError as error:
     reason, detail = "unreadable", str(error)
   row["reason"] = jobs.REASON[reason]
   return row[()], detail
+
+
+def probe(image: bytes) -> images.Probed:
+  """Reads the header of a picture, to be RGB, or of an array of any channels."""
+  return images.probe(image, None if arrays.is_array(image) else layouts.RGB)
 
 
 def _check_header(probed: images.Probed, settings: jobs.Settings) -> tuple[str, str]:
@@ -92,8 +98,11 @@ def digest(content: bytes | np.ndarray, salt: bytes = b"") -> np.ndarray:
 
 
 def shrunk(image: bytes, settings: jobs.Settings) -> bytes:
-  """The image as it is written: as JPEG if it is over `settings.shorter_side`."""
-  if not settings.shorter_side:
+  """The image as it is written: as JPEG if it is over `settings.shorter_side`.
+
+  Arrays, which no JPEG can hold, stay as they are.
+  """
+  if not settings.shorter_side or arrays.is_array(image):
     return image
   probed = images.probe(image)
   ratio = min(probed.height, probed.width) / settings.shorter_side

@@ -133,8 +133,10 @@ def skipped_files(specs: list[str]) -> list[str]:
     endings = collections.Counter()
     for _, entries in walk.folders(root, spec, []):
       names = (entry.name.lower() for entry in entries)
-      others = (name for name in names if not name.endswith(folder.ENDINGS))
-      endings.update(os.path.splitext(name)[1] or "without" for name in others)
+      endings.update(os.path.splitext(name)[1] or "without" for name in names)
+    pictures = any(ending in endings for ending in folder.ENDINGS)
+    for ending in folder.ENDINGS if pictures else folder.ARRAYS:
+      del endings[ending]
     if endings:
       most = [f"{count:,} {ending}" for ending, count in endings.most_common(MOST)]
       more = ", ..." if len(endings) > MOST else ""

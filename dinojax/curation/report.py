@@ -17,8 +17,8 @@ import numpy as np
 from PIL import Image
 
 from dinojax import durable
-from dinojax.curation import inputs, jobs
-from dinojax.data import images
+from dinojax.curation import examine, inputs, jobs
+from dinojax.data import arrays, images
 
 SAMPLES = 24  # pictures of each reason
 SIDE = 128  # pixels of a picture
@@ -109,12 +109,12 @@ def _pictures(
     rows = [image & 0xFFFFFFFF for image in group]
     for record in inputs.read(parts[number], job, rows):
       try:
-        pixels, _ = images.probe(record.image or b"").decode(
+        pixels, _ = examine.probe(record.image or b"").decode(
           images.MAX_HALVINGS, max_pixels=job.settings.max_pixels
         )
       except ValueError:
         continue
-      picture = Image.fromarray(pixels)
+      picture = Image.fromarray(arrays.shown(pixels))
       picture.thumbnail((SIDE, SIDE))
       file = io.BytesIO()
       picture.save(file, "JPEG", quality=85)

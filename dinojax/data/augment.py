@@ -3,12 +3,13 @@
 First the positions of all crops are drawn (geometry.py), since they decide how small
 the image can be decoded (images.py), and their colours and blur. Then each crop is one
 warp from the decoded image (resample.py) and two passes for blur and colour
-(photometric.py), in uint8 RGB on the host. The device normalizes. All randomness comes
-from the argument `rng`: the same generator state and bytes give the same crops.
+(photometric.py), on the host, in the values that are stored: uint8 RGB, or of another
+layout (layouts.py). The device normalizes. All randomness comes from the argument
+`rng`: the same generator state and bytes give the same crops.
 
 Source: DINOv2 (arXiv:2304.07193) and the torchvision transforms it is built from.
 
-Shapes: image [H,W,3], global crop [S,S,3], each of L local crops [s,s,3].
+Shapes: image [H,W,C], global crop [S,S,C], each of L local crops [s,s,C].
 """
 
 import dataclasses
@@ -19,7 +20,8 @@ from collections.abc import Iterable
 import cv2
 import numpy as np
 
-from dinojax.data import geometry, images, photometric, resample
+from dinojax import channels as channel_fields
+from dinojax.data import geometry, images, layouts, photometric, resample
 
 # A JPEG is decoded at a fraction of its size if that leaves so many of its pixels for
 # each pixel of a crop, along an axis.
@@ -51,6 +53,7 @@ class MultiCrop:
   num_local: int
   gram_size: int = 0  # of the global crops as a Gram teacher sees them; 0: not at all
   max_pixels: int = images.MAX_PIXELS  # of an image, see `images.decode`
+  layout: layouts.Layout = layouts.RGB
 
   @functools.cached_property
   def kinds(self) -> list[Crop]:
@@ -86,18 +89,18 @@ class MultiCrop:
 
     Args:
       rng: the only source of randomness.
-      image: an encoded image, or uint8 RGB [H,W,3].
+      image: an encoded image, or [H,W,C].
 
     Returns:
-      {"global_crops": [2,S,S,3] uint8, "local_crops": [L,s,s,3] uint8}, and with
-      `gram_size` "gram_crops": the global ones in that size, neither blurred nor
+      {"global_crops": [2,S,S,C], "local_crops": [L,s,s,C]} of the layout's type, and
+      with `gram_size` "gram_crops": the global ones in that size, neither blurred nor
       changed in colour.
 
     Raises:
       ValueError: the image cannot be decoded, see `images.decode`.
     """
     cv2.setNumThreads(0)  # The input worker processes already fill the cores.
-    probed = images.probe(image)
+    probed = images.probe(image, self.layout)
     kinds = self.kinds
     warps = self.sample_warps(rng, probed.height, probed.width)
     appearances = photometric.sample_appearances(rng, self.ranges)
@@ -112,9 +115,10 @@ class MultiCrop:
     pixels, halved = probed.decode(
       halvings(scales), alpha=True, max_pixels=self.max_pixels
     )
-    level = resample.finest(pixels, halved)
+    channels, dtype = self.layout
+    levels = resample.levels(pixels, halved, channels)
     crops = {
-      name: np.empty((count, side, side, 3), np.uint8)
+      name: np.empty((count, side, side, channels), dtype)
       for name, count, side in (
         ("global_crops", 2, self.global1.size),
         ("local_crops", self.num_local, self.local.size),
@@ -126,9 +130,14 @@ class MultiCrop:
     for kind, size, warp, appearance, out in zip(
       kinds, sizes, warps, appearances, outs, strict=True
     ):
-      pixels, variance = resample.warp_crop(level, warp, size, appearance.sigma)
       kernel = kind.blur.kernel
-      photometric.apply(pixels, appearance, variance=variance, kernel=kernel, out=out)
+      for part, level in levels:
+        pixels, variance = resample.warp_crop(level, warp, size, appearance.sigma)
+        photometric.apply(
+          *(pixels, appearance),
+          **dict(variance=variance, kernel=kernel, out=out[..., part]),
+          rgb=channels == 3,
+        )
     return crops
 
 
@@ -158,7 +167,14 @@ def halvings(scales: Iterable[float]) -> int:
 
 
 def make_multi_crop(
-  *, global1, global2, local, num_local, gram_size=0, max_pixels=images.MAX_PIXELS
+  *,
+  global1,
+  global2,
+  local,
+  num_local,
+  gram_size=0,
+  max_pixels=images.MAX_PIXELS,
+  layout=layouts.RGB,
 ) -> MultiCrop:
   """Builds the `MultiCrop` of `config.augment`, which preflight.py has checked.
 
@@ -169,17 +185,21 @@ def make_multi_crop(
     num_local: L.
     gram_size: `config.gram.crop_size`.
     max_pixels: `config.data.max_pixels`.
+    layout: of the images, which may turn some colours off.
 
   Raises:
     TypeError: a field is unknown or missing.
   """
-  crops = {}
+  crops, off = {}, channel_fields.colours_off(*layout)
   for name, group in (("global1", global1), ("global2", global2), ("local", local)):
+    jitter = {k: 0.0 if f"jitter.{k}" in off else x for k, x in group["jitter"].items()}
     parts = {
       "geometry": geometry.Geometry(**group["geometry"]),
-      "jitter": photometric.Jitter(**group["jitter"]),
+      "jitter": photometric.Jitter(**jitter),
       "blur": photometric.Blur(**group["blur"]),
+      **{field: 0.0 for field in off if field in group},
     }
     crops[name] = Crop(**{**group, **parts})
   more = dict(num_local=num_local, gram_size=gram_size, max_pixels=max_pixels)
+  more["layout"] = layout
   return MultiCrop(**crops, **more)

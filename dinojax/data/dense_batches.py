@@ -8,9 +8,16 @@ from collections.abc import Callable, Sequence
 
 import grain
 import numpy as np
-from PIL import Image
 
-from dinojax.data import bad_records, images, label_maps, prefetch, sources
+from dinojax.data import (
+  arrays,
+  bad_records,
+  images,
+  label_maps,
+  layouts,
+  prefetch,
+  sources,
+)
 
 
 def open_batches(
@@ -22,6 +29,7 @@ def open_batches(
   num_classes: int,
   workers: int,
   max_pixels: int = images.MAX_PIXELS,
+  layout: layouts.Layout = layouts.RGB,
   then: Callable[[dict], dict] = dict,
 ) -> prefetch.Batches:
   """Starts one pass, in order, over this process's slice of a source.
@@ -38,18 +46,19 @@ def open_batches(
     num_classes: larger values of a map are corrupt.
     workers: processes; 0 reads in a thread of this one.
     max_pixels: larger images and maps are corrupt, see `images.decode`.
+    layout: of the images; others are corrupt.
     then: what the workers make of a batch; picklable.
 
   Returns:
     Batches, to be closed, of b = len(rows), in the order of `rows`, before `then`:
-    image uint8 [b, S, S, 3], label_map uint8 [b, S, S], all IGNORE beyond the end and
+    image [b, S, S, C], label_map uint8 [b, S, S], all IGNORE beyond the end and
     for corrupt records, bad_records [b], a `bad_records.REPORT` of each record, index
     int32 [b], the record, -1 beyond the end.
 
   Raises:
     errors.TemporaryError: while iterating, if the data are out of reach.
   """
-  settings = batch_size, tuple(rows), side, num_classes, max_pixels
+  settings = batch_size, tuple(rows), side, num_classes, max_pixels, layout
   steps = -(-len(source) // batch_size)
   batches = grain.MapDataset.range(steps).map(_DenseRows(source, *settings)).map(then)
   return prefetch.Batches(batches, min(workers, steps))
@@ -65,11 +74,12 @@ class _DenseRows:
   side: int
   num_classes: int
   max_pixels: int
+  layout: layouts.Layout
 
   def __call__(self, step: int) -> dict[str, np.ndarray]:
     size, square = len(self.rows), (self.side, self.side)
     batch = {
-      "image": np.zeros((size, *square, 3), np.uint8),
+      "image": np.zeros((size, *square, self.layout.channels), self.layout.dtype),
       "label_map": np.full((size, *square), label_maps.IGNORE, np.uint8),
       "index": np.full(size, -1, np.int32),
       "bad_records": np.full(size, bad_records.report()),
@@ -85,16 +95,16 @@ class _DenseRows:
         bad_records.raise_if_lost(error, self.source.where)
         batch["bad_records"][i] = bad_records.report(index, str(error))
       else:
-        resized = Image.fromarray(pixels).resize(square, Image.Resampling.BICUBIC)
-        batch["image"][i] = np.asarray(resized)
+        batch["image"][i] = arrays.resized(pixels, square)
         batch["label_map"][i] = label_maps.to_square(label_map, self.side)
     return batch
 
   def _read(self, index):
-    """Image [H, W, 3] and map [h, w] of a record; one of UNREADABLE if not sound."""
+    """Image [H, W, C] and map [h, w] of a record; one of UNREADABLE if not sound."""
     record = self.source[index]
     label_map = label_maps.decode(record["label_map"], max_pixels=self.max_pixels)
     label_maps.check_values(label_map, self.num_classes)
-    pixels = images.decode(record["image"], max_pixels=self.max_pixels)
+    how = dict(max_pixels=self.max_pixels, layout=self.layout)
+    pixels = images.decode(record["image"], **how)
     label_maps.check_shape(label_map, *pixels.shape[:2])
     return pixels, label_map

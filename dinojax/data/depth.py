@@ -5,6 +5,7 @@ The high byte of such a value is nearly black, or nothing at all.
 """
 
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -31,6 +32,22 @@ def to_8_bits(open_image: Callable[[], Image.Image]) -> Image.Image:
   Returns:
     RGB or RGBA.
   """
+  values, transparent = read(open_image)
+  colors = _high_bits(values[..., :3])
+  parts = [colors] * (3 // colors.shape[-1])
+  if values.shape[-1] == 4:
+    parts.append(_high_bits(values[..., 3:]))
+  elif transparent is not None:
+    opaque = (values != transparent).any(axis=-1, keepdims=True)
+    parts.append(np.where(opaque, 255, 0).astype(np.uint8))
+  return Image.fromarray(np.concatenate(parts, axis=-1))
+
+
+def read(open_image: Callable[[], Image.Image]) -> tuple[np.ndarray, Any]:
+  """Decodes a PNG of 16 bits a channel to uint16 [H, W, C], C 1, 3 or 4.
+
+  Also returns the value or colour that means transparent, or None.
+  """
   with open_image() as opened:
     codec, box, offset, layout = opened.tile[0]
     values = np.asarray(opened)
@@ -43,14 +60,7 @@ def to_8_bits(open_image: Callable[[], Image.Image]) -> Image.Image:
     values = values.astype(np.uint16) << 8 | low_bytes
   else:
     values = values.astype(np.uint16)[..., None]
-  colors = _high_bits(values[..., :3])
-  parts = [colors] * (3 // colors.shape[-1])
-  if values.shape[-1] == 4:
-    parts.append(_high_bits(values[..., 3:]))
-  elif transparent is not None:
-    opaque = (values != transparent).any(axis=-1, keepdims=True)
-    parts.append(np.where(opaque, 255, 0).astype(np.uint8))
-  return Image.fromarray(np.concatenate(parts, axis=-1))
+  return values, transparent
 
 
 def _high_bits(values):

@@ -5,10 +5,17 @@ from collections.abc import Sequence
 
 import grain
 import numpy as np
-from PIL import Image
 
 from dinojax import errors
-from dinojax.data import bad_records, class_labels, images, prefetch, sources
+from dinojax.data import (
+  arrays,
+  bad_records,
+  class_labels,
+  images,
+  layouts,
+  prefetch,
+  sources,
+)
 
 MAX_LABEL = np.iinfo(np.int32).max
 
@@ -23,6 +30,7 @@ def open_batches(
   workers: int,
   spans: Sequence[tuple[int, int]] | None = None,
   max_pixels: int = images.MAX_PIXELS,
+  layout: layouts.Layout = layouts.RGB,
 ) -> prefetch.Batches:
   """Starts one pass, in order, over this process's slice of a source.
 
@@ -40,10 +48,11 @@ def open_batches(
     spans: (start, stop) of the records to read, span by span; each begins a batch, and
       its last one is padded. None: all of the source.
     max_pixels: larger images are corrupt, see `images.decode`.
+    layout: of the images; others are corrupt.
 
   Returns:
     Batches, to be closed, of b = len(rows), in the order of `rows`:
-    image uint8 [b, crop, crop, 3], label int32 [b], -1 if there is none, index int32
+    image [b, crop, crop, C], label int32 [b], -1 if there is none, index int32
     [b], the record, valid bool [b], False beyond the end of the span and for corrupt
     records, bad_records [b], a `bad_records.REPORT` of each record.
 
@@ -58,7 +67,8 @@ def open_batches(
   bounds = np.array(
     [(first, stop) for start, stop in spans for first in range(start, stop, batch_size)]
   )
-  read_rows = _EvalRows(source, bounds, tuple(rows), resize, crop, max_pixels)
+  how = resize, crop, max_pixels, layout
+  read_rows = _EvalRows(source, bounds, tuple(rows), *how)
   batches = grain.MapDataset.range(len(bounds)).map(read_rows)
   return prefetch.Batches(batches, min(workers, len(bounds)))
 
@@ -76,11 +86,13 @@ class _EvalRows:
   resize: int
   crop: int
   max_pixels: int
+  layout: layouts.Layout
 
   def __call__(self, step: int) -> dict[str, np.ndarray]:
-    size = len(self.rows)
+    size, (channels, dtype) = len(self.rows), self.layout
+    how = dict(max_pixels=self.max_pixels, layout=self.layout)
     batch = {
-      "image": np.zeros((size, self.crop, self.crop, 3), np.uint8),
+      "image": np.zeros((size, self.crop, self.crop, channels), dtype),
       "label": np.full(size, -1, np.int32),
       "index": np.full(size, -1, np.int32),
       "valid": np.zeros(size, bool),
@@ -95,7 +107,7 @@ class _EvalRows:
       try:
         record = self.source[index]
         batch["label"][i] = _class(record["label"])
-        image = images.decode(record["image"], max_pixels=self.max_pixels)
+        image = images.decode(record["image"], **how)
       except sources.UNREADABLE as error:
         bad_records.raise_if_lost(error, self.source.where)
         if self.source.labels is not None:
@@ -115,7 +127,7 @@ def _class(label: int) -> int:
 
 
 def _centre_crop(image: np.ndarray, resize: int, crop: int) -> np.ndarray:
-  """Resizes [H, W, 3] to `resize` along the shorter side and crops the centre.
+  """Resizes [H, W, C] to `resize` along the shorter side and crops the centre.
 
   Only the crop is computed: resized whole, one thin panorama would fill the memory.
   """
@@ -123,5 +135,4 @@ def _centre_crop(image: np.ndarray, resize: int, crop: int) -> np.ndarray:
   side = crop * min(height, width) / resize  # in pixels of the image
   left, top = (width - side) / 2, (height - side) / 2
   box = (left, top, left + side, top + side)
-  resized = Image.fromarray(image).resize((crop, crop), Image.Resampling.BICUBIC, box)
-  return np.asarray(resized)
+  return arrays.resized(image, (crop, crop), box)

@@ -9,13 +9,15 @@ from typing import NamedTuple
 import numpy as np
 
 from dinojax import errors
-from dinojax.data import class_labels, files, walk
+from dinojax.data import arrays, class_labels, files, walk
 
 ENDINGS = (".jpg", ".jpeg", ".png", ".webp", ".bmp")
+TIFF = (".tif", ".tiff")
+ARRAYS = (".npy", *TIFF)  # where there is none of ENDINGS
 
 
 class FolderSource:
-  """Images below a folder, in sorted order.
+  """Images below a folder, in sorted order: pictures, or arrays where there are none.
 
   If more images lie in sub-folders than beside them, the sorted names of those are the
   classes, and the images beside them have no label. Otherwise no image has one. Hidden
@@ -30,6 +32,8 @@ class FolderSource:
     self.where = where
     self._root = root
     self.paths, notes = found.names, found.notes
+    if any(path.lower().endswith(TIFF) for path in self.paths):
+      arrays.import_tifffile()  # Or every record would be corrupt.
     tops = [name.partition(os.sep)[0] for name in self.paths]
     beside = [name for name in self.paths if os.sep not in name]
     classes = sorted(set(tops).difference(beside))
@@ -72,16 +76,28 @@ class _Listing(NamedTuple):
 
 
 def _list_images(root: str, where: str) -> _Listing:
+  """Lists the pictures or else the arrays; UserError if there are none."""
   if not os.path.exists(root):
     raise errors.UserError(f"{where} does not exist; give a folder of images")
   if not os.path.isdir(root):
     raise errors.UserError(f"{where} is not a folder; give the one it lies in")
+  for endings in (ENDINGS, ARRAYS):
+    found, count = _list(root, where, endings)
+    if found.names:
+      return found
+  holds = f"{count} files but no image" if count else "no file at all"
+  known = ", ".join(ENDINGS + ARRAYS)
+  raise errors.UserError(f"{where} holds {holds}; images end in {known}")
+
+
+def _list(root: str, where: str, endings: Sequence[str]) -> tuple[_Listing, int]:
+  """Lists the files with one of some endings, and counts all files."""
   names, sizes, times, links, special, count = [], [], [], [], [], 0
   for folder, entries in walk.folders(root, where, links):
     count += len(entries)
     prefix = os.path.join(folder, "")
     for entry in entries:
-      if not entry.name.lower().endswith(ENDINGS):
+      if not entry.name.lower().endswith(endings):
         continue
       size = time = 0  # A dangling link is a corrupt record later, not an error here.
       with contextlib.suppress(OSError):
@@ -93,9 +109,6 @@ def _list_images(root: str, where: str) -> _Listing:
       names.append(prefix + entry.name)
       sizes.append(size)
       times.append(time)
-  if not names:
-    holds = f"{count} files but no image" if count else "no file at all"
-    raise errors.UserError(f"{where} holds {holds}; images end in {', '.join(ENDINGS)}")
   order = sorted(range(len(names)), key=names.__getitem__)
   names, sizes, times = ([x[i] for i in order] for x in (names, sizes, times))
   notes = []
@@ -105,7 +118,7 @@ def _list_images(root: str, where: str) -> _Listing:
     notes.append(
       f"skips {walk.some(special, 'special file')}: only regular files are images"
     )
-  return _Listing(names, sizes, times, notes)
+  return _Listing(names, sizes, times, notes), count
 
 
 def _about_beside(beside: Sequence[str], total: int, flat: bool) -> str:

@@ -1,7 +1,9 @@
-"""Image decoding: JPEG, PNG, WebP, BMP and GIF of any mode, to RGB pixels.
+"""Image decoding: JPEG, PNG, WebP, BMP and GIF of any mode, NumPy arrays, TIFF.
 
-Pillow decodes everything; libjpeg-turbo, by simplejpeg, decodes sound JPEG files,
-faster and on request at a half, a quarter or an eighth of their size.
+All become [H, W, C] of the layout that a run wants, RGB of 8 bits unless it says so.
+Pillow decodes pictures; libjpeg-turbo, by simplejpeg, decodes sound JPEG files, faster
+and on request at a half, a quarter or an eighth of their size. arrays.py reads the
+others.
 """
 
 import dataclasses
@@ -20,7 +22,7 @@ from PIL import (
   WebPImagePlugin,
 )
 
-from dinojax.data import depth, headers
+from dinojax.data import arrays, depth, headers, layouts
 
 # By content, not by file extension. Pillow's other formats stay shut: its EPS reader
 # runs Ghostscript, and records come from the web. And not by `Image.open`, which warns
@@ -48,26 +50,34 @@ UPRIGHT = {  # by EXIF orientation, 1 being upright
 }
 
 
-def decode(image: bytes | np.ndarray, *, max_pixels: int = MAX_PIXELS) -> np.ndarray:
-  """Decodes one image to RGB; arrays pass through.
+def decode(
+  image: bytes | np.ndarray,
+  *,
+  max_pixels: int = MAX_PIXELS,
+  layout: layouts.Layout | None = layouts.RGB,
+) -> np.ndarray:
+  """Decodes one image; arrays in memory pass through.
 
   EXIF orientation is applied if it can be read. Transparency is composed on white, CMYK
   converted. Of an animation, or of several pictures in a file, the first is decoded. Of
-  16 bits, the highest 8 that the image uses remain, see depth.py.
+  16 bits, the highest 8 that the image uses remain where 8 are wanted, see depth.py.
 
   Args:
-    image: an encoded image, or uint8 [H, W, 3].
+    image: an encoded image, or [H, W, C] as a source has it in memory.
     max_pixels: the limit. A JPEG may have JPEG_FACTOR times as many; where they are
       more than MAX_PIXELS, it is decoded at a half, a quarter or an eighth of its size.
+    layout: of the result; None: of arrays and of PNG of 16 bits their own, of other
+      pictures RGB.
 
   Returns:
-    uint8 [H, W, 3], possibly read-only.
+    [H, W, C], possibly read-only.
 
   Raises:
-    ValueError: empty, damaged or truncated, over the limit, or not of FORMATS. The
-      message is one line and says which.
+    ValueError: empty, damaged or truncated, over the limit, of another layout, or of no
+      known format. The message is one line and says which.
+    UserError: a TIFF, and tifffile is not installed.
   """
-  pixels, _ = probe(image).decode(max_pixels=max_pixels)
+  pixels, _ = probe(image, layout).decode(max_pixels=max_pixels)
   return pixels
 
 
@@ -78,7 +88,9 @@ class Probed:
   height: int  # of the upright image at full size
   width: int
   frames: int = 1  # of an animation
-  header: headers.Header | None = None  # or else there are
+  layout: layouts.Layout | None = layouts.RGB
+  header: headers.Header | None = None  # of a picture, or else there is
+  array: arrays.Stored | None = None  # or
   pixels: np.ndarray | None = None
 
   def decode(
@@ -90,33 +102,41 @@ class Probed:
       halvings: how often to halve it at most, where its size does not ask for more.
         Pixel (i, j) of an image halved n times is the mean of a square of 2**n x 2**n
         pixels that begins at (i, j) * 2**n.
-      alpha: whether to add a channel of 255, which costs a JPEG nothing here.
+      alpha: whether to add a fourth channel to three, which costs a JPEG nothing here.
       max_pixels: see `decode`.
 
     Returns:
-      uint8 RGB or RGBA, and how often it was halved: 0 for other formats.
+      [H, W, C], and how often it was halved: 0 for other formats.
 
     Raises:
-      ValueError: damaged or truncated, or over the limit.
+      ValueError: damaged or truncated, of another layout, or over the limit.
     """
+    if self.array is not None and self.layout:  # before it takes memory
+      self.layout.check(self.array.channels, self.array.dtype)
     if self.pixels is not None:
       pixels, halvings = self.pixels, 0
     else:
       least = self._least_halvings(max_pixels)
+      kind = "array" if self.array else self.header.format
       try:
         pixels, halvings = self._decode(max(halvings, least), least, alpha)
       except MemoryError as error:
         size = f"{self.width}x{self.height} pixels"
         raise ValueError(f"there is not enough memory for {size}") from error
       except Exception as error:  # Pillow raises a dozen types on damaged bytes.
-        raise ValueError(f"damaged {self.header.format}: {_reason(error)}") from error
+        raise ValueError(f"damaged {kind}: {_reason(error)}") from error
+    if self.layout not in (layouts.RGB, None):
+      pixels = self.layout.fit(pixels)
+    elif self.header is None and self.layout:
+      self.layout.check(pixels.shape[-1], pixels.dtype)
     if alpha and pixels.shape[-1] == 3:
       pixels = cv2.cvtColor(pixels, cv2.COLOR_RGB2RGBA)
     return pixels, halvings
 
   def _least_halvings(self, max_pixels):
     """How often it has to be halved for its size; ValueError if it is too large."""
-    count, jpeg = self.height * self.width, self.header.format == "JPEG"
+    jpeg = self.header is not None and self.header.format == "JPEG"
+    count = self.height * self.width
     if count > max_pixels * (JPEG_FACTOR if jpeg else 1):
       times = f"{JPEG_FACTOR} times, for a JPEG, " if jpeg else ""
       raise ValueError(
@@ -130,6 +150,10 @@ class Probed:
 
   def _decode(self, halvings, least, alpha):
     """As `decode`, but with alpha only where that is free."""
+    if self.array:
+      return self.array.read(), 0
+    if self.layout and self.layout != layouts.RGB:
+      alpha = False
     if self.header.format == "JPEG" and self.header.channels in (1, 3):
       halvings = min(halvings, MAX_HALVINGS)
       # An incomplete block at the end would come first in a rotated image, and shift
@@ -144,29 +168,35 @@ class Probed:
         pixels = _decode_jpeg(self.header, halvings, alpha)
       except ValueError:
         # simplejpeg is strict. Pillow accepts stray bytes, as there are on the web.
-        pixels, halvings = _decode_by_pillow(self.header, least), least
+        pixels, halvings = _decode_by_pillow(self.header, least, self.layout), least
     else:
-      pixels, halvings = _decode_by_pillow(self.header, least), least
+      pixels, halvings = _decode_by_pillow(self.header, least, self.layout), least
     if self.header.orientation > 1:
       pixels = UPRIGHT[self.header.orientation](pixels)
     return pixels, halvings
 
 
-def probe(image: bytes | np.ndarray) -> Probed:
-  """Reads the header of an image.
+def probe(
+  image: bytes | np.ndarray, layout: layouts.Layout | None = layouts.RGB
+) -> Probed:
+  """Reads the header of an image; layout: as of `decode`.
 
   Raises:
     ValueError: as `decode`; some damage shows only when it is decoded.
+    UserError: as `decode`.
   """
   if isinstance(image, np.ndarray):
-    return Probed(*image.shape[:2], pixels=image)
+    return Probed(*image.shape[:2], layout=layout, pixels=image)
   if not image:
     raise ValueError("zero bytes")
+  if arrays.is_array(image):
+    stored = arrays.probe(image, layout and layout.channels)
+    return Probed(stored.height, stored.width, layout=layout, array=stored)
   header = headers.read(image)
   sides = header.height, header.width
   if header.orientation >= 5:
     sides = header.width, header.height
-  return Probed(*sides, frames=header.frames, header=header)
+  return Probed(*sides, frames=header.frames, layout=layout, header=header)
 
 
 def _reason(error: Exception) -> str:
@@ -194,14 +224,20 @@ def _decode_jpeg(header: headers.Header, halvings: int, alpha: bool) -> np.ndarr
   )
 
 
-def _decode_by_pillow(header: headers.Header, halvings: int) -> np.ndarray:
-  """Decodes any of FORMATS to uint8 [H, W, 3], not yet upright."""
+def _decode_by_pillow(
+  header: headers.Header, halvings: int, layout: layouts.Layout | None
+) -> np.ndarray:
+  """Decodes any of FORMATS, not yet upright: to RGB, or as it is for other layouts."""
   if header.depth == 16:
+    if layout is None or layout.dtype != "uint8":
+      return depth.read(functools.partial(_open, header))[0]
     return _to_rgb(depth.to_8_bits(functools.partial(_open, header)))
   with _open(header) as opened:
     if halvings:
       step = 2**halvings
       opened.draft(None, (header.width // step, header.height // step))
+    if layout and layout.channels == 4 and opened.mode == "RGBA":
+      return np.asarray(opened)  # of which the fourth may be infrared
     return _to_rgb(opened)
 
 

@@ -16,6 +16,7 @@ from dinojax.data import (
   bad_records,
   geometry,
   images,
+  layouts,
   mixture,
   photometric,
   prefetch,
@@ -55,26 +56,31 @@ def crop_image(
   kind: augment.Crop,
   *,
   max_pixels: int = images.MAX_PIXELS,
+  layout: layouts.Layout = layouts.RGB,
 ) -> np.ndarray:
-  """One crop of an image, uint8 [S, S, 3]; its colours stay as they are.
+  """One crop of an image, [S, S, C]; its colours stay as they are.
 
   Args:
     rng: the only source of randomness.
-    image: an encoded image, or uint8 RGB [H, W, 3].
+    image: an encoded image, or [H, W, C].
     kind: of `random_crop`.
     max_pixels: larger images are corrupt, see `images.decode`.
+    layout: of the images.
 
   Raises:
     ValueError: the image cannot be decoded.
   """
   cv2.setNumThreads(0)  # The input worker processes already fill the cores.
-  probed = images.probe(image)
+  probed = images.probe(image, layout)
   warp = augment.sample_warp(rng, probed.height, probed.width, kind)
   halvings = augment.halvings([geometry.scale(warp, kind.size)])
   pixels, halved = probed.decode(halvings, alpha=True, max_pixels=max_pixels)
-  level = resample.finest(pixels, halved)
-  crop, variance = resample.warp_crop(level, warp, kind.size, sigma=0.0)
-  return photometric.smooth(crop, variance=variance, kernel=kind.blur.kernel)
+  crop = np.empty((kind.size, kind.size, layout.channels), layout.dtype)
+  for part, level in resample.levels(pixels, halved, layout.channels):
+    made, variance = resample.warp_crop(level, warp, kind.size, sigma=0.0)
+    made = photometric.smooth(made, variance=variance, kernel=kind.blur.kernel)
+    crop[..., part] = made.reshape(crop[..., part].shape)
+  return crop
 
 
 def open_batches(
@@ -87,6 +93,7 @@ def open_batches(
   workers: int,
   start_step: int,
   max_pixels: int = images.MAX_PIXELS,
+  layout: layouts.Layout = layouts.RGB,
 ) -> prefetch.Batches:
   """Starts the endless stream of this process's slice of the batches.
 
@@ -103,16 +110,17 @@ def open_batches(
     workers: processes; 0 reads in a thread of this one.
     start_step: step of the first batch.
     max_pixels: larger images are corrupt.
+    layout: of the images; others are corrupt.
 
   Returns:
-    Batches, to be closed, of b = len(rows), in the order of `rows`: image uint8
-    [b, S, S, 3], label int32 [b], -1 where there is none, bad_records [b], a
+    Batches, to be closed, of b = len(rows), in the order of `rows`: image
+    [b, S, S, C], label int32 [b], -1 where there is none, bad_records [b], a
     `bad_records.REPORT` of each record.
 
   Raises:
     errors.UserError: while iterating, if a record and all its substitutes are bad.
   """
-  crops = data.order(seed).random_map(_Crop(data, kind, max_pixels))
+  crops = data.order(seed).random_map(_Crop(data, kind, max_pixels, layout))
   steps = _Steps(crops, tuple(rows), batch_size)
   return prefetch.Batches(steps[start_step:], workers)
 
@@ -124,13 +132,13 @@ class _Crop:
   data: mixture.Mixture
   kind: augment.Crop
   max_pixels: int
+  layout: layouts.Layout
 
   def __call__(self, index: int, rng: np.random.Generator) -> dict[str, np.ndarray]:
     source, record = self.data.locate(int(index))
+    how = dict(max_pixels=self.max_pixels, layout=self.layout)
     crop, label, reason = bad_records.read_or_substitute(
-      source,
-      record,
-      make=lambda image: crop_image(rng, image, self.kind, max_pixels=self.max_pixels),
+      source, record, make=lambda image: crop_image(rng, image, self.kind, **how)
     )
     bad = bad_records.report(*(() if reason is None else (index, reason)))
     return {"image": crop, "label": np.int32(label), "bad_records": bad}

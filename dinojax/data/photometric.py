@@ -5,6 +5,10 @@ product is one 3 x 4 matrix. Gaussian blur, and the blur or sharpening that resa
 leaves to do, are one separable kernel. Values are uint8, rounded to nearest and clipped
 once, at the end.
 
+Images of other channels than RGB have brightness and contrast alone: one factor for all
+channels, contrast about each channel's own mean. Values of 16 bits are rounded and
+clipped as those of 8, floating-point values neither.
+
 Source: the torchvision transforms that DINOv2 (arXiv:2304.07193) is built from.
 DIFFERS: torchvision clips and rounds after each of the four steps of its jitter, which
 come in a random order. Without clipping the order makes no difference (a test shows
@@ -19,6 +23,7 @@ in HSV at constant maximum. The change of hue is the same, that of brightness is
 
 import dataclasses
 import math
+from collections.abc import Sequence
 
 import cv2
 import numpy as np
@@ -112,22 +117,28 @@ def apply(
   variance: tuple[float, float],
   kernel: int,
   out: np.ndarray,
+  rgb: bool = True,
 ) -> None:
   """Applies blur or sharpening, colours and solarization to one crop.
 
   Args:
-    image: uint8 RGB [S, S, 3].
+    image: RGB [S, S, 3], or any 1 to 4 channels.
     appearance: its colours and solarization; of its sigma, `variance` is left to do.
     variance: see `smooth`.
     kernel: see `smooth`.
-    out: uint8 [S, S, 3], contiguous; holds the result.
+    out: of that shape and type; holds the result.
+    rgb: whether it is RGB; others have neither saturation nor hue.
   """
   image = smooth(image, variance=variance, kernel=kernel)
   if appearance.factors:
-    image = cv2.transform(image, color_matrix(mean_luma(image), *appearance.factors))
+    if rgb:
+      matrix = color_matrix(mean_luma(image), *appearance.factors)
+    else:
+      matrix = channel_matrix(cv2.mean(image)[: out.shape[-1]], *appearance.factors[:2])
+    image = cv2.transform(image, matrix)
   if appearance.solarize:
     image = solarize(image)
-  out[...] = image
+  out[...] = image.reshape(out.shape)  # OpenCV drops the axis of a single channel
 
 
 def mean_luma(image: np.ndarray) -> float:
@@ -161,10 +172,27 @@ def color_matrix(
   return np.dot(amounts, _BASIS).reshape(3, 4)
 
 
+def channel_matrix(
+  means: Sequence[float], brightness: float, contrast: float
+) -> np.ndarray:
+  """Brightness and contrast of any channels as one affine map.
+
+  Args:
+    means: of the C channels of the image that is changed.
+    brightness: factor; 0 gives black.
+    contrast: factor of the distance from the channel's mean.
+
+  Returns:
+    [C, C + 1] for cv2.transform.
+  """
+  offsets = brightness * (1 - contrast) * np.array(means)
+  return np.column_stack([brightness * contrast * np.eye(len(offsets)), offsets])
+
+
 def smooth(
   image: np.ndarray, *, variance: tuple[float, float], kernel: int
 ) -> np.ndarray:
-  """Blurs or sharpens uint8 [S, S, 3]; borders are reflected.
+  """Blurs or sharpens [S, S, C]; borders are reflected.
 
   Args:
     image: the crop.

@@ -38,12 +38,13 @@ WARP_BLUR, ENLARGED_BLUR, KEPT_BLUR = 1 / 6, 0.055, 0.097
 class Level:
   """An image, or a part of it, at some resolution and sharpness."""
 
-  pixels: np.ndarray  # RGBA, which OpenCV warps in less than half the time of RGB
+  pixels: np.ndarray  # 1 or 4 channels; RGB have a fourth beside them, see `levels`
   width: float  # of a pixel, in pixels of the full image
   height: float
   blur: float  # variance along an axis, in pixels of this level
   left: float = 0.0  # its position in the image, in pixels of this level
   top: float = 0.0
+  channels: int = 3  # of the crop
 
   @functools.cached_property
   def from_image(self) -> np.ndarray:
@@ -66,7 +67,7 @@ class Level:
     pixels = cv2.resize(self.smoothed.pixels, size, interpolation=cv2.INTER_LINEAR)
     x, y = width / size[0], height / size[1]
     blur = (self.smoothed.blur + 1 / 4) / 4
-    return Level(pixels, self.width * x, self.height * y, blur)
+    return Level(pixels, self.width * x, self.height * y, blur, channels=self.channels)
 
   def part(self, warp: np.ndarray, size: int) -> "Level":
     """The part that a crop shows, with a margin: the rest need not be filtered."""
@@ -100,6 +101,7 @@ class Level:
       (self.blur + ENLARGED_BLUR * min(scale, 1) ** 2) * x * y,
       self.left * x,
       self.top * y,
+      self.channels,
     )
 
 
@@ -109,20 +111,47 @@ def finest(pixels: np.ndarray, halvings: int) -> Level:
   return Level(pixels, step, step, (1 - 1 / step**2) / 12)  # the means are of boxes
 
 
+def levels(
+  pixels: np.ndarray, halvings: int, channels: int
+) -> list[tuple[slice, Level]]:
+  """The finest levels of an image of any number of channels, and which each has.
+
+  Each has 1 or 4, which OpenCV warps alike; 2 or 3 have others beside them, which
+  `_warp` drops. More than 4 it cannot warp, 2 it warps at coarser positions, and 3 take
+  twice the time.
+
+  Args:
+    pixels: as of `images.Probed.decode`, with a fourth channel beside 3.
+    halvings: likewise.
+    channels: of the image.
+  """
+  if channels == 3:
+    return [(slice(3), finest(pixels, halvings))]
+  found = []
+  for first in range(0, channels, 4):
+    part = slice(first, min(first + 4, channels))
+    count = part.stop - first
+    own = np.zeros((*pixels.shape[:2], 1 if count == 1 else 4), pixels.dtype)
+    own[..., :count] = pixels[..., part]
+    level = dataclasses.replace(finest(own, halvings), channels=count)
+    found.append((part, level))
+  return found
+
+
 def warp_crop(
   level: Level, warp: np.ndarray, size: int, sigma: float
 ) -> tuple[np.ndarray, tuple[float, float]]:
   """Warps one crop; its last filter is left to do.
 
   Args:
-    level: the finest of the image.
+    level: the finest of the image, or of some channels.
     warp: [3, 3] from the crop's coordinates to the full image's, see geometry.py.
     size: S.
     sigma: of the Gaussian blur that the crop is to have, in its pixels; 0: none.
 
   Returns:
-    uint8 RGB [S, S, 3], and the variances along x and y by which `photometric.smooth`
-    has to blur it; negative to sharpen.
+    [S, S, channels] of the pixels' type, and the variances along x and y by which
+    `photometric.smooth` has to blur it; negative to sharpen.
   """
   (a, b), (c, d) = geometry.jacobian(warp, size)
   area = abs(a * d - b * c)  # pixels of the image per pixel of the crop
@@ -147,7 +176,7 @@ def warp_crop(
 
 
 def _warp(level, warp, size, interpolation):
-  """The bilinear or bicubic warp, to RGB."""
+  """The bilinear or bicubic warp, without channels that stand beside others."""
   crop = cv2.warpPerspective(
     level.pixels,
     level.from_image @ warp @ TO_EDGES,
@@ -155,4 +184,6 @@ def _warp(level, warp, size, interpolation):
     flags=cv2.WARP_INVERSE_MAP | interpolation,
     borderMode=EDGE,
   )
-  return cv2.cvtColor(crop, cv2.COLOR_RGBA2RGB)
+  if level.channels == 3:
+    return cv2.cvtColor(crop, cv2.COLOR_RGBA2RGB)
+  return np.ascontiguousarray(crop[..., :2]) if level.channels == 2 else crop

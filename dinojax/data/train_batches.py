@@ -19,14 +19,14 @@ import grain
 import numpy as np
 
 from dinojax import resolutions
-from dinojax.data import augment, bad_records, masking, mixture, prefetch
+from dinojax.data import augment, bad_records, layouts, masking, mixture, prefetch
 
 
 class Row(NamedTuple):
   """What makes the batches of one resolution.
 
-  multi_crop: picklable (rng, image as its source stores it) -> {"global_crops": uint8
-    [V, S, S, 3], "local_crops": uint8 [L, s, s, 3]}.
+  multi_crop: picklable (rng, image as its source stores it) -> {"global_crops":
+    [V, S, S, C], "local_crops": [L, s, s, C]}.
   masks: arguments of `masking.block_masks` besides rng and group_size.
   share: probability of the row.
   """
@@ -62,6 +62,7 @@ def _row(config, share: float) -> Row:
     **config.augment.to_dict(),
     gram_size=config.gram.crop_size,
     max_pixels=config.data.max_pixels,
+    layout=layouts.of(config.backbone),
   )
   return Row(multi_crop, dict(views=2, grid=grid, **config.masking), share)
 
@@ -75,18 +76,17 @@ def batch_shapes(config) -> dict[str, tuple[tuple[int, ...], np.dtype]]:
   side, local_side = config.augment.global1.size, config.augment.local.size
   grid = side // config.backbone.patch_size
   slots = masking.slots(group_size=group_size, views=2, grid=grid, **config.masking)
+  channels, dtype = layouts.of(config.backbone)
+  num_local = config.augment.num_local
   shapes = {
-    "global_crops": ((batch, 2, side, side, 3), np.uint8),
-    "local_crops": (
-      (batch, config.augment.num_local, local_side, local_side, 3),
-      np.uint8,
-    ),
+    "global_crops": ((batch, 2, side, side, channels), dtype),
+    "local_crops": ((batch, num_local, local_side, local_side, channels), dtype),
     "mask": ((batch, 2, grid**2), np.bool_),
     "masked_indices": ((batch // group_size, slots), np.int32),
     "masked_weights": ((batch // group_size, slots), np.float32),
   }
   if gram := config.gram.crop_size:
-    shapes["gram_crops"] = ((batch, 2, gram, gram, 3), np.uint8)
+    shapes["gram_crops"] = ((batch, 2, gram, gram, channels), dtype)
   return {name: (shape, np.dtype(kind)) for name, (shape, kind) in shapes.items()}
 
 
@@ -119,7 +119,7 @@ def stream(
 
   Returns:
     Batches, to be closed, of b = len(groups) * g images, in the order of `groups`:
-    the crops of their row, such as global_crops uint8 [b, V, S, S, 3],
+    the crops of their row, such as global_crops [b, V, S, S, C],
     mask bool [b, V, N], masked_indices int32 [len(groups), U] and masked_weights
     float32 [len(groups), U] (see `masking.block_masks`), bad_records [b], a
     `bad_records.REPORT` of each record: the corrupt ones are substituted.

@@ -11,6 +11,7 @@ from typing import Any
 from jax.sharding import Mesh
 
 from dinojax import errors
+from dinojax.data import layouts
 from dinojax.evals import dense_sources, patches, segmentation
 
 REPORTED = ("knn_segmentation_miou", "knn_segmentation_accuracy")
@@ -40,7 +41,8 @@ class Evaluation:
       segmentation.most_images, k=group.k, num_classes=len(self._names)
     )
     self._most, self._group = most, group
-    self._reading = dict(max_pixels=config.data.max_pixels, mesh=mesh, **reading)
+    reading |= dict(mesh=mesh, layout=layouts.of(config.backbone))
+    self._reading = dict(max_pixels=config.data.max_pixels, **reading)
 
   def accuracy(
     self, apply: Callable, params: Any, *, patch_size: int
@@ -48,7 +50,7 @@ class Evaluation:
     """{"knn_segmentation_miou": mean IoU within 0..1, ..._accuracy: share of pixels}.
 
     Args:
-      apply: jitted (params, uint8 [B, crop, crop, 3]) -> patch tokens [B, N, D].
+      apply: jitted (params, images [B, crop, crop, C]) -> patch tokens [B, N, D].
       params: of `apply`.
       patch_size: of the network, pixels.
 

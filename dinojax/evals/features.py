@@ -15,7 +15,7 @@ import tqdm
 from jax.sharding import Mesh, PartitionSpec
 
 from dinojax import errors, sharding
-from dinojax.data import bad_records, eval_batches, images, sources
+from dinojax.data import bad_records, eval_batches, images, layouts, sources
 
 
 @flax.struct.dataclass
@@ -109,7 +109,7 @@ def extract(
 
   Args:
     source: images and labels.
-    apply_fn: jitted (params, uint8 [B, crop, crop, 3]) -> [B, D].
+    apply_fn: jitted (params, images [B, crop, crop, C]) -> [B, D].
     params: of `apply_fn`.
     **how: as of `batches`.
   """
@@ -131,9 +131,10 @@ def batches(
   workers: int,
   description: str,
   max_pixels: int = images.MAX_PIXELS,
+  layout: layouts.Layout = layouts.RGB,
   progress: Callable[[], None] = lambda: None,
 ) -> Iterator[tuple[jax.Array, jax.Array]]:
-  """Yields uint8 images [B, crop, crop, 3] and int32 labels [B], on the mesh, in order.
+  """Yields images [B, crop, crop, C] and int32 labels [B], on the mesh, in order.
 
   The label is -1 of padding and of unreadable images, which are named.
 
@@ -146,6 +147,7 @@ def batches(
     workers: Grain processes.
     description: shown before the progress bar.
     max_pixels: larger images are corrupt, see `images.decode`.
+    layout: of the images; others are corrupt.
     progress: called after every batch.
   """
   rows = sharding.local_positions(mesh, batch_size)
@@ -157,6 +159,7 @@ def batches(
     crop=crop,
     workers=workers,
     max_pixels=max_pixels,
+    layout=layout,
   )
   log = bad_records.Log("corrupt image skipped")
   try:

@@ -12,7 +12,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from dinojax import errors
-from dinojax.data import classes, sources
+from dinojax.data import classes, layouts, sources
 from dinojax.evals import features, logreg, votes
 from dinojax.networks import vit
 
@@ -34,6 +34,7 @@ class Evaluation:
     max_pixels: int,
     workers: int,
     progress: Callable[[], None],
+    layout: layouts.Layout = layouts.RGB,
   ):
     """Checks the sources.
 
@@ -50,6 +51,7 @@ class Evaluation:
       max_pixels: `config.data.max_pixels`; larger images are corrupt.
       workers: Grain processes.
       progress: called after every batch.
+      layout: of the images; others are corrupt.
 
     Raises:
       UserError: a source has no labels, or `test` has other classes.
@@ -76,6 +78,7 @@ class Evaluation:
       max_pixels=max_pixels,
       workers=workers,
       progress=progress,
+      layout=layout,
     )
 
   @property
@@ -89,7 +92,7 @@ class Evaluation:
     """{"knn_top1_k10": share of right answers within 0..1, ...}.
 
     Args:
-      feature: jitted (params, uint8 [B, crop, crop, 3]) -> features [B, D].
+      feature: jitted (params, images [B, crop, crop, C]) -> features [B, D].
       params: of `feature`.
       linear: whether to add "linear", the top-1 of `logreg.logreg`.
     """
@@ -115,6 +118,7 @@ class Evaluation:
     *,
     linear: bool,
     known: dict[str, float] | None,
+    normalize: Callable[[jax.Array], jax.Array] = vit.normalize,
   ) -> dict[str, dict[str, float]]:
     """The accuracies of a network, trained and not, and of raw pixels, by name.
 
@@ -124,11 +128,13 @@ class Evaluation:
       untrained: params of `feature`.
       linear: as of `accuracy`.
       known: the accuracy of `trained`, if it is known.
+      normalize: raw pixels to what the network sees.
     """
+    pixels = functools.partial(pixel_feature, normalize)
     return {
       "trained teacher": known or self.accuracy(feature, trained, linear=linear),
       "same network, untrained": self.accuracy(feature, untrained, linear=linear),
-      "raw pixels": self.accuracy(pixel_feature, None, linear=linear),
+      "raw pixels": self.accuracy(pixels, None, linear=linear),
     }
 
 
@@ -152,14 +158,15 @@ def open_evaluation(
     max_pixels=config.data.max_pixels,
     workers=config.workers,
     progress=progress,
+    layout=layouts.of(config.backbone),
     **rest,
   )
 
 
-@jax.jit
-def pixel_feature(_: None, images: jax.Array) -> jax.Array:
-  """The feature that needs no network: [B, S, S, 3] uint8 -> [B, S*S*3]."""
-  return vit.normalize(images).reshape(len(images), -1)
+@functools.partial(jax.jit, static_argnums=0)
+def pixel_feature(normalize: Callable, _: None, images: jax.Array) -> jax.Array:
+  """The feature that needs no network: [B, S, S, C] -> [B, S*S*C]."""
+  return normalize(images).reshape(len(images), -1)
 
 
 def knn(

@@ -17,7 +17,7 @@ import tqdm
 from jax.sharding import Mesh
 
 from dinojax import errors, sharding
-from dinojax.data import bad_records, dense_batches, label_maps, sources
+from dinojax.data import bad_records, dense_batches, label_maps, layouts, sources
 from dinojax.evals import features
 
 
@@ -25,10 +25,10 @@ from dinojax.evals import features
 class Reader:
   """A frozen network, and how it sees images.
 
-  apply: jitted (params, uint8 [B, S, S, 3]) -> patch tokens [B, N, D]. params: of
+  apply: jitted (params, images [B, S, S, C]) -> patch tokens [B, N, D]. params: of
   `apply`. patch_size: pixels. side: S, a multiple of it. mesh: of all devices.
   batch_size: B, a multiple of them. workers: Grain processes. max_pixels: larger images
-  are corrupt. progress: called after every batch.
+  are corrupt, and those of another layout. progress: called after every batch.
   """
 
   apply: Callable[[Any, jax.Array], jax.Array]
@@ -40,6 +40,7 @@ class Reader:
   workers: int
   max_pixels: int
   progress: Callable[[], None] = lambda: None
+  layout: layouts.Layout = layouts.RGB
 
   @property
   def patches(self) -> int:
@@ -71,6 +72,7 @@ class Reader:
       num_classes=num_classes,
       workers=self.workers,
       max_pixels=self.max_pixels,
+      layout=self.layout,
       then=then,
     )
     log = bad_records.Log("corrupt image or label map skipped")

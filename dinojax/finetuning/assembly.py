@@ -17,7 +17,7 @@ class Assembly(NamedTuple):
   init: () -> the first state, born sharded. step: (state, batch) -> (state, scalars);
   donates its state. to_saved: state -> what a checkpoint holds. of_saved: the inverse.
   abstract_saved: shapes, dtypes and shardings of what a checkpoint holds. logits:
-  (state, uint8 [B, S, S, 3]) -> [B, C].
+  (state, images [B, S, S, C]) -> [B, C].
   """
 
   init: Callable[[], tuning.State]

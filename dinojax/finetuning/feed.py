@@ -6,7 +6,14 @@ import jax
 from jax.sharding import Mesh
 
 from dinojax import sharding
-from dinojax.data import bad_records, images, labelled_batches, mixture, sources
+from dinojax.data import (
+  bad_records,
+  images,
+  labelled_batches,
+  layouts,
+  mixture,
+  sources,
+)
 from dinojax.finetuning import tuning
 
 
@@ -22,6 +29,7 @@ class Feed(Iterator):
     workers: int,
     start_step: int,
     max_pixels: int = images.MAX_PIXELS,
+    layout: layouts.Layout = layouts.RGB,
   ):
     """Starts to read ahead; arguments as of `labelled_batches.open_batches`."""
     data = mixture.Mixture([source], [1.0])
@@ -39,6 +47,7 @@ class Feed(Iterator):
       workers=workers,
       start_step=start_step,
       max_pixels=max_pixels,
+      layout=layout,
     )
     # Of a set in which much is corrupt the user sees it; nothing here ends the run.
     self._bad_records = bad_records.Monitor(data, max_bad_share=1.0)

@@ -67,6 +67,7 @@ class Run:
     self._made = assembly.assemble(
       recipe, loaded, mesh, classes=len(class_names), remat=setup.remat
     )
+    self._layout = loaded.layout
     self.chosen_on = "val" if "val" in opened else "test"
     self._record = {
       "data_fingerprint": [opened["train"].fingerprint],
@@ -211,6 +212,7 @@ class Run:
           workers=self._setup.workers,
           description=f"accuracy on --{name}",
           max_pixels=self._setup.max_pixels,
+          layout=self._layout,
           progress=self._watch.progress,
         )
         found |= {f"{name}_{top}": x for top, x in accuracy.items()}
@@ -252,6 +254,7 @@ class Run:
       mesh=self._mesh,
       workers=setup.workers,
       max_pixels=setup.max_pixels,
+      layout=self._layout,
       start_step=first,
     )
 

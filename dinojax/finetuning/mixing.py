@@ -16,13 +16,13 @@ def mix(
 
   Args:
     key: of this batch.
-    images: uint8 [B, H, W, 3].
+    images: [B, H, W, C].
     mixup: alpha of Mixup; 0: off.
     cutmix: alpha of CutMix; 0: off. One of the two is on.
 
   Returns:
-    uint8 [B, H, W, 3], and float32 [B] within 0 and 1; the rest of image i, and of its
-    label, is of image B - 1 - i.
+    [B, H, W, C] of the same type, and float32 [B] within 0 and 1; the rest of image i,
+    and of its label, is of image B - 1 - i.
   """
   size = len(images)
   choice, blend_key, cut_key, place_key = jax.random.split(key, 4)
@@ -40,10 +40,11 @@ def beta(key: jax.Array, alpha: float, size: int) -> jax.Array:
 
 
 def blend(images: jax.Array, share: jax.Array) -> tuple[jax.Array, jax.Array]:
-  """Mixup: the weighted mean of two images, rounded to uint8, and `share` [B]."""
+  """Mixup: the weighted mean of two images, in their type, and `share` [B]."""
   weight = share[:, None, None, None]
   mixed = weight * images + (1 - weight) * images[::-1]
-  return jnp.round(mixed).astype(jnp.uint8), share
+  whole = jnp.issubdtype(images.dtype, jnp.integer)
+  return (jnp.round(mixed) if whole else mixed).astype(images.dtype), share
 
 
 def paste(
@@ -52,7 +53,7 @@ def paste(
   """CutMix: a box of the other image, of its shape, in the same place.
 
   Args:
-    images: uint8 [B, H, W, 3].
+    images: [B, H, W, C].
     share: [B] of each image that should stay.
     key: of the box's centre, which lies anywhere; what is outside is cut off.
 

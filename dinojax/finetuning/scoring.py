@@ -32,7 +32,7 @@ def accuracy(
 
   Args:
     source: images and labels; corrupt ones are skipped.
-    predict: jitted, uint8 [B, crop, crop, 3] -> logits [B, C].
+    predict: jitted, images [B, crop, crop, C] -> logits [B, C].
     **how: as of `features.batches`.
 
   Raises:

@@ -143,7 +143,7 @@ def logits(
   head: dict[str, jax.Array],
   images: jax.Array,
 ) -> jax.Array:
-  """[B, C] float32 of uint8 images [B, S, S, 3]. columns: of `backbone.columns`."""
+  """[B, C] float32 of images [B, S, S, C]. columns: of `backbone.columns`."""
   features = backbone.image_columns(module, params, images, columns)  # [B, F]
   return jnp.dot(features, head["kernel"], precision="highest") + head["bias"]
 
@@ -162,7 +162,7 @@ def train_step(
   Args:
     state: before it.
     frozen: the backbone's parameters that are not trained; None of "all".
-    batch: image uint8 [B, S, S, 3], and label, as of `tasks.Task.judge`.
+    batch: image [B, S, S, C], and label, as of `tasks.Task.judge`.
     module: of the backbone.
     tx: of `make_optimizer`.
     recipe: of the run.

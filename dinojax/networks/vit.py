@@ -21,6 +21,8 @@ from dinojax.networks import blocks, positions, rope
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
+# Types of images, and the value that means 1 unless `max_value` says another.
+MAX_VALUES = {"uint8": 255, "uint16": 65_535, "float32": 1}
 
 
 def uniform(bound: float) -> Callable:
@@ -53,10 +55,18 @@ def normalize(
   *,
   mean: Sequence[float] = IMAGENET_MEAN,
   std: Sequence[float] = IMAGENET_STD,
+  max_value: float = 0.0,
 ) -> jax.Array:
-  """uint8 [..., 3] to float32, by the channels' mean and deviation of 0 to 1."""
-  chex.assert_type(images, jnp.uint8)
-  return (images.astype(jnp.float32) / 255 - np.float32(mean)) / np.float32(std)
+  """Images [..., C] of a type of MAX_VALUES to float32 of about zero mean.
+
+  Args:
+    images: values as stored.
+    mean: of the channels, where `max_value` is 1.
+    std: likewise, their deviation.
+    max_value: the value that means 1; 0: as in MAX_VALUES.
+  """
+  most = max_value or MAX_VALUES[images.dtype.name]
+  return (images.astype(jnp.float32) / most - np.float32(mean)) / np.float32(std)
 
 
 class TappedBlock(blocks.Block):
@@ -98,7 +108,8 @@ class VisionTransformer(nn.Module):
   the CLS token of local crops has a final LayerNorm of its own, in training.
   rope_*: of `rope.Rope`, the first three in training alone.
 
-  mean, std: of the channels of images, for `normalize`.
+  image_dtype, max_value, mean, std: type of images, and how `normalize` scales them;
+  there are as many channels as means.
   """
 
   patch_size: int
@@ -124,8 +135,10 @@ class VisionTransformer(nn.Module):
   rope_jitter: float = 1.0
   rope_rescale: float = 1.0
   rope_periods: str = "float32"
-  mean: tuple[float, float, float] = IMAGENET_MEAN
-  std: tuple[float, float, float] = IMAGENET_STD
+  mean: tuple[float, ...] = IMAGENET_MEAN
+  std: tuple[float, ...] = IMAGENET_STD
+  image_dtype: str = "uint8"
+  max_value: float = 0.0
 
   @nn.compact
   def __call__(
@@ -140,7 +153,7 @@ class VisionTransformer(nn.Module):
     """Features of crops of one or more resolutions, each as its own batch.
 
     Args:
-      crops: each [B_i, H_i, W_i, 3] float32, normalised.
+      crops: each [B_i, H_i, W_i, C] float32, normalised.
       masks: each [B_i, N_i] bool, True where the mask token hides the patch, or None.
       groups: [G] int32, ids of the groups, equal slices of each batch in which drop
         path draws its subsets.
@@ -209,7 +222,8 @@ class VisionTransformer(nn.Module):
     if self.registers:
       shape = (1, self.registers, self.width)
       registers = self.param("register_tokens", normal(spread), shape)
-    fan_in_bound = (3 * self.patch_size**2) ** -0.5  # PyTorch's default for a Conv2d
+    fan_in = len(self.mean) * self.patch_size**2
+    fan_in_bound = fan_in**-0.5  # PyTorch's default for a Conv2d
     patch_embed = nn.Dense(
       self.width,
       dtype=self.dtype,
@@ -235,11 +249,19 @@ class VisionTransformer(nn.Module):
 
   @nn.nowrap
   def normalize(self, images: jax.Array) -> jax.Array:
-    """uint8 [..., 3] as the network sees them, float32."""
-    return normalize(images, mean=self.mean, std=self.std)
+    """Images [..., C] of `image_dtype` as the network sees them, float32."""
+    chex.assert_type(images, self.image_dtype)
+    how = dict(mean=self.mean, std=self.std, max_value=self.max_value)
+    return normalize(images, **how)
+
+  @nn.nowrap
+  def example(self) -> jax.Array:
+    """A normalised black image of the weights' own size, [1, S, S, C]."""
+    side = self.patch_size * self.pos_grid
+    return jnp.zeros((1, side, side, len(self.mean)))
 
   def grid(self, images: jax.Array) -> tuple[int, int]:
-    """Rows and columns of patches of images [B, H, W, 3]."""
+    """Rows and columns of patches of images [B, H, W, C]."""
     return images.shape[1] // self.patch_size, images.shape[2] // self.patch_size
 
   def rotation(self, train: bool) -> rope.Rope | None:

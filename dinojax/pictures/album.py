@@ -14,7 +14,7 @@ import numpy as np
 import tqdm
 
 from dinojax import errors
-from dinojax.data import images, sources
+from dinojax.data import arrays, images, layouts, sources
 from dinojax.networks import vit
 from dinojax.pictures import (
   components,
@@ -131,7 +131,8 @@ def collect(
   Raises:
     UserError: no image is readable, or a feature is not finite.
   """
-  reading = dict(workers=workers, max_pixels=max_pixels)
+  layout = layouts.of(teacher.module)
+  reading = dict(workers=workers, max_pixels=max_pixels, layout=layout)
   patches = _patches(teacher, samples.evenly(source, count), reading)
   progress()
   chosen = samples.evenly(source, at_most)
@@ -180,7 +181,7 @@ def _patches(teacher: Teacher, chosen: samples.Chosen, reading: dict) -> Patches
   ):
     seen = tokens.compute(teacher.module, teacher.params, batch["image"])
     valid = batch["valid"]
-    found["images"].append(batch["image"][valid])
+    found["images"] += [arrays.shown(image)[None] for image in batch["image"][valid]]
     found["tokens"].append(np.asarray(seen.patches)[valid])
     found["attention"].append(np.asarray(seen.attention)[valid])
     found["names"] += [
@@ -221,7 +222,7 @@ def _many(
     found["labels"].append(batch["label"][valid])
     found["records"].append(batch["index"][valid])
     found["thumbs"] += [
-      cv2.resize(image, (side, side), interpolation=cv2.INTER_AREA)
+      cv2.resize(arrays.shown(image), (side, side), interpolation=cv2.INTER_AREA)
       for image in batch["image"][valid]
     ]
     progress()
@@ -248,5 +249,5 @@ def _cells(
     some, batch_size=len(numbers), crop=crop, resize=resize, **reading
   ):
     pairs = zip(batch["index"].tolist(), batch["image"], strict=True)
-    found |= {int(numbers[i]): image for i, image in pairs}
+    found |= {int(numbers[i]): arrays.shown(image) for i, image in pairs}
   return found

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from dinojax.data import augment, geometry, images, masking
+from dinojax.data import arrays, augment, geometry, images, layouts, masking
 from dinojax.pictures import drawing, tables
 
 SHOWN = 320  # pixels of the longer side of an image with outlines
@@ -14,7 +14,7 @@ SHOWN = 320  # pixels of the longer side of an image with outlines
 
 @dataclasses.dataclass(frozen=True)
 class Cropped:
-  """An image and its crops.
+  """An image and its crops, as pictures for people: see `arrays.shown`.
 
   image: uint8 [H, W, 3], upright. corners: [2 + L, 4, 2], outline of each crop in the
   image, global crops first. global_crops: uint8 [2, S, S, 3]. local_crops: uint8
@@ -59,9 +59,12 @@ def make(
   Raises:
     ValueError: the image cannot be decoded.
   """
-  shown = images.decode(image, max_pixels=multi_crop.max_pixels)
+  layout = multi_crop.layout
+  stored = images.decode(image, max_pixels=multi_crop.max_pixels, layout=layout)
+  shown = arrays.shown(stored)
   crops = multi_crop(np.random.default_rng(seed), image)
-  probed = images.probe(image)
+  crops = {name: arrays.shown(x, like=stored) for name, x in crops.items()}
+  probed = images.probe(image, layout)
   warps = multi_crop.sample_warps(
     np.random.default_rng(seed), probed.height, probed.width
   )
@@ -110,7 +113,9 @@ def of_config(
       are read.
   """
   multi_crop = augment.make_multi_crop(
-    **config.augment.to_dict(), max_pixels=config.data.max_pixels
+    **config.augment.to_dict(),
+    max_pixels=config.data.max_pixels,
+    layout=layouts.of(config.backbone),
   )
   hidden = masks(
     len(records),

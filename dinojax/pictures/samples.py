@@ -10,7 +10,7 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
-from dinojax.data import bad_records, eval_batches, images, sources
+from dinojax.data import bad_records, eval_batches, images, layouts, sources
 
 NAME = 80  # characters of a name; the longest file names have 255
 
@@ -82,6 +82,7 @@ def batches(
   crop: int,
   workers: int,
   max_pixels: int = images.MAX_PIXELS,
+  layout: layouts.Layout = layouts.RGB,
 ) -> Iterator[dict[str, np.ndarray]]:
   """Yields the batches of `eval_batches` of a source, all rows of them.
 
@@ -96,6 +97,7 @@ def batches(
     crop=crop,
     workers=workers,
     max_pixels=max_pixels,
+    layout=layout,
   )
   with contextlib.closing(opened):
     for batch in opened:
@@ -105,7 +107,12 @@ def batches(
 
 
 def shared_batches(
-  source: sources.Source, *, batch_size: int, crop: int, **reading
+  source: sources.Source,
+  *,
+  batch_size: int,
+  crop: int,
+  layout: layouts.Layout = layouts.RGB,
+  **reading,
 ) -> Iterator[dict[str, np.ndarray]]:
   """Yields `batches` that process 0 reads, on all processes alike.
 
@@ -116,16 +123,17 @@ def shared_batches(
     source: of images.
     batch_size: as crop and the others of `batches`.
     crop: pixels of a side.
+    layout: of the images.
     **reading: the other arguments of `batches`.
   """
-  reading |= dict(batch_size=batch_size, crop=crop)
+  reading |= dict(batch_size=batch_size, crop=crop, layout=layout)
   if jax.process_count() == 1:
     yield from batches(source, **reading)
     return
   own = batches(source, **reading) if jax.process_index() == 0 else iter(())
   for _ in range(math.ceil(len(source) / batch_size)):
     batch = {
-      "image": np.zeros((batch_size, crop, crop, 3), np.uint8),
+      "image": np.zeros((batch_size, crop, crop, layout.channels), layout.dtype),
       "label": np.full(batch_size, -1, np.int32),
       "index": np.full(batch_size, -1, np.int32),
       "valid": np.zeros(batch_size, bool),

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 import ml_collections
 
-from dinojax import backbone
+from dinojax import backbone, config_fields
 from dinojax.data import bad_records, images, sources
 from dinojax.pictures import album, crops, prototypes, samples
 from dinojax.weights import formats, runs
@@ -90,7 +90,7 @@ def run_crops(
   """
   if config is None or "augment" not in config:  # of converted weights
     return []
-  fields = ml_collections.ConfigDict(config)
+  fields = ml_collections.ConfigDict(config_fields.with_added(config))
   fields.data.max_pixels = max_pixels
 
   def read(record: int, make: Callable) -> Any:

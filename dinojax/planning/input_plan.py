@@ -13,7 +13,14 @@ import time
 import numpy as np
 
 from dinojax import errors
-from dinojax.data import bad_records, images, mixture, sources, train_batches
+from dinojax.data import (
+  bad_records,
+  images,
+  layouts,
+  mixture,
+  sources,
+  train_batches,
+)
 
 SECONDS = 10  # that a measurement takes, and at least three batches
 SAMPLES = 256  # records whose size is measured
@@ -55,7 +62,8 @@ def measure(config, sample: str) -> dict[str, float]:
     UserError: no record of the source can be read.
   """
   source = sources.open_source(sample, field="--sample")
-  readable, sizes = _sample(source, config.data.max_pixels)
+  how = dict(max_pixels=config.data.max_pixels, layout=layouts.of(config.backbone))
+  readable, sizes = _sample(source, how)
   data = mixture.Mixture([readable], [1.0])
   alone = config.copy_and_resolve_references()
   with alone.unlocked():
@@ -72,7 +80,7 @@ def measure(config, sample: str) -> dict[str, float]:
 
 
 def _sample(
-  source: sources.Source, max_pixels: int
+  source: sources.Source, how: dict
 ) -> tuple[sources.Source | Readable, list[int]]:
   """Sizes of SAMPLES random records, and the source, or what of it can be read.
 
@@ -86,7 +94,7 @@ def _sample(
       break
     try:
       image = source[index]["image"]
-      images.decode(image, max_pixels=max_pixels)
+      images.decode(image, **how)
     except sources.UNREADABLE as error:
       bad_records.raise_if_lost(error, source.where)
       reason = reason or f"{source.name(index)}: {' '.join(str(error).split())}"

@@ -9,6 +9,7 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from dinojax import assembly, sharding
+from dinojax.data import layouts
 from dinojax.evals import features, votes
 from dinojax.planning import topology
 
@@ -78,7 +79,8 @@ def _evaluation(config, run, mesh, held) -> dict[str, float]:
   """Peak bytes of the k-NN evaluation of a network, while a run holds its state."""
   bank, queries = (_bank(config, mesh, IMAGENET[x]) for x in ("train", "test"))
   batch, crop = config.knn.batch_size, config.knn.crop
-  images = _shape(mesh, (batch, crop, crop, 3), np.uint8, sharding.BATCH)
+  channels, dtype = layouts.of(config.backbone)
+  images = _shape(mesh, (batch, crop, crop, channels), dtype, sharding.BATCH)
   teacher = run.abstract_state.teacher
   extract = run.image_feature.lower(teacher, images)
   # Features stay on the devices batch by batch, and are stacked in the end.

@@ -34,9 +34,10 @@ def is_dinov3(arrays: Mapping[str, files.Stored], naming: str) -> bool:
   )
 
 
-def statistics(file_name: str) -> dict:
-  """The `STATISTICS` that the name of a file tells of; {} if it does not."""
-  return next((x for key, x in STATISTICS.items() if key in file_name.lower()), {})
+def statistics(file_name: str, *, channels: int) -> dict:
+  """The `STATISTICS` that the name of a file tells of; {} if it does not, or no RGB."""
+  known = STATISTICS if channels == 3 else {}
+  return next((x for key, x in known.items() if key in file_name.lower()), {})
 
 
 def plain_names(arrays: Mapping[str, files.Stored]) -> dict[str, files.Stored]:

@@ -30,6 +30,7 @@ from dinojax.weights import (
   dinov3,
   files,
   huggingface,
+  image_fields,
   json_objects,
   model,
   preprocessor,
@@ -224,10 +225,11 @@ def _read_arrays(where, path, heads, parts) -> model.Weights:
   if own_heads:
     model.with_choices(weights, path, heads=heads)
   stored = huggingface.stored_fields(metadata, config, weights.backbone)
+  count = len(weights.backbone["mean"])
   if images is None:
-    stored |= dinov3.statistics(where.name)
+    stored |= dinov3.statistics(where.name, channels=count)
   else:
-    stored |= preprocessor.statistics_of(images, path=source)
+    stored |= preprocessor.statistics_of(images, path=source, channels=count)
   architecture = model.architecture({**weights.backbone, **stored}, path)
   weights = dataclasses.replace(weights, backbone=architecture)
   if config:
@@ -267,7 +269,7 @@ def _write(weights, where, format_name) -> list[str]:
     # Fields of our own, for what the format cannot store; others ignore them.
     stored = ("heads", "pool") + (huggingface.ROTARY if rotary else ())
     metadata = {f"dinojax_{name}": str(backbone[name]) for name in stored}
-    if weights.sizes or any(backbone[x] != usual[x] for x in model.CHANNELS):
+    if weights.sizes or any(backbone[x] != usual[x] for x in image_fields.FIELDS):
       metadata[IMAGES] = json.dumps(images)
     if where.suffix == ".safetensors":
       files.write_safetensors(where, arrays, metadata)
@@ -281,9 +283,8 @@ def _write(weights, where, format_name) -> list[str]:
   told = rotary or backbone["heads"] * state_dicts.HEAD_WIDTH == backbone["width"]
   if not told:
     lost.append(f"heads={backbone['heads']}: give --heads when it is read again")
-  by_name = usual | dinov3.statistics(where.name)
-  if any(backbone[name] != by_name[name] for name in model.CHANNELS):
-    statistics = ", ".join(f"{name}={backbone[name]}" for name in model.CHANNELS)
+  by_name = dinov3.statistics(where.name, channels=len(backbone["mean"]))
+  if statistics := image_fields.differing(backbone, by_name):
     others = "images get others when it is read again, and features would differ"
     lost.append(f"{statistics}: {others}; keep --to=dinojax or huggingface")
   for name in ("pool", "rope_periods"):

@@ -134,7 +134,7 @@ def _config_of(backbone: dict) -> dict:
     "num_attention_heads": backbone["heads"],
     "layer_norm_eps": backbone["norm_eps"],
     "layerscale_value": 1.0,
-    "num_channels": 3,
+    "num_channels": len(backbone["mean"]),
     "patch_size": backbone["patch_size"],
     "image_size": backbone["patch_size"] * backbone["pos_grid"],
     "dtype": "float32",

@@ -12,15 +12,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from dinojax import config_fields, errors
+from dinojax import errors
 from dinojax.networks import blocks, heads, positions, vit
-from dinojax.weights import json_objects
+from dinojax.weights import image_fields, json_objects
 
 # Fields of VisionTransformer that make an architecture; the others are how it is run.
 ARCHITECTURE = (
   *("patch_size", "pos_grid", "width", "depth", "heads", "ffn", "registers", "pool"),
   *("positions", "ffn_width", "norm_eps", "qkv_bias", "local_norm", "rope_periods"),
-  *("mean", "std"),
+  *("mean", "std", "image_dtype", "max_value"),
 )
 # Values of fields that older checkpoints lack.
 DEFAULTS = {
@@ -39,9 +39,6 @@ CHOICES = {
   "local_norm": (False, True),
   "rope_periods": ("float32", "bfloat16"),
 }
-
-# Of red, green and blue, what images are normalised by; the least of each.
-CHANNELS = {"mean": 0.0, "std": 0.001}
 
 SHOWN = 10  # names in an error
 LARGEST_CROP = 224  # released weights are of 518 pixels, and evaluated at 224
@@ -88,7 +85,8 @@ def module(backbone: dict, *, dtype: str, attention: str) -> vit.VisionTransform
 def shapes(backbone: dict) -> Any:
   """The backbone's parameters as a tree of `jax.ShapeDtypeStruct`."""
   side = backbone["patch_size"] * backbone["pos_grid"]
-  image = jax.ShapeDtypeStruct((1, side, side, 3), jnp.float32)
+  shape = (1, side, side, len(backbone["mean"]))
+  image = jax.ShapeDtypeStruct(shape, jnp.float32)
   net = module(backbone, dtype="float32", attention="xla")
   key = jax.random.key(0)
   return jax.eval_shape(lambda x: net.init(key, (x,), (None,)), image)["params"]
@@ -123,10 +121,8 @@ def architecture(fields: Any, path: str) -> dict[str, Any]:
       fits, wanted = value in CHOICES[name], " or ".join(map(str, CHOICES[name]))
     elif name == "norm_eps":
       fits, wanted = type(value) is float and 0 < value <= 0.1, "above 0, at most 0.1"
-    elif name in CHANNELS:
-      least = CHANNELS[name]
-      fits = config_fields.is_of_channels(value, least=least)
-      wanted = f"three numbers from {least} to 1"
+    elif name in image_fields.FIELDS:
+      fits, wanted = image_fields.fits(name, fields)
     else:
       fits = type(value) is int and least <= value <= LARGEST
       wanted = f"a whole number from {least} to {LARGEST}"
@@ -150,8 +146,8 @@ def in_one_form(fields: dict) -> dict:
   """The same architecture with ffn_width=0 where it is the usual one, and tuples."""
   usual = blocks.hidden_width(fields["width"], ffn=fields["ffn"], ffn_width=0)
   own = fields["ffn_width"]
-  channels = {name: tuple(map(float, fields[name])) for name in CHANNELS}
-  return {**fields, "ffn_width": 0 if own == usual else own, **channels}
+  own_form = image_fields.in_one_form(fields)
+  return {**fields, "ffn_width": 0 if own == usual else own, **own_form}
 
 
 def check_shapes(backbone: dict, params: dict, path: str) -> None:
@@ -274,6 +270,12 @@ def fit(
       norm of local crops.
   """
   wanted = in_one_form({name: wanted[name] for name in ARCHITECTURE})
+  counts = [len(x["mean"]) for x in (weights.backbone, wanted)]
+  if counts[0] != counts[1]:
+    raise errors.UserError(
+      f"{path} is another network: of {counts[0]} channels, and {group} of {counts[1]}"
+      " (config.data.channels)"
+    )
   free = ("pos_grid", "pool", "local_norm", "rope_periods")
   differing = [
     f"{name}={weights.backbone[name]} there and {group}.{name}={wanted[name]}"

@@ -6,60 +6,89 @@ else is the same for every backbone.
 """
 
 import logging
+import math
+from typing import Any
 
 import numpy as np
 
-from dinojax import config_fields, errors
-from dinojax.weights import dinov3, json_objects, model
+from dinojax import channels as channels_
+from dinojax import errors
+from dinojax.networks import vit
+from dinojax.weights import dinov3, image_fields, json_objects
 
 LOGGER = logging.getLogger(__name__)
 NAME = "preprocessor_config.json"
 BICUBIC = 3
-# How pixels become numbers, as vit.normalize does it.
-SCALE = {"do_rescale": True, "rescale_factor": 1 / 255, "do_normalize": True}
+IMAGE_DTYPE = "dinojax_image_dtype"  # a field of ours, of images that are not uint8
 LARGEST = 2**13  # pixels to which images are resized
 
 
 def config_of(sizes: dict[str, int], backbone: dict) -> dict:
-  """The config of {"resize", "crop"} in pixels, and of a network's mean and std."""
+  """The config of {"resize", "crop"} in pixels, and of a network's images."""
+  image_dtype = backbone["image_dtype"]
+  own = {} if image_dtype == "uint8" else {IMAGE_DTYPE: image_dtype}
   return {
     "image_processor_type": "BitImageProcessor",
-    "do_convert_rgb": True,
+    "do_convert_rgb": len(backbone["mean"]) == 3,
     "do_resize": True,
     "size": {"shortest_edge": sizes["resize"]},
     "resample": BICUBIC,
     "do_center_crop": True,
     "crop_size": {"height": sizes["crop"], "width": sizes["crop"]},
-    **SCALE,
-    **{f"image_{name}": list(backbone[name]) for name in model.CHANNELS},
+    **_scale(image_dtype, backbone["max_value"]),
+    **{f"image_{name}": list(backbone[name]) for name in channels_.STATISTICS},
+    **own,
   }
 
 
-def statistics_of(config: dict, *, path: str) -> dict[str, tuple]:
-  """{"mean", "std"} of a config, ImageNet's where it lacks them.
+def _scale(image_dtype: str, max_value: float) -> dict:
+  """How pixels become numbers, as vit.normalize does it."""
+  factor = 1 / (max_value or vit.MAX_VALUES[image_dtype])
+  return {"do_rescale": True, "rescale_factor": factor, "do_normalize": True}
+
+
+def statistics_of(config: dict, *, path: str, channels: int) -> dict[str, Any]:
+  """`image_fields.FIELDS` of a config, the usual ones where it lacks them.
 
   Args:
     config: as transformers writes it.
     path: of the config, for the error.
+    channels: of the network.
 
   Raises:
-    UserError: they are not three numbers, or pixels are scaled in another way.
+    UserError: they are not a number for each channel, or pixels are scaled in another
+      way.
   """
-  for name, wanted in SCALE.items():
+  image_dtype, max_value = config.get(IMAGE_DTYPE, "uint8"), 0.0
+  if image_dtype not in vit.MAX_VALUES:
+    allowed = ", ".join(vit.MAX_VALUES)
+    raise errors.UserError(
+      f"{path} has {IMAGE_DTYPE}={json_objects.shown(image_dtype)}; it must be one of"
+      f" {allowed}"
+    )
+  scale, factor = _scale(image_dtype, 0.0), config.get("rescale_factor")
+  if image_dtype != "uint8" and type(factor) is float and 0 < factor < math.inf:
+    max_value = 0.0 if _close(factor, scale["rescale_factor"]) else 1 / factor
+    scale = _scale(image_dtype, max_value)
+  for name, wanted in scale.items():
     if not _close(config.get(name, wanted), wanted):
       raise errors.UserError(
         f"{path} has {name}={json_objects.shown(config[name])}, and images here get"
         f" {wanted!r}: features would be wrong; to use the weights all the same, remove"
         " it there, or give the folder's .safetensors alone"
       )
-  found = {}
-  for name, least in model.CHANNELS.items():
-    known = [model.DEFAULTS[name], *(x[name] for x in dinov3.STATISTICS.values())]
+  found = {"image_dtype": image_dtype, "max_value": max_value}
+  for name in channels_.STATISTICS:
+    others = dinov3.STATISTICS.values() if channels == 3 else ()
+    known = [image_fields.usual(channels)[name], *(x[name] for x in others)]
     value = config.get(f"image_{name}", known[0])
-    if not config_fields.is_of_channels(value, least=least):
+    within = channels_.limits(name, image_dtype)
+    if not channels_.are_statistics(value, within=within, channels=channels):
+      numbers = "three" if channels == 3 else channels
+      limits = channels_.describe_limits(name, image_dtype)
       raise errors.UserError(
-        f"{path} has image_{name}={json_objects.shown(value)}; it must be three numbers"
-        f" from {least} to 1, or be left out"
+        f"{path} has image_{name}={json_objects.shown(value)}; it must be {numbers}"
+        f" numbers, {limits}, or be left out"
       )
     # Known ones in full, where a file has them in float32.
     found[name] = next((x for x in known if _close(value, x)), tuple(value))

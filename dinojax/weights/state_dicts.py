@@ -13,7 +13,7 @@ import jax
 import numpy as np
 
 from dinojax import errors
-from dinojax.weights import dinov3, files, model, names, wrappers
+from dinojax.weights import dinov3, files, image_fields, model, names, wrappers
 
 HEAD_WIDTH = 64  # of every released model; no checkpoint but Hugging Face's has it
 
@@ -155,6 +155,7 @@ def _architecture(arrays, prefix, naming, path) -> dict:
     "width": shape("cls_token", 3)[-1],
     "depth": depth,
     "registers": shape(registers, 3)[1] if f"{tokens}{registers}" in arrays else 0,
+    **image_fields.usual(shape(f"{patches}.weight", 4)[1]),
   }
   if rotary:
     return found | dinov3.architecture(arrays, naming, found["width"])

@@ -185,7 +185,7 @@ def test_normalize_takes_uint8_to_imagenet_units():
   wanted = by_hand((0, 128, 255), (0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
   np.testing.assert_allclose(vit.normalize(pixels)[0, 0], wanted, 1e-6)
   with pytest.raises(AssertionError):
-    vit.normalize(jnp.ones((1, 1, 3), jnp.float32))
+    make().normalize(jnp.ones((1, 1, 3), jnp.float32))
 
 
 @pytest.mark.parametrize("size", SIZES)
