@@ -156,6 +156,7 @@ class Program:
         size, outside = traffic.received_bytes(op, kind, scope), 0
         if self.gpus_per_host:
           outside = traffic.share_between_hosts(op, kind, self.gpus_per_host)
+        if outside:
           yield BETWEEN_HOSTS, int(size * outside), f"{kind} {channel}"
         yield kind, int(size * (1 - outside)), channel
 
