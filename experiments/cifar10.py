@@ -15,6 +15,7 @@ def get_config():
   config = vitl14.get_config()
   with config.unlocked():
     config.workdir = "runs/cifar10"
+    config.remat = "none"  # activations of so small a network fit
     config.workers = 2
     config.checkpoint.every = 1_000
     config.backbone.update(

@@ -37,6 +37,7 @@ def get_config():
   config = vitl14.get_config()
   with config.unlocked():
     config.workdir = "runs/quickstart"
+    config.remat = "none"  # activations of so small a network fit
     config.workers = 0  # threads: each evaluation would start processes, for seconds
     config.log_every = 10
     config.checkpoint.update(every=500, keep_last=2)

@@ -15,6 +15,7 @@ def get_config():
   config = vitl14.get_config()
   with config.unlocked():
     config.workdir = "runs/small"
+    config.remat = "none"  # activations of so small a network fit
     config.workers = 1
     config.log_every = 10
     config.checkpoint.every = 250

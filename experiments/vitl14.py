@@ -20,7 +20,7 @@ def get_config():
   with config.unlocked():
     config.workdir = "runs/vitl14"
     config.mesh.update(data=1, fsdp=-1)
-    config.remat = "none"
+    config.remat = "matmuls"  # "none" holds twice as much, and is slower on GPUs
     config.backbone.update(
       width=1024, depth=24, heads=16, ffn="mlp", pool="cls", drop_path=0.3
     )
