@@ -18,7 +18,7 @@ import numpy as np
 from absl import flags
 from PIL import Image
 
-from dinojax import durable, errors, preflight
+from dinojax import channels, durable, errors, preflight
 from dinojax.commands import cli
 from dinojax.data import bad_records, sources
 from dinojax.pages import markup, page, panels
@@ -45,6 +45,8 @@ def main(_) -> None:
   """Writes the picture."""
   config = cli.CONFIG.value
   preflight.check(config, devices=None)
+  for line in channels.doubts(config):
+    print(f"warning: {line}", file=sys.stderr)
   if not IMAGES.value:
     raise errors.UserError("--images=SOURCE is missing; try folder:PATH")
   if not OUT.value:

@@ -1,6 +1,6 @@
 """Satellite images of 13 bands: a small ViT on Sentinel-2 patches of 64 x 64 pixels.
 
-Source:    the recipe of vitl14.py at 64 pixels in patches of 8, with a ViT of 2.9 M
+Source:    the recipe of vitl14.py at 64 pixels in patches of 8, with a ViT of 2.8 M
            parameters; GAP feature, Sinkhorn-Knopp targets.
 Data:      data/eurosat/{train,test}/CLASS/*.tif, 13 bands of uint16: EuroSAT's "all
            bands", split by you. pip install 'dinojax[channels]' reads TIFF.

@@ -36,7 +36,8 @@ def config(images, workdir):
     config.backbone.update(mean=(0.15,) * BANDS, std=(0.1,) * BANDS)
     config.backbone.update(image_dtype="uint16", max_value=10_000.0)
     config.heads.dino.update(hidden=16, bottleneck=8, prototypes=32)
-    config.knn.update(train=source, test=source, every=4, ks=(3,), linear=False)
+    config.knn.update(train=source, test=source, every=4, ks=(3,))
+    config.knn.update(linear=False, baselines=False)
     config.augment.local.jitter.saturation = 0.5  # which is off, as a line says
   return config
 

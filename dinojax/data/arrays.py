@@ -109,6 +109,9 @@ def _tiff(image):
   with tifffile.TiffFile(io.BytesIO(image)) as file:
     series = file.series[0]
     axes, shape, dtype = series.axes, series.shape, series.dtype
+    for page in series.pages:  # tifffile would fill, one by one, millions that lack
+      if page is None or len(page.dataoffsets) < math.prod(page.chunked):
+        raise ValueError("some of its strips or tiles are missing")
 
   def read():
     with tifffile.TiffFile(io.BytesIO(image)) as file:
@@ -183,4 +186,4 @@ def shown(pixels: np.ndarray, like: np.ndarray | None = None) -> np.ndarray:
   flat = (pixels if like is None else like)[..., few].reshape(-1, 3)
   low, high = np.percentile(flat.astype(np.float32), (2, 98), axis=0)
   unit = (pixels[..., few] - low) / np.where(high > low, high - low, 1)
-  return np.rint(255 * unit.clip(0, 1)).astype(np.uint8)
+  return np.rint(255 * unit.clip(0, 1)).astype(np.uint8, order="C")

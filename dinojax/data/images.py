@@ -38,6 +38,7 @@ FORMATS = tuple(READERS)
 MAX_PIXELS = 89_478_485  # 256 MiB as RGB
 # A JPEG may have so many times more pixels, since it can be decoded at half its size.
 JPEG_FACTOR = 4
+ARRAY_BYTES = 16  # of an array, for each of as many pixels as there may be
 MAX_HALVINGS = 3  # a JPEG block has 8 x 8 pixels
 UPRIGHT = {  # by EXIF orientation, 1 being upright
   2: lambda pixels: cv2.flip(pixels, 1),
@@ -143,6 +144,14 @@ class Probed:
         f"{self.width}x{self.height} pixels are more than {times}the limit of"
         f" max_pixels={max_pixels}; raise it, or shrink the image"
       )
+    if self.array:
+      size = self.array.channels * self.array.dtype.itemsize
+      if size * count > ARRAY_BYTES * max_pixels:
+        raise ValueError(
+          f"{self.width}x{self.height} pixels of {size} bytes are more than"
+          f" {ARRAY_BYTES} for each of max_pixels={max_pixels}; raise it, or cut the"
+          " image into tiles"
+        )
     halvings = 0
     while jpeg and halvings < MAX_HALVINGS and count > MAX_PIXELS * 4**halvings:
       halvings += 1

@@ -11,8 +11,6 @@ from typing import Any, NamedTuple
 import cv2
 import numpy as np
 
-FIELDS = "config.data.channels and config.backbone.image_dtype, or the weights"
-
 
 class Layout(NamedTuple):
   """Images are [H, W, channels] of dtype, "uint8", "uint16" or "float32"."""
@@ -29,8 +27,10 @@ class Layout(NamedTuple):
     fits = kind.kind in "iuf" if self.dtype == "float32" else kind.name == self.dtype
     if channels != self.channels or not fits:
       raise ValueError(
-        f"{channels} channel{'s' * (channels > 1)} of {kind.name}, where {FIELDS}, ask"
-        f" for {self.channels} of {self.dtype}"
+        f"{channels} channel{'s' * (channels > 1)} of {kind.name}, where"
+        f" config.data.channels={self.channels} and"
+        f" config.backbone.image_dtype={self.dtype}, or the weights, ask for others;"
+        " set them to those of your images"
       )
 
   def fit(self, pixels: np.ndarray) -> np.ndarray:

@@ -67,9 +67,11 @@ def fits(name: str, fields: Mapping[str, Any]) -> tuple[bool, str]:
 
 
 def in_one_form(fields: Mapping[str, Any]) -> dict[str, Any]:
-  """FIELDS with tuples and floats, however they were stored."""
+  """The same with tuples and floats, and max_value=0 where it is the usual one."""
   tuples = {name: tuple(map(float, fields[name])) for name in channels.STATISTICS}
-  return {**tuples, "max_value": float(fields["max_value"])}
+  usual_one = vit.MAX_VALUES[fields["image_dtype"]]
+  own = float(fields["max_value"])
+  return {**tuples, "max_value": 0.0 if own == usual_one else own}
 
 
 def adapted(weights: Any, wanted: Mapping[str, Any], *, rgb: Sequence[int]) -> Any:

@@ -6,7 +6,6 @@ else is the same for every backbone.
 """
 
 import logging
-import math
 from typing import Any
 
 import numpy as np
@@ -19,14 +18,15 @@ from dinojax.weights import dinov3, image_fields, json_objects
 LOGGER = logging.getLogger(__name__)
 NAME = "preprocessor_config.json"
 BICUBIC = 3
-IMAGE_DTYPE = "dinojax_image_dtype"  # a field of ours, of images that are not uint8
+# Fields of ours, of images that are not uint8.
+IMAGE_DTYPE, MAX_VALUE = "dinojax_image_dtype", "dinojax_max_value"
 LARGEST = 2**13  # pixels to which images are resized
 
 
 def config_of(sizes: dict[str, int], backbone: dict) -> dict:
   """The config of {"resize", "crop"} in pixels, and of a network's images."""
   image_dtype = backbone["image_dtype"]
-  own = {} if image_dtype == "uint8" else {IMAGE_DTYPE: image_dtype}
+  own = {IMAGE_DTYPE: image_dtype, MAX_VALUE: backbone["max_value"]}
   return {
     "image_processor_type": "BitImageProcessor",
     "do_convert_rgb": len(backbone["mean"]) == 3,
@@ -37,7 +37,7 @@ def config_of(sizes: dict[str, int], backbone: dict) -> dict:
     "crop_size": {"height": sizes["crop"], "width": sizes["crop"]},
     **_scale(image_dtype, backbone["max_value"]),
     **{f"image_{name}": list(backbone[name]) for name in channels_.STATISTICS},
-    **own,
+    **(own if image_dtype != "uint8" else {}),
   }
 
 
@@ -59,25 +59,25 @@ def statistics_of(config: dict, *, path: str, channels: int) -> dict[str, Any]:
     UserError: they are not a number for each channel, or pixels are scaled in another
       way.
   """
-  image_dtype, max_value = config.get(IMAGE_DTYPE, "uint8"), 0.0
-  if image_dtype not in vit.MAX_VALUES:
-    allowed = ", ".join(vit.MAX_VALUES)
-    raise errors.UserError(
-      f"{path} has {IMAGE_DTYPE}={json_objects.shown(image_dtype)}; it must be one of"
-      f" {allowed}"
-    )
-  scale, factor = _scale(image_dtype, 0.0), config.get("rescale_factor")
-  if image_dtype != "uint8" and type(factor) is float and 0 < factor < math.inf:
-    max_value = 0.0 if _close(factor, scale["rescale_factor"]) else 1 / factor
-    scale = _scale(image_dtype, max_value)
-  for name, wanted in scale.items():
+  own = {
+    "image_dtype": config.get(IMAGE_DTYPE, "uint8"),
+    "max_value": config.get(MAX_VALUE, 0.0),
+  }
+  for name, value in own.items():
+    fits, wanted = image_fields.fits(name, own)
+    if not fits:
+      raise errors.UserError(
+        f"{path} has dinojax_{name}={json_objects.shown(value)}; it must be {wanted}"
+      )
+  image_dtype = own["image_dtype"]
+  for name, wanted in _scale(**own).items():
     if not _close(config.get(name, wanted), wanted):
       raise errors.UserError(
         f"{path} has {name}={json_objects.shown(config[name])}, and images here get"
         f" {wanted!r}: features would be wrong; to use the weights all the same, remove"
         " it there, or give the folder's .safetensors alone"
       )
-  found = {"image_dtype": image_dtype, "max_value": max_value}
+  found = dict(own)
   for name in channels_.STATISTICS:
     others = dinov3.STATISTICS.values() if channels == 3 else ()
     known = [image_fields.usual(channels)[name], *(x[name] for x in others)]

@@ -144,3 +144,19 @@ def test_rotation_counts_in_size_and_shrinking(frames):
   assert (row["width"], row["height"]) == (32, 64)
   short = examine.shrunk(image, ingest_jobs.make_settings(shorter_side=16))
   assert images.decode(short).shape == (32, 16, 3)
+
+
+def test_arrays_of_any_channels_are_scanned_and_stay_as_they_are():
+  pixels = np.random.default_rng(0).integers(0, 9_000, (40, 48, 13)).astype(np.uint16)
+  files = [io.BytesIO() for _ in range(3)]
+  np.save(files[0], pixels)
+  np.save(files[1], np.asfortranarray(pixels))
+  np.save(files[2], np.moveaxis(pixels, -1, 0))
+  rows = [scan(file.getvalue()) for file in files]
+  assert [reason for _, reason, _ in rows] == [""] * 3
+  for row, _, _ in rows:
+    assert (row["height"], row["width"]) == (40, 48)
+    np.testing.assert_array_equal(row["pixels"], rows[0][0]["pixels"])
+    assert row["hash"] == rows[0][0]["hash"]
+  settings = ingest_jobs.make_settings(shorter_side=20)
+  assert examine.shrunk(files[0].getvalue(), settings) == files[0].getvalue()

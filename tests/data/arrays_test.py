@@ -1,6 +1,7 @@
 """NumPy arrays and TIFF as images: their axes, their values, and what is refused."""
 
 import io
+import struct
 import sys
 
 import numpy as np
@@ -107,26 +108,28 @@ def test_pictures_become_grey_where_one_channel_is_wanted_and_keep_a_fourth():
   assert grey.shape == (6, 8, 1) and np.abs(grey[..., 0] - luma).max() <= 0.51
 
 
-ASKED = (
-  "where config.data.channels and config.backbone.image_dtype, or the weights, ask for"
-)
+def asked(found, channels, dtype):
+  return (
+    f"{found}, where config.data.channels={channels} and config.backbone.image_dtype="
+    f"{dtype}, or the weights, ask for others; set them to those of your images"
+  )
 
 
 @pytest.mark.parametrize(
   ("data", "layout", "message"),
   [
-    (npy(noise(4, 4, 12)), BANDS, f"12 channels of uint16, {ASKED} 13 of uint16"),
-    (npy(noise(4, 4)), BANDS, f"1 channel of uint16, {ASKED} 13 of uint16"),
+    (npy(noise(4, 4, 12)), BANDS, asked("12 channels of uint16", 13, "uint16")),
+    (npy(noise(4, 4)), BANDS, asked("1 channel of uint16", 13, "uint16")),
     (
       npy(noise(4, 4, 13, dtype=np.uint8)),
       BANDS,
-      f"13 channels of uint8, {ASKED} 13 of uint16",
+      asked("13 channels of uint8", 13, "uint16"),
     ),
-    (npy(noise(4, 4, 3)), layouts.RGB, f"3 channels of uint16, {ASKED} 3 of uint8"),
+    (npy(noise(4, 4, 3)), layouts.RGB, asked("3 channels of uint16", 3, "uint8")),
     (
       npy(np.zeros((4, 4, 2), bool)),
       layouts.Layout(2, "float32"),
-      f"2 channels of bool, {ASKED} 2 of float32",
+      asked("2 channels of bool", 2, "float32"),
     ),
     (
       npy(noise(2, 3, 4, 13)),
@@ -161,10 +164,23 @@ def test_damaged_tiff_files_are_one_line(caplog):
   assert not caplog.records
 
 
+def test_a_tiff_that_lacks_strips_is_refused_before_it_is_read():
+  """One that says it has a million rows, and has strips for 16."""
+  options = dict(photometric="minisblack", planarconfig="separate", rowsperstrip=1)
+  data = bytearray(tiff(noise(13, 16, 16), metadata=None, **options))
+  tag = struct.pack("<HHII", 257, 4, 1, 16)  # ImageLength
+  place = data.index(tag)
+  data[place : place + 12] = struct.pack("<HHII", 257, 4, 1, 1_000_000)
+  with pytest.raises(ValueError, match=r"^damaged TIFF: some of its strips or tiles"):
+    decode(bytes(data))
+
+
 def test_an_array_over_the_limit_of_pixels_is_refused_before_it_is_read():
   header = npy(np.zeros((1, 1), np.uint16))[:64] + b" " * 63 + b"\n"
   with pytest.raises(ValueError, match="16x16 pixels are more than the limit of"):
     images.decode(npy(noise(16, 16, 13)), layout=BANDS, max_pixels=255)
+  with pytest.raises(ValueError, match="16x16 pixels of 26 bytes are more than 16 for"):
+    images.decode(npy(noise(16, 16, 13)), layout=BANDS, max_pixels=256)
   with pytest.raises(ValueError, match="damaged NumPy array"):
     decode(header)
 
@@ -195,10 +211,10 @@ def test_where_no_record_fits_one_error_names_field_value_and_the_reason(tmp_pat
   for i in range(3):
     (tmp_path / f"{i}.npy").write_bytes(npy(noise(4, 4, 12)))
   source = sources.open_source(f"folder:{tmp_path}", field="config.data.sources[0]")
+  reason = asked("12 channels of uint16", 13, "uint16")
   message = (
-    f'config.data.sources[0]="folder:{tmp_path}": {tmp_path}/1.npy is corrupt (12'
-    f" channels of uint16, {ASKED} 13 of uint16), and so are 15 records tried in its"
-    " place; check that these are images"
+    f'config.data.sources[0]="folder:{tmp_path}": {tmp_path}/1.npy is corrupt ({reason}'
+    "), and so are 15 records tried in its place; check that these are images"
   )
   with pytest.raises(errors.UserError) as caught:
     bad_records.read_or_substitute(source, 1, make=decode)
@@ -225,6 +241,7 @@ def test_pictures_for_people_show_three_channels_and_leave_rgb_alone():
   values = np.linspace(0, 5_000, 300).reshape(10, 10, 3).astype(np.uint16)
   shown = arrays.shown(np.concatenate([values, values], -1))
   assert shown.shape == (10, 10, 3) and shown.dtype == np.uint8
+  assert shown.flags.c_contiguous  # as OpenCV wants what it draws on
   assert shown.min() == 0 and shown.max() == 255
   grey = arrays.shown(values[..., :1])
   assert (grey[..., :1] == grey).all()
