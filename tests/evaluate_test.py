@@ -246,17 +246,19 @@ def test_scenes_are_segmented_beside_other_tasks_and_the_runs_metrics_say_how(
   sources = {name: f"embedded:scenes:{name}" for name in ("train", "test")}
   path = tmp_path / "r.json"
   sources["val"] = sources["train"]
-  names = ["knn_segmentation", "linear_segmentation"]
-  few = dict(segmentation_steps=3, segmentation_batch=64, crop=24, batch_size=8)
+  names = ["segmentation", "linear_segmentation"]
+  few = dict(segmentation_steps=3, segmentation_batch=8, crop=24, batch_size=8)
   run(tasks=names, results=str(path), **few, **sources)
   said = capsys.readouterr()
   assert "k-NN segmentation, 576 patches" in said.out and "background" in said.out
   assert (
     "knn_segmentation: 16 images of --train, 8 images of --test, 16 images of --val,"
-    " 576 patches of 16 features, 11 classes\n"
+    " 11 classes\n"
   ) in said.err
+  assert said.err.count("remembers 576 patches of --train\n") == 1
+  assert "logistic regression of 576 patches, C=" in said.out
   assert "linear segmentation, lr" in said.out and "chosen on val" in said.out
-  saved, (line, other) = json.loads(path.read_text()), metrics(workdir)[-2:]
+  saved, (line, other) = json.loads(path.read_text()), metrics(workdir)[-3::2]
   assert other["eval_linear_segmentation_steps"] == 3
   assert len(saved["results"]["knn_segmentation_iou"]) == 11
   wanted = dict(crop=24, knn_segmentation_k=30, knn_segmentation_memory=1_024_000)
@@ -290,7 +292,7 @@ def test_folders_of_images_and_masks_are_segmented_and_wrong_pairs_are_one_line_
   run(tasks=["knn_segmentation"], crop=24, batch_size=8, segmentation_k=3, **pairs)
   said = capsys.readouterr()
   assert "k-NN segmentation, 396 patches" in said.out  # of 11 images
-  assert "16 features, 3 classes" in said.err
+  assert "4 images of --test, 3 classes" in said.err
   skipped = [x for x in caplog.messages if x.startswith("corrupt image or label map")]
   assert [x.partition(": ")[2][len(str(tmp_path)) :] for x in skipped] == [
     "/train/images/3.png: its label map has zero bytes",
@@ -299,6 +301,26 @@ def test_folders_of_images_and_masks_are_segmented_and_wrong_pairs_are_one_line_
   ]
   iou = [x.split() for x in said.out.splitlines() if x.startswith("  ")][-3:]
   assert iou[1] == ["1", "none"] and float(iou[2][1][:-1]) > 60
+
+
+def test_depth_and_an_attentive_probe_are_evaluated_from_the_embedded_images(
+  workdir, images, run, monkeypatch, capsys
+):
+  monkeypatch.setattr(scenes, "SCENES", {"train": 16, "test": 8})
+  small = dict(batch_size=8, flip_prob=0.0)
+  sources = {name: f"embedded:depth:{name}" for name in ("train", "test")}
+  sources["val"] = sources["train"]
+  run(tasks=["depth"], depth_steps=2, depth_batch=8, crop=24, **small, **sources)
+  found, line = capsys.readouterr(), metrics(workdir)[-1]
+  assert "depth: 16 images of --train, 8 images of --test, 16 images of" in found.err
+  assert "RMSE" in found.out and "delta1" in found.out
+  assert line["eval_depth_rmse"] > 0 and line["eval_depth_high"] == 10.0
+  few = dict(attentive_steps=2, attentive_batch=8, val=images["test"])
+  run(tasks=["attentive"], **few, **small)
+  found, line = capsys.readouterr(), metrics(workdir)[-1]
+  assert "18 images of --test, 18 images of --val, 3 classes\n" in found.err
+  assert "attentive, lr" in found.out and "chosen on val" in found.out
+  assert line["eval_attentive_flip_prob"] == 0.0 and "eval_feature" not in line
 
 
 ONE = {"ant": 5}
@@ -313,6 +335,18 @@ SINGLE = {"ant": 5, "bee": 1, "cat": 5}
     (None, dict(ks=["1", "x"]), "--ks=1,x must be numbers from 1 with commas between"),
     (None, dict(temperature=0.0), "--temperature=0.0 must be above 0"),
     (None, dict(seed=-1), "--seed=-1 must be at least 0"),
+    (
+      None,
+      dict(tasks=["depth"]),
+      "has no depth maps, which depth needs; give a source",
+    ),
+    (None, dict(min_area=0.0), "--min_area=0.0 must be above 0, at most 1"),
+    (None, dict(flip_prob=1.5), "--flip_prob=1.5 must be within 0 and 1"),
+    (
+      None,
+      dict(depth_min=3.0, depth_max=2.0),
+      "--depth_min=3.0 must be above 0, and b",
+    ),
     (None, dict(segmentation_k=0), "--segmentation_k=0 must be at least 1"),
     (None, dict(tasks=["knn", "knn_segmentation"]), "has no label maps, which knn_s"),
     (None, dict(checkpoint="/nope"), "/nope does not exist; give a run's workdir or "),

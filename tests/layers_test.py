@@ -43,6 +43,7 @@ FLOORS = (
   "export curation pictures finetuning",
   "trainee classifier",
   "commands",
+  "evaluation",
 )
 # Imported where they are used: tensorboardX imports PyTorch, the others are extras.
 ALONE = {f"reporting.{name}" for name in ("tensorboard", "wandb_run", "mlflow_run")}

@@ -1,17 +1,28 @@
 """Flags of the evaluation of a backbone: its tasks, their sources and settings."""
 
+import itertools
 import math
 
 from absl import flags
 
 from dinojax import errors
 from dinojax.commands import cli, image_flags
-from dinojax.data import sources
+from dinojax.data import depth_maps, sources
 
-DENSE = ("knn_segmentation", "linear_segmentation")  # tasks of patches and label maps
-NAMES = ("knn", "linear", "logreg", "retrieval", *DENSE)
+# Tasks by what they read: features of images, their patches, these and label maps,
+# these and depth maps.
+FEATURES = ("knn", "linear", "logreg", "retrieval")
+TOKENS = ("attentive",)
+WITHOUT_TRAINING = ("knn_segmentation", "logreg_segmentation")  # tasks=segmentation
+MAPS = (*WITHOUT_TRAINING, "linear_segmentation")
+DEPTH = ("depth",)
+KINDS = FEATURES, TOKENS, MAPS, DEPTH
+NAMES = tuple(itertools.chain(*KINDS))
 TASKS = flags.DEFINE_list(
-  "tasks", ["knn"], f"Some of {', '.join(NAMES)}, separated by commas."
+  "tasks",
+  ["knn"],
+  f"Some of {', '.join(NAMES)}, separated by commas;"
+  f" segmentation: {' and '.join(WITHOUT_TRAINING)}.",
 )
 TRAIN = flags.DEFINE_string(
   "train",
@@ -30,7 +41,7 @@ VAL = flags.DEFINE_string(
   "val",
   None,
   "Labelled source on which linear tasks choose their best head; default --test, as"
-  " published numbers do.",
+  " published numbers do. Of attentive: default a tenth of --train.",
 )
 KS = flags.DEFINE_list("ks", ["10", "20", "100", "200"], "knn: numbers of neighbours.")
 TEMPERATURE = flags.DEFINE_float("temperature", 0.07, "knn: of the softmax of votes.")
@@ -48,13 +59,40 @@ SEGMENTATION_TEMPERATURE = flags.DEFINE_float(
   "segmentation_temperature", 0.02, "knn_segmentation: of the softmax of votes."
 )
 SEGMENTATION_MEMORY = flags.DEFINE_integer(
-  "segmentation_memory", 1_024_000, "Segmentation: most patches of --train kept."
+  "segmentation_memory",
+  1_024_000,
+  "Segmentation without training: most patches of --train kept.",
 )
 SEGMENTATION_STEPS = flags.DEFINE_integer(
-  "segmentation_steps", 5_000, "linear_segmentation: steps of AdamW."
+  "segmentation_steps", 40_000, "linear_segmentation: steps of AdamW."
 )
 SEGMENTATION_BATCH = flags.DEFINE_integer(
-  "segmentation_batch", 4_096, "linear_segmentation: patches per step."
+  "segmentation_batch", 16, "linear_segmentation: images per step."
+)
+DEPTH_STEPS = flags.DEFINE_integer("depth_steps", 38_400, "depth: steps of AdamW.")
+DEPTH_BATCH = flags.DEFINE_integer("depth_batch", 16, "depth: images per step.")
+DEPTH_MIN = flags.DEFINE_float("depth_min", 0.001, "depth: nearest that counts, m.")
+DEPTH_MAX = flags.DEFINE_float("depth_max", 10.0, "depth: farthest that counts, m.")
+DEPTH_CROP = flags.DEFINE_enum(
+  "depth_crop",
+  "none",
+  depth_maps.CROPS,
+  "depth: where errors are measured; eigen is the usual one for NYU.",
+)
+ATTENTIVE_STEPS = flags.DEFINE_integer(
+  "attentive_steps", 12_500, "attentive: steps of AdamW."
+)
+ATTENTIVE_BATCH = flags.DEFINE_integer(
+  "attentive_batch", 1_024, "attentive: images per step."
+)
+MIN_AREA = flags.DEFINE_float(
+  "min_area", 0.08, "attentive: least share of an image that a training crop shows."
+)
+FLIP_PROB = flags.DEFINE_float(
+  "flip_prob",
+  0.5,
+  "attentive, linear_segmentation, depth: probability that a training crop is mirrored;"
+  " 0 for writing.",
 )
 SEED = flags.DEFINE_integer("seed", 0, "Seed of draws, first weights and order.")
 RESULTS = flags.DEFINE_string("results", None, "Also writes everything to this JSON.")
@@ -64,32 +102,51 @@ CACHE = flags.DEFINE_string(
   "cache", None, "Folder that keeps features for the next evaluation of the same."
 )
 # Rows of a step, which the devices have to divide, by task.
-BATCHES = {"linear": LINEAR_BATCH, "linear_segmentation": SEGMENTATION_BATCH}
+BATCHES = {
+  "linear": LINEAR_BATCH,
+  "attentive": ATTENTIVE_BATCH,
+  "linear_segmentation": SEGMENTATION_BATCH,
+  "depth": DEPTH_BATCH,
+}
 
 
 def checked_tasks() -> list[str]:
   """The tasks to do, of NAMES; UserError for the first flag that cannot work."""
+  names = []
   for name in TASKS.value or [""]:
+    names += WITHOUT_TRAINING if name == "segmentation" else [name]
+  for name in names:
     if name not in NAMES:
       raise errors.UserError(f"--tasks={name} must be some of {', '.join(NAMES)}")
   sizes = TRIES, LINEAR_STEPS, LINEAR_BATCH, SEGMENTATION_K, SEGMENTATION_MEMORY
-  sizes += SEGMENTATION_STEPS, SEGMENTATION_BATCH
+  sizes += SEGMENTATION_STEPS, SEGMENTATION_BATCH, ATTENTIVE_STEPS, ATTENTIVE_BATCH
+  sizes += DEPTH_STEPS, DEPTH_BATCH
   for flag, least in ((SEED, 0), *((flag, 1) for flag in sizes)):
     if flag.value < least:
       raise errors.UserError(f"--{flag.name}={flag.value} must be at least {least}")
   for flag in (TEMPERATURE, SEGMENTATION_TEMPERATURE):
     if not 0 < flag.value < math.inf:
       raise errors.UserError(f"--{flag.name}={flag.value} must be above 0")
+  if not 0 < MIN_AREA.value <= 1:
+    raise errors.UserError(f"--min_area={MIN_AREA.value} must be above 0, at most 1")
+  if not 0 < DEPTH_MIN.value < DEPTH_MAX.value < math.inf:
+    raise errors.UserError(
+      f"--depth_min={DEPTH_MIN.value} must be above 0, and below"
+      f" --depth_max={DEPTH_MAX.value}"
+    )
+  if not 0 <= FLIP_PROB.value <= 1:
+    raise errors.UserError(f"--flip_prob={FLIP_PROB.value} must be within 0 and 1")
   for flag in (TRAIN, TEST):
     if not flag.value:
       raise errors.UserError(f"--{flag.name}=SOURCE is missing, such as folder:PHOTOS")
-  return list(dict.fromkeys(TASKS.value))
+  return list(dict.fromkeys(names))
 
 
 def settings() -> dict[str, dict]:
   """The fields of each task, by its name; UserError if a list is none of numbers."""
   seed = {"seed": SEED.value}
   patches = {"memory": SEGMENTATION_MEMORY.value, **seed}
+  crops = {"flip_prob": FLIP_PROB.value, **seed}
   return {
     "knn": {
       "ks": cli.integers(KS),
@@ -104,15 +161,30 @@ def settings() -> dict[str, dict]:
       "recall": cli.integers(RECALL),
       "test_is_train": TRAIN.value == TEST.value,
     },
+    "attentive": {
+      "steps": ATTENTIVE_STEPS.value,
+      "batch_size": ATTENTIVE_BATCH.value,
+      "min_area": MIN_AREA.value,
+      **crops,
+    },
     "knn_segmentation": {
       "k": SEGMENTATION_K.value,
       "temperature": SEGMENTATION_TEMPERATURE.value,
       **patches,
     },
+    "logreg_segmentation": patches,
     "linear_segmentation": {
       "steps": SEGMENTATION_STEPS.value,
       "batch_size": SEGMENTATION_BATCH.value,
-      **patches,
+      **crops,
+    },
+    "depth": {
+      "low": DEPTH_MIN.value,
+      "high": DEPTH_MAX.value,
+      "crop": DEPTH_CROP.value,
+      "steps": DEPTH_STEPS.value,
+      "batch_size": DEPTH_BATCH.value,
+      **crops,
     },
   }
 

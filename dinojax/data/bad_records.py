@@ -77,6 +77,29 @@ def read_or_substitute(
   attempts: int = ATTEMPTS,
   make: Callable[[bytes | np.ndarray], Any] = images.decode,
 ) -> tuple[Any, int, str | None]:
+  """Returns what is made of an image or, if it is corrupt, of a substitute.
+
+  Args, and what is raised, as of `make_or_substitute`; make: of the image as stored.
+
+  Returns:
+    what was made, its label, and why the wanted record is corrupt; None if it is sound.
+  """
+  (made, label), reason = make_or_substitute(
+    source,
+    index,
+    attempts=attempts,
+    make=lambda record: (make(record["image"]), record["label"]),
+  )
+  return made, label, reason
+
+
+def make_or_substitute(
+  source: sources.Source,
+  index: int,
+  *,
+  attempts: int = ATTEMPTS,
+  make: Callable[[dict], Any],
+) -> tuple[Any, str | None]:
   """Returns what is made of a record or, if it is corrupt, of a substitute.
 
   The substitute of attempt a is a pure function of (len(source), index, a), so that
@@ -86,10 +109,10 @@ def read_or_substitute(
     source: where to read.
     index: the wanted record.
     attempts: records to try, the wanted one included.
-    make: function of the image as stored; raises one of UNREADABLE if it is damaged.
+    make: function of the record; raises one of UNREADABLE if it is damaged.
 
   Returns:
-    what was made, its label, and why the wanted record is corrupt; None if it is sound.
+    what was made, and why the wanted record is corrupt; None if it is sound.
 
   Raises:
     errors.UserError: none of the records tried is readable.
@@ -98,8 +121,7 @@ def read_or_substitute(
   candidate, reason = index, None
   for attempt in range(attempts):
     try:
-      record = source[candidate]
-      return make(record["image"]), record["label"], reason
+      return make(source[candidate]), reason
     except sources.UNREADABLE as error:
       raise_if_lost(error, source.where)
       reason = reason or str(error) or type(error).__name__

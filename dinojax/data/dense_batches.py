@@ -12,6 +12,7 @@ import numpy as np
 from dinojax.data import (
   arrays,
   bad_records,
+  dense_records,
   images,
   label_maps,
   layouts,
@@ -78,6 +79,7 @@ class _DenseRows:
 
   def __call__(self, step: int) -> dict[str, np.ndarray]:
     size, square = len(self.rows), (self.side, self.side)
+    kind = dense_records.LabelMaps(self.num_classes, self.max_pixels, self.layout)
     batch = {
       "image": np.zeros((size, *square, self.layout.channels), self.layout.dtype),
       "label_map": np.full((size, *square), label_maps.IGNORE, np.uint8),
@@ -90,7 +92,7 @@ class _DenseRows:
         continue
       batch["index"][i] = index
       try:
-        pixels, label_map = self._read(index)
+        pixels, label_map = kind.read(self.source[index])
       except sources.UNREADABLE as error:
         bad_records.raise_if_lost(error, self.source.where)
         batch["bad_records"][i] = bad_records.report(index, str(error))
@@ -98,13 +100,3 @@ class _DenseRows:
         batch["image"][i] = arrays.resized(pixels, square)
         batch["label_map"][i] = label_maps.to_square(label_map, self.side)
     return batch
-
-  def _read(self, index):
-    """Image [H, W, C] and map [h, w] of a record; one of UNREADABLE if not sound."""
-    record = self.source[index]
-    label_map = label_maps.decode(record["label_map"], max_pixels=self.max_pixels)
-    label_maps.check_values(label_map, self.num_classes)
-    how = dict(max_pixels=self.max_pixels, layout=self.layout)
-    pixels = images.decode(record["image"], **how)
-    label_maps.check_shape(label_map, *pixels.shape[:2])
-    return pixels, label_map

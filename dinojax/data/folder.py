@@ -1,6 +1,7 @@
 """Images below a folder, whose sub-folders are classes."""
 
 import contextlib
+import itertools
 import os
 import stat
 from collections.abc import Sequence
@@ -24,11 +25,19 @@ class FolderSource:
   files and folders are skipped. `paths`: of the images, relative to the folder.
   """
 
-  def __init__(self, root: str, where: str):
-    """Lists the images."""
+  def __init__(
+    self, root: str, where: str, endings: Sequence[tuple[str, ...]] | None = None
+  ):
+    """Lists the files of the first of some sets of endings that has any.
+
+    Args:
+      root: the folder.
+      where: the beginning of an error's message.
+      endings: sets; None: pictures, or else arrays.
+    """
     root = os.path.expanduser(root)
     files.refuse_bucket(root, where)
-    found = _list_images(root, where)
+    found = _list_images(root, where, endings or (ENDINGS, ARRAYS))
     self.where = where
     self._root = root
     self.paths, notes = found.names, found.notes
@@ -75,18 +84,18 @@ class _Listing(NamedTuple):
   notes: list[str]
 
 
-def _list_images(root: str, where: str) -> _Listing:
+def _list_images(root: str, where: str, sets: Sequence[tuple[str, ...]]) -> _Listing:
   """Lists the pictures or else the arrays; UserError if there are none."""
   if not os.path.exists(root):
     raise errors.UserError(f"{where} does not exist; give a folder of images")
   if not os.path.isdir(root):
     raise errors.UserError(f"{where} is not a folder; give the one it lies in")
-  for endings in (ENDINGS, ARRAYS):
+  for endings in sets:
     found, count = _list(root, where, endings)
     if found.names:
       return found
   holds = f"{count} files but no image" if count else "no file at all"
-  known = ", ".join(ENDINGS + ARRAYS)
+  known = ", ".join(itertools.chain(*sets))
   raise errors.UserError(f"{where} holds {holds}; images end in {known}")
 
 

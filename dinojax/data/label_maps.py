@@ -75,10 +75,13 @@ def to_square(label_map: np.ndarray, side: int) -> np.ndarray:
     label_map: uint8 [H, W].
     side: S.
   """
-  rows, columns = (
-    ((2 * np.arange(side) + 1) * size) // (2 * side) for size in label_map.shape
-  )
+  rows, columns = (centres(size, side, (0, side)) for size in label_map.shape)
   return label_map[rows[:, None], columns]
+
+
+def centres(size: int, resized: int, span: tuple[int, int]) -> np.ndarray:
+  """Which of `size` pixels lie at the centres of a span of `resized` pixels, int."""
+  return ((2 * np.arange(*span) + 1) * size) // (2 * resized)
 
 
 def check_values(label_map: np.ndarray, num_classes: int) -> None:

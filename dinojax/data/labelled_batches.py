@@ -121,7 +121,7 @@ def open_batches(
     errors.UserError: while iterating, if a record and all its substitutes are bad.
   """
   crops = data.order(seed).random_map(_Crop(data, kind, max_pixels, layout))
-  steps = _Steps(crops, tuple(rows), batch_size)
+  steps = Steps(crops, tuple(rows), batch_size)
   return prefetch.Batches(steps[start_step:], workers)
 
 
@@ -144,17 +144,20 @@ class _Crop:
     return {"image": crop, "label": np.int32(label), "bad_records": bad}
 
 
-class _Steps(grain.MapDataset):
+class Steps(grain.MapDataset):
   """Element k stacks those rows of step k that this process holds."""
 
   def __init__(self, crops: grain.MapDataset, rows: tuple[int, ...], batch_size: int):
+    """crops: endless, of elements that are dicts of arrays; rows: of each batch."""
     super().__init__(crops)
     self._rows, self._batch_size = rows, batch_size
 
   def __len__(self) -> int:
+    """Returns how many batches there are."""
     return len(self._parent) // self._batch_size
 
   def __getitem__(self, index: int | slice) -> dict[str, np.ndarray]:
+    """Returns this process's slice of a batch."""
     if isinstance(index, slice):
       return self.slice(index)
     made = [self._parent[index * self._batch_size + row] for row in self._rows]

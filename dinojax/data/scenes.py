@@ -5,6 +5,7 @@ another. Its label map has the strokes of all of them, as digits.py has them of 
 """
 
 import hashlib
+from collections.abc import Callable
 
 import numpy as np
 from PIL import Image
@@ -31,7 +32,7 @@ class ScenesSource:
     self._split = split
     source = digits.DigitsSource(split, where)
     rng = np.random.default_rng(list(SCENES).index(split))
-    scenes = [_compose(rng, source) for _ in range(SCENES[split])]
+    scenes = [compose(rng, source, DIGIT_SIDE, _classes) for _ in range(SCENES[split])]
     self._images, self._maps = map(np.stack, zip(*scenes, strict=True))
     content = self._images.tobytes() + self._maps.tobytes()
     self.fingerprint = hashlib.sha256(content).hexdigest()[:16]
@@ -50,23 +51,37 @@ class ScenesSource:
     return f"scenes:{self._split}#{index}"
 
 
-def _compose(
-  rng: np.random.Generator, source: digits.DigitsSource
+def compose(
+  rng: np.random.Generator,
+  source: digits.DigitsSource,
+  sides: tuple[int, int],
+  mark: Callable[[np.ndarray, int, int], np.ndarray],
 ) -> tuple[np.ndarray, np.ndarray]:
-  """A scene of digits that do not overlap: grey and classes, uint8 [SIDE, SIDE]."""
+  """A scene of digits that do not overlap: grey and its map, uint8 [SIDE, SIDE].
+
+  Args:
+    rng: the only source of randomness.
+    source: of the digits.
+    sides: pixels of a digit, both included.
+    mark: (grey of a digit, its label, its side) -> its part of the map; paper has 0.
+  """
   image = np.zeros((SIDE, SIDE), np.uint8)
-  classes = np.zeros((SIDE, SIDE), np.uint8)
+  marks = np.zeros((SIDE, SIDE), np.uint8)
   taken = np.zeros((SIDE, SIDE), bool)
   for _ in range(rng.integers(*TRIES, endpoint=True)):
     record = source[int(rng.integers(len(source)))]
-    side = int(rng.integers(*DIGIT_SIDE, endpoint=True))
+    side = int(rng.integers(*sides, endpoint=True))
     top, left = rng.integers(SIDE - side, size=2, endpoint=True)
     box = slice(top, top + side), slice(left, left + side)
     if taken[box].any():
       continue
     # Pillow resizes 8-bit pixels in whole numbers: any machine gives the same.
     digit = Image.fromarray(record["image"][..., 0]).resize((side, side))
-    grey = np.asarray(digit)
-    image[box], taken[box] = grey, True
-    classes[box] = digits.strokes(grey, record["label"])
-  return image, classes
+    image[box], taken[box] = np.asarray(digit), True
+    marks[box] = mark(image[box], record["label"], side)
+  return image, marks
+
+
+def _classes(grey: np.ndarray, label: int, side: int) -> np.ndarray:
+  del side
+  return digits.strokes(grey, label)

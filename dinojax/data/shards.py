@@ -12,11 +12,14 @@ from typing import Any
 import numpy as np
 
 from dinojax import errors
-from dinojax.data import arrayrecord, class_labels, files, index
+from dinojax.data import arrayrecord, class_labels, files, index, label_maps
 
 MAX_READERS = 64  # of array_record, 400 kB each with 32,000 records
 LABELS = "label.labels.txt"  # where tfds keeps the names of classes, one a line
 BUFFER = 1 << 15  # bytes that such a reader reads ahead
+# Datasets with maps, see label_maps.py: the classes of `segmentation_mask` from 1 on.
+MASKS = {"oxford_iiit_pet": ("pet", "background", "border")}
+DEPTHS = ("nyu_depth_v2",)  # whose `depth` is in metres
 
 
 class TfdsSource:
@@ -47,6 +50,12 @@ class TfdsSource:
       raise errors.UserError(f"{where} has no `image`, only {', '.join(features)}")
     try:
       skip = {"image": tfds.decode.SkipDecoding()}
+      self._masked, self._deep = builder.name in MASKS, builder.name in DEPTHS
+      if self._masked:
+        skip["segmentation_mask"] = tfds.decode.SkipDecoding()
+        self.map_classes = MASKS[builder.name]
+      if self._deep:
+        self.depth_unit = "m"
       self._records = builder.as_data_source(split, decoders=skip)
     except NotImplementedError as error:
       raise errors.UserError(
@@ -86,7 +95,13 @@ class TfdsSource:
     if image is None:
       raise class_labels.NoImageError("an example without an image", label)
     files.check_size(len(image), label)
-    return {"image": image, "label": label}
+    record = {"image": image, "label": label}
+    if self._masked:
+      values = label_maps.decode(example["segmentation_mask"])
+      record["label_map"] = values - np.uint8(1)  # 0, no class, becomes IGNORE
+    if self._deep:
+      record["depth_map"] = np.asarray(example["depth"], np.float32)
+    return record
 
   def name(self, index: int) -> str:
     """Returns dataset, version, split and position."""

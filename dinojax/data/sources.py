@@ -16,10 +16,12 @@ import numpy as np
 from dinojax import errors
 from dinojax.data import (
   csv_table,
+  depth_scenes,
   digits,
   files,
   masked_folder,
   parquet,
+  published,
   scenes,
   shards,
   tar_shards,
@@ -52,6 +54,13 @@ class Source(Protocol):
 
 
 @runtime_checkable
+class DepthSource(Source, Protocol):
+  """A source whose records also have a "depth_map", see data/depth_maps.py."""
+
+  depth_unit: str  # always "m"
+
+
+@runtime_checkable
 class DenseSource(Source, Protocol):
   """A source whose records also have a "label_map", see data/label_maps.py."""
 
@@ -65,7 +74,11 @@ class Kind(NamedTuple):
   open: Callable[[str, str], Source]
 
 
-EMBEDDED = {"digits": digits.DigitsSource, "scenes": scenes.ScenesSource}
+EMBEDDED = {
+  "digits": digits.DigitsSource,
+  "scenes": scenes.ScenesSource,
+  "depth": depth_scenes.DepthScenesSource,
+}
 
 
 def _open_embedded(spec: str, where: str) -> Source:
@@ -83,7 +96,12 @@ KINDS = {
   "arrayrecord": Kind("arrayrecord:GLOB", shards.ArrayRecordSource),
   "tfds": Kind("tfds:NAME:SPLIT", shards.TfdsSource),
   "csv": Kind("csv:FILE", csv_table.CsvSource),
-  "embedded": Kind("embedded:digits:SPLIT, embedded:scenes:SPLIT", _open_embedded),
+  "ade20k": Kind("ade20k:FOLDER:SPLIT", published.open_ade20k),
+  "voc": Kind("voc:FOLDER:SPLIT", published.open_voc),
+  "cityscapes": Kind("cityscapes:FOLDER:SPLIT", published.open_cityscapes),
+  "embedded": Kind(
+    ", ".join(f"embedded:{name}:SPLIT" for name in EMBEDDED), _open_embedded
+  ),
 }
 USAGE = ", ".join(kind.usage for kind in KINDS.values())
 

@@ -1,4 +1,4 @@
-"""Sources with label maps of an evaluation: opened, and their classes read."""
+"""Sources with label or depth maps of an evaluation: opened, and their classes read."""
 
 import dataclasses
 from collections.abc import Callable
@@ -40,6 +40,22 @@ def open_sources(
       raise errors.UserError(
         f"{source.where} has label maps of other classes ({_count(source)}) than"
         f" {opened['train'].where} ({_count(opened['train'])}); both must have the same"
+      )
+  return opened
+
+
+def open_depth_sources(specs: dict[str, str]) -> dict[str, sources.DepthSource]:
+  """Opens sources with depth maps by the names of their flags, "train" first.
+
+  Raises:
+    UserError: one has no depth maps.
+  """
+  opened = {k: sources.open_source(x, field=f"--{k}") for k, x in specs.items()}
+  for source in opened.values():
+    if not isinstance(source, sources.DepthSource):
+      raise errors.UserError(
+        f"{source.where} has no depth maps, which depth needs; give a source such as"
+        " folder:IMAGES?depth=FOLDER or embedded:depth:train"
       )
   return opened
 

@@ -100,11 +100,12 @@ class Memory:
 
   bank: patches [T, B*M, D] as features, whose labels are 0, or -1 where there is none.
   shares: [T, B*M, C] float32, of each class among a patch's labelled pixels; sharded as
-  the bank.
+  the bank. of_image: M.
   """
 
   bank: features.Bank
   shares: jax.Array
+  of_image: int = flax.struct.field(pytree_node=False)
 
 
 def remember(
@@ -147,7 +148,7 @@ def remember(
     parts.append((take(tokens, batch["places"]), batch["labels"], batch["shares"]))
     jax.block_until_ready(parts[-2:-1])  # one batch ahead of the device, no more
   tokens, labels, shares = map(jnp.stack, zip(*parts, strict=True))
-  memory = Memory(features.Bank(tokens, labels), shares)
+  memory = Memory(features.Bank(tokens, labels), shares, kept)
   _, bad, first = jax.device_get(features.count_bad(memory.bank))
   if bad:
     refuse_not_finite(source, int(first) // kept)

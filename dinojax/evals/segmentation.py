@@ -167,7 +167,7 @@ def count(
 
   def of_images(values, label_map):
     # One image of one method at a time, since all values at S x S are many.
-    of_image = lambda image: _count_pixels(*image)  # noqa: E731
+    of_image = lambda image: _count_image(*image)  # noqa: E731
     methods = [values[:, :, i] for i in range(values.shape[2])]
     counts = [jax.lax.map(of_image, (x, label_map)).sum(0) for x in methods]
     return jnp.stack(counts)[None]
@@ -200,7 +200,7 @@ class Votes(NamedTuple):
     return (weights[..., None] * shares).sum(1).reshape(size, grid, 1, -1)
 
 
-def _count_pixels(values: jax.Array, label_map: jax.Array) -> jax.Array:
+def _count_image(values: jax.Array, label_map: jax.Array) -> jax.Array:
   """Of one image: values [N, C] and a map [S, S] -> pixels, int32 [C, C]."""
   classes, side = values.shape[-1], round(len(values) ** 0.5)
   values = jax.image.resize(
@@ -209,8 +209,18 @@ def _count_pixels(values: jax.Array, label_map: jax.Array) -> jax.Array:
     "linear",
     precision="highest",
   )
+  return count_pixels(values, label_map)
+
+
+def count_pixels(values: jax.Array, label_map: jax.Array) -> jax.Array:
+  """Pixels by true class and that of the largest value, int32 [C, C].
+
+  Args:
+    values: [..., C] of the pixels.
+    label_map: uint8 [...]; a label to ignore is beyond the last class.
+  """
+  classes = values.shape[-1]
   cell = label_map.astype(jnp.int32) * classes + values.argmax(-1)
-  # A label to ignore is beyond the last class.
   cells = jnp.zeros(classes * classes, jnp.int32)
   cells = cells.at[cell.ravel()].add(1, mode="drop")
   return cells.reshape(classes, classes)

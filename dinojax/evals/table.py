@@ -6,10 +6,10 @@ from collections.abc import Iterator
 COLUMN = 14  # characters
 # Results that stand in the row or the cell of another one.
 WITHIN_OTHERS = re.compile(
-  r"knn_.*_std|linear_(segmentation_)?(head|chosen_on|grid)|logreg_c"
-  r"|(knn|linear)_segmentation_patches"
+  r"knn_.*_std|(linear(_segmentation)?|attentive|depth)_(head|chosen_on|grid)|logreg_c"
+  r"|(knn|logreg)_segmentation_patches|logreg_segmentation_c"
 )
-CHOICE = "head", "chosen_on"  # of a linear task
+CHOICE = "head", "chosen_on"  # of a task with a grid of heads
 
 
 def rows(results: dict) -> Iterator[tuple[str, str, str]]:
@@ -25,9 +25,10 @@ def rows(results: dict) -> Iterator[tuple[str, str, str]]:
       deviation = results.get(f"{name}_std")
       more = "" if deviation is None else f" ±{100 * deviation:.1f}"
       yield row, f"top-{top}", f"{value:.1%}{more}"
-    elif match := re.fullmatch(r"linear_top(\d)", name):
-      chosen = f"{results['linear_head']}, chosen on {results['linear_chosen_on']}"
-      yield f"linear, {chosen}", f"top-{match[1]}", f"{value:.1%}"
+    elif match := re.fullmatch(r"(linear|attentive)_top(\d)", name):
+      task, top = match.groups()
+      head, chosen_on = (results[f"{task}_{x}"] for x in CHOICE)
+      yield f"{task}, {head}, chosen on {chosen_on}", f"top-{top}", f"{value:.1%}"
     elif match := re.fullmatch(r"logreg_top(\d)", name):
       row = f"logistic regression, C={results['logreg_c']:.2g}"
       yield row, f"top-{match[1]}", f"{value:.1%}"
@@ -38,19 +39,34 @@ def rows(results: dict) -> Iterator[tuple[str, str, str]]:
     elif name == "retrieval_left_out":
       if value:
         yield "retrieval, queries without a match", "left out", f"{value:,}"
-    elif match := re.fullmatch(r"(knn|linear)_segmentation_(miou|accuracy)", name):
-      column = {"miou": "mIoU", "accuracy": "pixels"}[match[2]]
-      if match[1] == "knn":
-        row = f"k-NN segmentation, {results['knn_segmentation_patches']:,} patches"
-      else:
-        head, chosen_on = (results[f"linear_segmentation_{x}"] for x in CHOICE)
-        row = f"linear segmentation, {head}, chosen on {chosen_on}"
-      yield row, column, f"{value:.1%}"
-    elif re.fullmatch(r"(knn|linear)_segmentation_iou", name):
+    elif match := re.fullmatch(r"(\w+)_segmentation_(miou|accuracy)", name):
+      row = _segmentation_row(match[1], results)
+      yield row, {"miou": "mIoU", "accuracy": "pixels"}[match[2]], f"{value:.1%}"
+    elif re.fullmatch(r"\w+_segmentation_iou", name):
       for title, iou in value.items():
         yield f"  {title}", "IoU", "none" if iou is None else f"{iou:.1%}"
+    elif match := re.fullmatch(r"depth_(rmse|absrel|delta1)", name):
+      head, chosen_on = (results[f"depth_{x}"] for x in CHOICE)
+      column = {"rmse": "RMSE", "absrel": "AbsRel", "delta1": "delta1"}[match[1]]
+      text = {"rmse": f"{value:.3f} m", "absrel": f"{value:.3f}"}.get(match[1])
+      text = text or f"{value:.1%}"
+      yield f"depth, {head}, chosen on {chosen_on}", column, text
     elif not WITHIN_OTHERS.fullmatch(name):
       yield name, "value", f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
+def _segmentation_row(task: str, results: dict) -> str:
+  about = {
+    k.removeprefix(f"{task}_segmentation_"): x
+    for k, x in results.items()
+    if k.startswith(f"{task}_segmentation_")
+  }
+  if task == "knn":
+    return f"k-NN segmentation, {about['patches']:,} patches"
+  if task == "logreg":
+    return f"logistic regression of {about['patches']:,} patches, C={about['c']:.2g}"
+  head, chosen_on = (about[x] for x in CHOICE)
+  return f"{task} segmentation, {head}, chosen on {chosen_on}"
 
 
 def render(results: dict) -> str:

@@ -1,8 +1,7 @@
 """Tasks of an evaluation: k-NN, linear probe, logistic regression and retrieval.
 
 The fields of a task are its settings. Each task checks the labels, before features are
-computed, and turns features into numbers by name. Dense tasks read patches and label
-maps instead, batch by batch.
+computed, and turns features into numbers by name. Tasks of patches: dense_tasks.py.
 """
 
 import dataclasses
@@ -11,17 +10,13 @@ from typing import Protocol
 import numpy as np
 from jax.sharding import Mesh
 
-from dinojax.data import sources
 from dinojax.evals import (
   features,
   few_shot,
   knn,
   linear,
-  linear_segmentation,
   logreg,
-  patches,
   retrieval,
-  segmentation,
 )
 
 RETRIEVAL_BLOCK = 64  # queries at once: each ranks the whole gallery
@@ -156,80 +151,4 @@ class Retrieval:
     queries = None if self.test_is_train else banks["test"]
     return retrieval.retrieval(
       banks["train"], queries, ks=self.recall, mesh=mesh, block=RETRIEVAL_BLOCK
-    )
-
-
-class DenseTask(Protocol):
-  """What every task of patches and label maps offers."""
-
-  def most_images(self, grid: int, num_classes: int) -> int:
-    """How many images of `grid` patches a batch should have at most."""
-
-  def evaluate(
-    self,
-    reader: patches.Reader,
-    memory: patches.Memory,
-    opened: dict[str, sources.DenseSource],
-    class_names: tuple[str, ...],
-  ) -> dict:
-    """Returns its numbers by name; memory: patches of train."""
-
-
-@dataclasses.dataclass(frozen=True)
-class KnnSegmentation:
-  """Segmentation by the nearest patches, without training."""
-
-  k: int
-  temperature: float
-  memory: int
-  seed: int
-
-  def most_images(self, grid: int, num_classes: int) -> int:
-    """As many as have soft labels of all neighbours in memory."""
-    return segmentation.most_images(grid, k=self.k, num_classes=num_classes)
-
-  def evaluate(
-    self,
-    reader: patches.Reader,
-    memory: patches.Memory,
-    opened: dict[str, sources.DenseSource],
-    class_names: tuple[str, ...],
-  ) -> dict:
-    """Returns IoU of the classes, and its mean."""
-    votes = dict(k=self.k, temperature=self.temperature)
-    return segmentation.knn_segmentation(
-      reader, memory, opened["test"], class_names=class_names, **votes
-    )
-
-
-@dataclasses.dataclass(frozen=True)
-class LinearSegmentation:
-  """Segmentation by a linear layer on patches."""
-
-  steps: int
-  batch_size: int
-  memory: int
-  seed: int
-
-  def most_images(self, grid: int, num_classes: int) -> int:
-    """As many as have logits of all heads in memory."""
-    heads = len(linear_segmentation.RATES)
-    return segmentation.most_images(grid, k=heads, num_classes=num_classes)
-
-  def evaluate(
-    self,
-    reader: patches.Reader,
-    memory: patches.Memory,
-    opened: dict[str, sources.DenseSource],
-    class_names: tuple[str, ...],
-  ) -> dict:
-    """Returns IoU of the classes by the best head, and of all heads."""
-    return linear_segmentation.linear_segmentation(
-      reader,
-      memory,
-      {name: opened[name] for name in ("test", "val") if name in opened},
-      class_names=class_names,
-      steps=self.steps,
-      batch_size=self.batch_size,
-      seed=self.seed,
     )

@@ -57,7 +57,7 @@ def test_a_path_without_its_kind_is_told_the_kind(tmp_path, monkeypatch, spec, m
       sources.open_source(path, field="--images")
     assert str(raised.value).endswith(f"; did you mean {meant}{path}?")
   for path in (f"{tmp_path}/none/{spec}", f"{tmp_path}/notes.txt"):
-    with pytest.raises(errors.UserError, match=r"embedded:scenes:SPLIT$"):
+    with pytest.raises(errors.UserError, match=r"embedded:depth:SPLIT$"):
       sources.open_source(path, field="--images")
 
 

@@ -58,13 +58,40 @@ def test_the_head_of_a_linear_segmentation_stands_in_its_row():
       "linear_segmentation_head": "lr0.001",
       "linear_segmentation_chosen_on": "val",
       "linear_segmentation_grid": {"lr0.001": 0.5},
-      "linear_segmentation_patches": 1234,
     }
   )
   assert text.splitlines()[1].split() == [
     *("linear", "segmentation,", "lr0.001,", "chosen", "on", "val", "50.0%", "91.2%")
   ]
-  assert "cat" in text and "grid" not in text and "1234" not in text
+  assert "cat" in text and "grid" not in text
+
+
+def test_attentive_probes_depth_and_regression_of_patches_have_rows_of_their_own():
+  text = table.render(
+    {
+      "attentive_top1": 0.5,
+      "attentive_top5": 0.75,
+      "attentive_head": "lr0.001_wd0.05",
+      "attentive_chosen_on": "val",
+      "attentive_grid": {},
+      "logreg_segmentation_miou": 0.5,
+      "logreg_segmentation_accuracy": 0.912,
+      "logreg_segmentation_iou": {"cat": 0.5},
+      "logreg_segmentation_patches": 1234,
+      "logreg_segmentation_c": 51.79,
+      "depth_rmse": 0.4494,
+      "depth_absrel": 0.1234,
+      "depth_delta1": 0.875,
+      "depth_head": "lr0.001",
+      "depth_chosen_on": "test",
+      "depth_grid": {},
+    }
+  )
+  rows = [line.split("  ")[0] for line in text.splitlines()]
+  assert "attentive, lr0.001_wd0.05, chosen on val" in rows
+  assert "logistic regression of 1,234 patches, C=52" in rows
+  (depth,) = [line for line in text.splitlines() if line.startswith("depth, lr0.001")]
+  assert depth.split()[-4:] == ["0.449", "m", "0.123", "87.5%"]
 
 
 def test_results_of_unknown_names_are_shown_as_they_are():
