@@ -4,7 +4,8 @@ from dinojax import classifier
 model = classifier.load("runs/pets")
 names, probabilities = model.predict(images)  # of uint8 RGB [B, H, W, 3]
 
-Of --task=labels, names[i] are all classes of image i, perhaps none.
+Of --task=labels, names[i] are all classes of image i, perhaps none. Of
+--task=segmentation, model.segment(images) gives the class of each pixel.
 """
 
 import dataclasses
@@ -17,7 +18,7 @@ import jax
 import numpy as np
 
 from dinojax import backbone, errors, export
-from dinojax.finetuning import tuning
+from dinojax.finetuning import patch_head, tuning
 from dinojax.weights import formats, runs
 
 
@@ -26,7 +27,7 @@ class Classifier:
   """A backbone with a linear head, compiled once for each size of a batch.
 
   backbone: with merged weights; its `sizes` are those of the images that it was
-  evaluated on. head: {"kernel": [F, C], "bias": [C]}. class_names: by label. columns:
+  evaluated on. head: of `tuning.State.head`. class_names: by label. columns:
   its image feature, of `backbone.columns`. task: one of `tasks.TASKS`.
   """
 
@@ -50,28 +51,49 @@ class Classifier:
     Raises:
       UserError: another type or shape.
     """
-    module = self.backbone.module
-    backbone.check_images(images, module)
-    params = self.backbone.params
-    probabilities = _probabilities(
-      module, self.columns, self.task, params, self.head, images
-    )
+    self._check(images, segments=False)
+    network = tuning.Network(self.backbone.module, self.task, self.columns)
+    probabilities = _probabilities(network, self.backbone.params, self.head, images)
     found = np.asarray(probabilities)
     if self.task == "labels":
       names = np.array(self.class_names, object)
       return [tuple(names[row > 0.5]) for row in found], found
     return [self.class_names[i] for i in found.argmax(-1)], found
 
+  def segment(self, images: jax.Array) -> np.ndarray:
+    """The class of each pixel, of --task=segmentation.
+
+    Args:
+      images: as of `predict`.
+
+    Returns:
+      uint8 [B, H, W], numbers of `class_names`.
+
+    Raises:
+      UserError: as of `predict`.
+    """
+    self._check(images, segments=True)
+    network = tuning.Network(self.backbone.module, self.task, self.columns)
+    return np.asarray(_label_maps(network, self.backbone.params, self.head, images))
+
+  def _check(self, images, *, segments) -> None:
+    if segments != (self.task == "segmentation"):
+      name = "predict" if segments else "segment"
+      raise errors.UserError(f"it was trained with --task={self.task}; call .{name}()")
+    backbone.check_images(images, self.backbone.module)
+
   def program(self) -> export.Program:
-    """The program of `predict`'s probabilities, for `export.write`."""
+    """The program of `predict`'s probabilities, or of `segment`, for `export.write`."""
     module = export.exportable(self.backbone.module)
+    network = tuning.Network(module, self.task, self.columns)
+    name, compute = "probabilities", _probabilities
+    if self.task == "segmentation":
+      name, compute = "label_maps", _label_maps
 
-    def probabilities(images):
-      params = self.backbone.params
-      found = _probabilities(module, self.columns, self.task, params, self.head, images)
-      return (found,)
+    def apply(images):
+      return (compute(network, self.backbone.params, self.head, images),)
 
-    return export.Program(probabilities, ("probabilities",), module)
+    return export.Program(apply, (name,), module)
 
 
 def load(path: str, *, step: int | None = None, dtype: str = "float32") -> Classifier:
@@ -103,9 +125,19 @@ def load(path: str, *, step: int | None = None, dtype: str = "float32") -> Class
   )
 
 
-@functools.partial(jax.jit, static_argnums=(0, 1, 2))
+@functools.partial(jax.jit, static_argnums=0)
 def _probabilities(
-  module: Any, columns: tuple, task: str, params: Any, head: Any, images: jax.Array
+  network: tuning.Network, params: Any, head: Any, images: jax.Array
 ) -> jax.Array:
-  scores = tuning.logits(module, columns, params, head, images)
-  return jax.nn.sigmoid(scores) if task == "labels" else jax.nn.softmax(scores)
+  scores = network.scores(params, head, images)
+  several = network.task == "labels"
+  return jax.nn.sigmoid(scores) if several else jax.nn.softmax(scores)
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _label_maps(
+  network: tuning.Network, params: Any, head: Any, images: jax.Array
+) -> jax.Array:
+  sides, patch = images.shape[1:3], network.module.patch_size
+  scores = network.scores(params, head, images)
+  return patch_head.label_maps(scores, tuple(x // patch for x in sides), sides)

@@ -127,7 +127,8 @@ def write_classifier(source: str, target: str) -> None:
       )
   made = classifier.load(source, step=backbone_flags.STEP.value)
   _write(made.program(), made.backbone, target, class_names=made.class_names)
-  print(f"gives probabilities [B, {len(made.class_names)}] of the classes")
+  (name,) = made.program().outputs
+  print(f"gives {name} of {len(made.class_names)} classes")
   print(f"  {pathlib.Path(target).name}.json holds their names")
   print(f"written to {target}")
 

@@ -13,7 +13,7 @@ import contextlib
 import jax
 from absl import flags
 
-from dinojax import sharding
+from dinojax import backbone, errors, sharding
 from dinojax.commands import backbone_flags, cli, finetune_flags
 from dinojax.finetuning import loop, opening, tasks, tuning
 from dinojax.reporting import console
@@ -21,6 +21,22 @@ from dinojax.runtime import compiled, processes
 
 for module in (backbone_flags, finetune_flags, processes):
   flags.adopt_module_key_flags(module)
+
+
+def image_feature(loaded: backbone.Backbone) -> dict[str, str | int]:
+  """The "feature" and "layers" that the head sees; UserError if it sees patches."""
+  if finetune_flags.TASK.value != "segmentation":
+    return {
+      "feature": backbone_flags.feature(loaded),
+      "layers": backbone_flags.LAYERS.value,
+    }
+  for flag in (backbone_flags.FEATURE, backbone_flags.LAYERS):
+    if flag.value != flag.default:
+      raise errors.UserError(
+        f"--{flag.name}={flag.value} is of an image's feature, and --task=segmentation"
+        " reads the patches of the last block; leave it out"
+      )
+  return {"feature": "patches", "layers": 1}
 
 
 def main(_) -> None:
@@ -44,8 +60,7 @@ def main(_) -> None:
       **finetune_flags.recipe(),
       **backbone_flags.image_sizes(loaded),
       batch_size=backbone_flags.batch_size(mesh.size),
-      feature=backbone_flags.feature(loaded),
-      layers=backbone_flags.LAYERS.value,
+      **image_feature(loaded),
       dtype=loaded.module.dtype,
     )
     setup = loop.Setup(

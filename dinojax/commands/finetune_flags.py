@@ -24,6 +24,7 @@ TUNE = flags.DEFINE_enum(
 TASKS = {
   "classes": "one of each image",
   "labels": "any number of each image (multi-label), of sources csv:FILE",
+  "segmentation": "one of each pixel, of sources with label maps",
 }
 TASK = flags.DEFINE_enum(
   "task",
@@ -109,6 +110,13 @@ def check() -> None:
   for flag in (WEIGHT_DECAY, MIXUP, CUTMIX):
     if not 0 <= flag.value < math.inf:
       raise errors.UserError(f"--{flag.name}={flag.value} must be at least 0")
+  if TASK.value == "segmentation":
+    for flag in (MIXUP, CUTMIX):
+      if flag.value:
+        raise errors.UserError(
+          f"--{flag.name}={flag.value} is for whole images; leave it out with"
+          " --task=segmentation"
+        )
   if not 0 <= EMA.value < 1:
     raise errors.UserError(f"--ema={EMA.value} must be at least 0 and below 1")
   for flag in (LAYER_DECAY, MIN_AREA):

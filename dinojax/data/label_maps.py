@@ -107,6 +107,15 @@ def patch_counts(square: np.ndarray, *, patch_size: int, num_classes: int):
   return counts.reshape(len(patches), num_classes)
 
 
+def patch_shares(square: np.ndarray, *, patch_size: int, num_classes: int):
+  """The share of each class in the labelled pixels of a patch: float32 [N, C].
+
+  All 0 where a patch has none; otherwise as `patch_counts`.
+  """
+  counts = patch_counts(square, patch_size=patch_size, num_classes=num_classes)
+  return np.float32(counts / np.maximum(counts.sum(1, keepdims=True), 1))
+
+
 def choose(counts: np.ndarray, most: int, rng: np.random.Generator) -> np.ndarray:
   """Which patches of an image a bounded memory keeps: rising positions, at most M.
 

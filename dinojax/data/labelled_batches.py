@@ -1,11 +1,13 @@
-"""Labelled training batches: a random crop of each image, and its class.
+"""Labelled training batches: a random crop of each image, and its class or label map.
 
 The batch of step k is a pure function of (seed, k), as in train_batches.py, for any
 number of workers and hosts.
 """
 
 import dataclasses
+import functools
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import cv2
 import grain
@@ -16,6 +18,7 @@ from dinojax.data import (
   bad_records,
   geometry,
   images,
+  label_maps,
   layouts,
   mixture,
   photometric,
@@ -70,9 +73,58 @@ def crop_image(
   Raises:
     ValueError: the image cannot be decoded.
   """
-  cv2.setNumThreads(0)  # The input worker processes already fill the cores.
   probed = images.probe(image, layout)
   warp = augment.sample_warp(rng, probed.height, probed.width, kind)
+  return _crop_at(probed, warp, kind, max_pixels, layout)
+
+
+def crop_pair(
+  rng: np.random.Generator,
+  image: bytes | np.ndarray,
+  label_map: bytes | np.ndarray,
+  kind: augment.Crop,
+  *,
+  num_classes: int,
+  max_pixels: int = images.MAX_PIXELS,
+  layout: layouts.Layout = layouts.RGB,
+) -> tuple[np.ndarray, np.ndarray]:
+  """The same crop of an image and of its label map, [S, S, C] and [S, S].
+
+  A pixel of the crop has the class at its centre.
+
+  Args:
+    rng: as of `crop_image`, which draws the same crop.
+    image: likewise.
+    label_map: of a record, see label_maps.py.
+    kind: of `random_crop`.
+    num_classes: larger values of a map are corrupt.
+    max_pixels: larger images and maps are corrupt.
+    layout: of the images.
+
+  Raises:
+    ValueError: one cannot be decoded, or they do not fit each other.
+  """
+  probed = images.probe(image, layout)
+  values = label_maps.decode(label_map, max_pixels=max_pixels)
+  label_maps.check_values(values, num_classes)
+  label_maps.check_shape(values, probed.height, probed.width)
+  warp = augment.sample_warp(rng, probed.height, probed.width, kind)
+  centres = np.arange(kind.size) + 0.5
+  x, y, w = np.einsum(
+    "cd,dhw->chw", warp, [*np.meshgrid(centres, centres), np.ones((kind.size,) * 2)]
+  )
+  rows, columns = (
+    np.clip((at / w * count / size).astype(int), 0, count - 1)
+    for at, count, size in zip(
+      (y, x), values.shape, (probed.height, probed.width), strict=True
+    )
+  )
+  crop = _crop_at(probed, warp, kind, max_pixels, layout)
+  return crop, values[rows, columns]
+
+
+def _crop_at(probed, warp, kind, max_pixels, layout) -> np.ndarray:
+  cv2.setNumThreads(0)  # The input worker processes already fill the cores.
   halvings = augment.halvings([geometry.scale(warp, kind.size)])
   pixels, halved = probed.decode(halvings, alpha=True, max_pixels=max_pixels)
   crop = np.empty((kind.size, kind.size, layout.channels), layout.dtype)
@@ -81,6 +133,13 @@ def crop_image(
     made = photometric.smooth(made, variance=variance, kernel=kind.blur.kernel)
     crop[..., part] = made.reshape(crop[..., part].shape)
   return crop
+
+
+class Maps(NamedTuple):
+  """Label maps of a source: C, and pixels of a patch's side."""
+
+  num_classes: int
+  patch_size: int
 
 
 def open_batches(
@@ -94,6 +153,7 @@ def open_batches(
   start_step: int,
   max_pixels: int = images.MAX_PIXELS,
   layout: layouts.Layout = layouts.RGB,
+  maps: Maps | None = None,
 ) -> prefetch.Batches:
   """Starts the endless stream of this process's slice of the batches.
 
@@ -111,16 +171,18 @@ def open_batches(
     start_step: step of the first batch.
     max_pixels: larger images are corrupt.
     layout: of the images; others are corrupt.
+    maps: what is made of label maps; None: nothing.
 
   Returns:
     Batches, to be closed, of b = len(rows), in the order of `rows`: image
-    [b, S, S, C], label int32 [b], -1 where there is none, bad_records [b], a
-    `bad_records.REPORT` of each record.
+    [b, S, S, C], label int32 [b], -1 where there is none, or with `maps` float32 [b, N,
+    classes], the share of each class in a patch, see `label_maps.patch_shares`,
+    bad_records [b], a `bad_records.REPORT` of each record.
 
   Raises:
     errors.UserError: while iterating, if a record and all its substitutes are bad.
   """
-  crops = data.order(seed).random_map(_Crop(data, kind, max_pixels, layout))
+  crops = data.order(seed).random_map(_Crop(data, kind, max_pixels, layout, maps))
   steps = Steps(crops, tuple(rows), batch_size)
   return prefetch.Batches(steps[start_step:], workers)
 
@@ -133,15 +195,28 @@ class _Crop:
   kind: augment.Crop
   max_pixels: int
   layout: layouts.Layout
+  maps: Maps | None
 
   def __call__(self, index: int, rng: np.random.Generator) -> dict[str, np.ndarray]:
     source, record = self.data.locate(int(index))
-    how = dict(max_pixels=self.max_pixels, layout=self.layout)
-    crop, label, reason = bad_records.read_or_substitute(
-      source, record, make=lambda image: crop_image(rng, image, self.kind, **how)
+    (crop, label), reason = bad_records.make_or_substitute(
+      source, record, make=functools.partial(self._make, rng)
     )
     bad = bad_records.report(*(() if reason is None else (index, reason)))
-    return {"image": crop, "label": np.int32(label), "bad_records": bad}
+    return {"image": crop, "label": label, "bad_records": bad}
+
+  def _make(self, rng, record) -> tuple[np.ndarray, np.ndarray]:
+    """A crop, and its class or the shares of the classes in its patches."""
+    how = dict(max_pixels=self.max_pixels, layout=self.layout)
+    if self.maps is None:
+      crop = crop_image(rng, record["image"], self.kind, **how)
+      return crop, np.int32(record["label"])
+    crop, square = crop_pair(
+      *(rng, record["image"], record["label_map"], self.kind),
+      num_classes=self.maps.num_classes,
+      **how,
+    )
+    return crop, label_maps.patch_shares(square, **self.maps._asdict())
 
 
 class Steps(grain.MapDataset):

@@ -17,7 +17,7 @@ class Assembly(NamedTuple):
   init: () -> the first state, born sharded. step: (state, batch) -> (state, scalars);
   donates its state. to_saved: state -> what a checkpoint holds. of_saved: the inverse.
   abstract_saved: shapes, dtypes and shardings of what a checkpoint holds. logits:
-  (state, images [B, S, S, C]) -> [B, C].
+  (state, images [B, S, S, C]) -> scores [B, C], or [B, N, C] of patches.
   """
 
   init: Callable[[], tuning.State]
@@ -46,6 +46,7 @@ def assemble(
     remat: activation checkpointing, a key of `blocks.REMAT`.
   """
   module = loaded.module.clone(remat=remat)
+  network = tuning.Network(module, recipe.task, recipe.columns)
   tx = tuning.make_optimizer(recipe, depth=module.depth)
   init = functools.partial(tuning.init_state, recipe, tx=tx, classes=classes)
   state = jax.eval_shape(init, loaded.params)
@@ -58,15 +59,15 @@ def assemble(
   jitted_init = jax.jit(init, out_shardings=by_state)
   jitted_to_saved = jax.jit(to_saved, out_shardings=by_saved)
   step = jax.jit(
-    functools.partial(tuning.train_step, module=module, tx=tx, recipe=recipe),
+    functools.partial(tuning.train_step, network=network, tx=tx, recipe=recipe),
     out_shardings=(by_state, sharding.replicated(mesh)),
     donate_argnums=0,
   )
 
   @jax.jit
-  def logits(used, frozen, images):
+  def logits(used, head, frozen, images):
     params = tuning.weights(recipe, used, frozen)
-    return tuning.logits(module, recipe.columns, params, used["head"], images)
+    return network.scores(params, head, images)
 
   return Assembly(
     init=lambda: jitted_init(loaded.params),
@@ -77,5 +78,5 @@ def assemble(
       lambda x, where: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=where),
       *(saved, by_saved),
     ),
-    logits=lambda state, images: logits(state.used, frozen, images),
+    logits=lambda state, images: logits(state.used, state.head, frozen, images),
   )

@@ -28,6 +28,7 @@ class Feed(Iterator):
     mesh: Mesh,
     workers: int,
     start_step: int,
+    maps: labelled_batches.Maps | None = None,
     max_pixels: int = images.MAX_PIXELS,
     layout: layouts.Layout = layouts.RGB,
   ):
@@ -46,6 +47,7 @@ class Feed(Iterator):
       ),
       workers=workers,
       start_step=start_step,
+      maps=maps,
       max_pixels=max_pixels,
       layout=layout,
     )

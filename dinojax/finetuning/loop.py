@@ -14,7 +14,7 @@ import jax
 from jax.sharding import Mesh
 
 from dinojax import backbone, checkpoint, errors
-from dinojax.data import images, sources
+from dinojax.data import images, labelled_batches, sources
 from dinojax.finetuning import assembly, feed, scoring, tasks, tuning
 from dinojax.pages import live_page
 from dinojax.reporting import console, run_log, throughput
@@ -64,6 +64,7 @@ class Run:
       mesh: of all processes.
     """
     self._recipe, self._setup, self._mesh, self._opened = recipe, setup, mesh, opened
+    self._class_names, self._patch_size = class_names, loaded.module.patch_size
     self._made = assembly.assemble(
       recipe, loaded, mesh, classes=len(class_names), remat=setup.remat
     )
@@ -205,6 +206,8 @@ class Run:
           recipe.task,
           self._opened[name],
           lambda images: self._made.logits(state, images),
+          class_names=self._class_names,
+          patch_size=self._patch_size,
           mesh=self._mesh,
           batch_size=recipe.batch_size,
           resize=recipe.resize,
@@ -247,7 +250,9 @@ class Run:
     )
 
   def _batches(self, first: int) -> feed.Feed:
-    setup = self._setup
+    setup, maps = self._setup, None
+    if self._recipe.task == "segmentation":
+      maps = labelled_batches.Maps(len(self._class_names), self._patch_size)
     return feed.Feed(
       self._opened["train"],
       self._recipe,
@@ -256,6 +261,7 @@ class Run:
       max_pixels=setup.max_pixels,
       layout=self._layout,
       start_step=first,
+      maps=maps,
     )
 
 

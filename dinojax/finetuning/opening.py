@@ -6,7 +6,7 @@ import numpy as np
 
 from dinojax import errors
 from dinojax.data import label_sets, sources
-from dinojax.evals import labelled
+from dinojax.evals import dense_sources, labelled
 
 
 def open_sources(
@@ -23,8 +23,12 @@ def open_sources(
   Raises:
     UserError: a source does not suit the task, or --train has too few classes.
   """
-  opening = {"classes": _of_classes, "labels": _of_labels}[task]
-  return opening(specs, workers, progress)
+  opening = {
+    "classes": _of_classes,
+    "labels": _of_labels,
+    "segmentation": _of_segmentation,
+  }
+  return opening[task](specs, workers, progress)
 
 
 def _of_classes(specs, workers, progress):
@@ -38,6 +42,16 @@ def _of_classes(specs, workers, progress):
   if count < 2:
     raise errors.UserError(
       f"{opened['train'].where} has images of {count} class; give at least 2 classes"
+    )
+  return opened, names
+
+
+def _of_segmentation(specs, workers, progress):
+  opened = dense_sources.open_sources(specs, task="--task=segmentation")
+  names = dense_sources.class_names(opened, workers=workers, progress=progress)
+  if len(names) < 2:
+    raise errors.UserError(
+      f"{opened['train'].where} has label maps of one class; give at least 2 classes"
     )
   return opened, names
 

@@ -1,7 +1,7 @@
 """Accuracy of a classifier on a labelled source, on the whole mesh.
 
 Top-1 and top-5 of one class for each image; mean average precision and F1 of any number
-of classes.
+of classes; mean IoU of a class for each pixel.
 """
 
 from collections.abc import Callable
@@ -10,18 +10,40 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh
 
 from dinojax import errors, sharding
-from dinojax.data import label_sets, sources
-from dinojax.evals import features
+from dinojax.data import images, label_sets, layouts, sources
+from dinojax.evals import features, patches, segmentation
 
 TOPS = (1, 5)
 
 
 def evaluate(
-  task: str, source: sources.Source, predict: Callable, **how: Any
+  task: str,
+  source: sources.Source,
+  predict: Callable[[jax.Array], jax.Array],
+  *,
+  class_names: tuple[str, ...],
+  patch_size: int,
+  **how: Any,
 ) -> dict[str, float]:
-  """The `tasks.Task.metrics` of a task; arguments as of `accuracy`."""
+  """The `tasks.Task.metrics` of a task.
+
+  Args:
+    task: one of `tasks.TASKS`.
+    source: images and labels; corrupt ones are skipped.
+    predict: jitted, uint8 [B, crop, crop, 3] -> scores.
+    class_names: by label.
+    patch_size: of the network, pixels.
+    **how: as of `features.batches`.
+
+  Raises:
+    UserError: no labelled image is readable.
+  """
+  if task == "segmentation":
+    named = dict(class_names=class_names, patch_size=patch_size)
+    return segment(source, predict, **named, **how)
   return {"classes": accuracy, "labels": precision}[task](source, predict, **how)
 
 
@@ -39,8 +61,8 @@ def accuracy(
     UserError: no labelled image is readable.
   """
   pending, total = [], 0
-  for images, labels in features.batches(source, **how):
-    pending.append(count_right(predict(images), labels))
+  for batch, labels in features.batches(source, **how):
+    pending.append(count_right(predict(batch), labels))
     if len(pending) > 1:  # one batch ahead of the device, no more
       total += np.array(jax.device_get(pending.pop(0)))
   total += sum(np.array(jax.device_get(x)) for x in pending)
@@ -87,8 +109,8 @@ def precision(
   """
   gather = jax.jit(lambda *x: x, out_shardings=sharding.replicated(how["mesh"]))
   scores, truth = [], []
-  for images, labels in features.batches(source, **how):
-    found, numbers = map(np.asarray, gather(predict(images), labels))
+  for batch, labels in features.batches(source, **how):
+    found, numbers = map(np.asarray, gather(predict(batch), labels))
     scores.append(found[numbers >= 0])
     truth.append(source.sets[numbers[numbers >= 0]] > 0)
   scores, truth = np.concatenate(scores), np.concatenate(truth)
@@ -102,6 +124,54 @@ def precision(
   taken = scores > 0
   both, either = (truth & taken).sum(), truth.sum() + taken.sum()
   return {"map": float(np.mean(by_class)), "f1": float(2 * both / either)}
+
+
+def segment(
+  source: sources.DenseSource,
+  predict: Callable[[jax.Array], jax.Array],
+  *,
+  class_names: tuple[str, ...],
+  patch_size: int,
+  mesh: Mesh,
+  batch_size: int,
+  resize: int,
+  crop: int,
+  workers: int,
+  description: str,
+  max_pixels: int = images.MAX_PIXELS,
+  layout: layouts.Layout = layouts.RGB,
+  progress: Callable[[], None] = lambda: None,
+) -> dict[str, float]:
+  """{"miou", "accuracy"} of the labelled pixels, see `segmentation.scores`.
+
+  Images are stretched to squares of `crop` pixels as a whole, whatever `resize` says.
+  Arguments as of `evaluate`.
+  """
+  reader = patches.Reader(
+    lambda _, batch: predict(batch),
+    None,
+    patch_size=patch_size,
+    side=crop,
+    mesh=mesh,
+    batch_size=batch_size,
+    workers=workers,
+    max_pixels=max_pixels,
+    layout=layout,
+    progress=progress,
+  )
+  # What the reader yields are scores already; segmentation.py judges several methods.
+  (pixels,) = segmentation.confusion(
+    *(reader, source, one_method, None),
+    num_classes=len(class_names),
+    description=description,
+  )
+  found = segmentation.scores(pixels, class_names)
+  return {name: found[name] for name in ("miou", "accuracy")}
+
+
+def one_method(_: None, scores: jax.Array) -> jax.Array:
+  """[B, N, C] -> [B, N, 1, C]."""
+  return scores[:, :, None]
 
 
 def average_precision(scores: np.ndarray, truth: np.ndarray) -> float:

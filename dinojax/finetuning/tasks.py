@@ -1,6 +1,6 @@
 """Tasks of a fine-tuning: what is learnt of an image, its loss, and how it is judged.
 
-Dimension key: B images, C classes.
+Dimension key: B images, N patches, C classes.
 """
 
 from collections.abc import Callable
@@ -46,9 +46,27 @@ def sigmoid_cross_entropy(scores: jax.Array, sets: jax.Array) -> tuple[jax.Array
   return losses, right.astype(jnp.float32), jnp.ones(len(scores))
 
 
+def patch_cross_entropy(scores: jax.Array, shares: jax.Array) -> tuple[jax.Array, ...]:
+  """`judge` of a class for each pixel: scores [B, N, C], float32 shares [B, N, C].
+
+  The loss of an image is the mean over its labelled patches, whose shares are soft
+  labels; right is a patch whose largest share has the largest score. An image weighs as
+  much as it has labelled patches.
+  """
+  known = (shares.sum(-1) > 0).astype(jnp.float32)  # [B, N]
+  count = known.sum(-1)
+  losses = jax.nn.logsumexp(scores, -1) - (shares * scores).sum(-1)
+  right = (scores.argmax(-1) == shares.argmax(-1)).astype(jnp.float32)
+  losses, right = ((x * known).sum(-1) / jnp.maximum(count, 1) for x in (losses, right))
+  return losses, right, count
+
+
 TASKS = {
   "classes": Task(("top1", "top5"), ("top-1", "top-5"), "train_top1", cross_entropy),
   "labels": Task(("map", "f1"), ("mAP", "F1"), "train_exact", sigmoid_cross_entropy),
+  "segmentation": Task(
+    ("miou", "accuracy"), ("mean IoU", "pixels"), "train_patches", patch_cross_entropy
+  ),
 }
 
 

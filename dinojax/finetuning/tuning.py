@@ -1,14 +1,14 @@
 """Fine-tuning in pure functions: what is trained, its loss, its step, what is saved.
 
 Three ways, `Recipe.tune`: "head" trains a linear head on the frozen backbone's image
-feature, "lora" also adapters of the attention (lora.py), "all" all weights, with
-layer-wise learning-rate decay.
+feature, or for segmentation on its patches, "lora" also adapters of the attention
+(lora.py), "all" all weights, with layer-wise learning-rate decay.
 
 Dimension key: B images, S pixels of their side, F features of an image, C classes.
 """
 
 import dataclasses
-from typing import Any
+from typing import Any, NamedTuple
 
 import flax
 import jax
@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import optax
 
 from dinojax import backbone, optimizer
-from dinojax.finetuning import lora, mixing, tasks
+from dinojax.finetuning import lora, mixing, patch_head, tasks
 from dinojax.networks import vit
 
 WAYS = ("head", "lora", "all")
@@ -74,18 +74,25 @@ class State:
 
   step: [] int32, completed updates. trained: {"head": {"kernel": [F, C], "bias": [C]}},
   and "adapters" of "lora", or "backbone" of "all". opt_state: of AdamW. average: moving
-  average of `trained`; None: off.
+  average of `trained`; None: off. norm: moving statistics of `patch_head`; None: of
+  another task.
   """
 
   step: jax.Array
   trained: dict[str, Any]
   opt_state: Any
   average: dict[str, Any] | None = None
+  norm: dict[str, jax.Array] | None = None
 
   @property
   def used(self) -> dict[str, Any]:
     """What is evaluated, saved for use, and loaded: the average where there is one."""
     return self.trained if self.average is None else self.average
+
+  @property
+  def head(self) -> dict[str, jax.Array]:
+    """The head of `used`, with the statistics of its norm."""
+    return self.used["head"] | (self.norm or {})
 
 
 def make_optimizer(recipe: Recipe, *, depth: int) -> optax.GradientTransformation:
@@ -116,7 +123,10 @@ def init_state(
 ) -> State:
   """The state before the first update. params: of the backbone."""
   head_key, lora_key = jax.random.split(jax.random.key(recipe.seed))
-  features = len(recipe.columns) * params["norm"]["scale"].shape[-1]
+  width, norm = params["norm"]["scale"].shape[-1], None
+  features = width * len(recipe.columns)
+  if recipe.task == "segmentation":
+    features, norm = width, patch_head.first_norm(width)
   kernel = 0.01 * jax.random.normal(head_key, (features, classes))
   trained = {"head": {"kernel": kernel, "bias": jnp.zeros(classes)}}
   if recipe.tune == "lora":
@@ -125,7 +135,7 @@ def init_state(
   if recipe.tune == "all":
     trained["backbone"] = params
   average = jax.tree.map(jnp.copy, trained) if recipe.ema else None
-  return State(jnp.int32(0), trained, tx.init(trained), average)
+  return State(jnp.int32(0), trained, tx.init(trained), average, norm)
 
 
 def weights(recipe: Recipe, trained: dict[str, Any], frozen: Any) -> Any:
@@ -136,15 +146,33 @@ def weights(recipe: Recipe, trained: dict[str, Any], frozen: Any) -> Any:
   return trained.get("backbone", frozen)
 
 
-def logits(
-  module: vit.VisionTransformer,
-  columns: tuple[tuple[str, int], ...],
-  params: Any,
-  head: dict[str, jax.Array],
-  images: jax.Array,
-) -> jax.Array:
-  """[B, C] float32 of images [B, S, S, C]. columns: of `backbone.columns`."""
-  features = backbone.image_columns(module, params, images, columns)  # [B, F]
+class Network(NamedTuple):
+  """A backbone and what its head sees of images.
+
+  module: of the backbone. task: one of `tasks.TASKS`. columns: the image feature, of
+  `backbone.columns`; segmentation reads the patches of the last block instead.
+  """
+
+  module: vit.VisionTransformer
+  task: str
+  columns: tuple[tuple[str, int], ...]
+
+  def features(self, params: Any, images: jax.Array) -> jax.Array:
+    """[B, F], or patches [B, N, F], of images [B, S, S, C]."""
+    if self.task == "segmentation":
+      return backbone.apply(self.module, params, images).patches
+    return backbone.image_columns(self.module, params, images, self.columns)
+
+  def scores(self, params: Any, head: dict, images: jax.Array) -> jax.Array:
+    """As of `tasks.Task.judge`, float32; head: `State.head`."""
+    seen = self.features(params, images)
+    if self.task == "segmentation":
+      return patch_head.scores(head, head, seen)
+    return linear(head, seen)
+
+
+def linear(head: dict[str, jax.Array], features: jax.Array) -> jax.Array:
+  """Scores [B, C] of image features [B, F]."""
   return jnp.dot(features, head["kernel"], precision="highest") + head["bias"]
 
 
@@ -153,7 +181,7 @@ def train_step(
   frozen: Any,
   batch: dict[str, jax.Array],
   *,
-  module: vit.VisionTransformer,
+  network: Network,
   tx: optax.GradientTransformation,
   recipe: Recipe,
 ) -> tuple[State, dict[str, jax.Array]]:
@@ -163,7 +191,7 @@ def train_step(
     state: before it.
     frozen: the backbone's parameters that are not trained; None of "all".
     batch: image [B, S, S, C], and label, as of `tasks.Task.judge`.
-    module: of the backbone.
+    network: without its weights.
     tx: of `make_optimizer`.
     recipe: of the run.
   """
@@ -176,12 +204,19 @@ def train_step(
     described = [(labels, own), (labels[::-1], 1 - own)]
 
   def loss_of(trained):
-    params = weights(recipe, trained, frozen)
-    head = trained["head"]
-    scores = logits(module, recipe.columns, params, head, images)
-    return tasks.mean(task, scores, described)
+    params, head = weights(recipe, trained, frozen), trained["head"]
+    seen, norm = network.features(params, images), None
+    if network.task == "segmentation":
+      norm = patch_head.batch_norm(seen)
+      scores = patch_head.scores(head, norm, seen)
+    else:
+      scores = linear(head, seen)
+    loss, right = tasks.mean(task, scores, described)
+    return loss, (right, norm)
 
-  (loss, right), grads = jax.value_and_grad(loss_of, has_aux=True)(state.trained)
+  (loss, (right, norm)), grads = jax.value_and_grad(loss_of, has_aux=True)(
+    state.trained
+  )
   updates, opt_state = tx.update(grads, state.opt_state, state.trained)
   trained = optax.apply_updates(state.trained, updates)
   scalars = {
@@ -193,7 +228,10 @@ def train_step(
   average = state.average
   if average is not None:
     average = averaged(average, trained, state.step, momentum=recipe.ema)
-  return State(state.step + 1, trained, opt_state, average), scalars
+  if norm is not None:
+    momentum = patch_head.MOMENTUM
+    norm = averaged(state.norm, norm, state.step, momentum=momentum)
+  return State(state.step + 1, trained, opt_state, average, norm), scalars
 
 
 def averaged(average: Any, trained: Any, step: jax.Array, *, momentum: float) -> Any:
@@ -220,7 +258,7 @@ def to_saved(recipe: Recipe, state: State, frozen: Any) -> dict[str, Any]:
   params = weights(recipe, state.used, frozen)
   saved = {
     "step": state.step,
-    "teacher": {"backbone": params, "head": state.used["head"]},
+    "teacher": {"backbone": params, "head": state.head},
     "opt_state": state.opt_state,
   }
   if "adapters" in state.used:
@@ -232,10 +270,13 @@ def to_saved(recipe: Recipe, state: State, frozen: Any) -> dict[str, Any]:
 
 def of_saved(recipe: Recipe, saved: dict[str, Any]) -> State:
   """The state of a checkpoint; what is frozen comes from elsewhere."""
-  used = {"head": saved["teacher"]["head"]}
+  head, norm = dict(saved["teacher"]["head"]), None
+  if recipe.task == "segmentation":
+    norm = {name: head.pop(name) for name in patch_head.NORM}
+  used = {"head": head}
   if recipe.tune == "lora":
     used["adapters"] = saved["adapters"]
   if recipe.tune == "all":
     used["backbone"] = saved["teacher"]["backbone"]
   trained, average = (saved["trained"], used) if recipe.ema else (used, None)
-  return State(saved["step"], trained, saved["opt_state"], average)
+  return State(saved["step"], trained, saved["opt_state"], average, norm)

@@ -10,8 +10,9 @@ import numpy as np
 from dinojax.pages import run_record, wording
 from dinojax.reporting import alarm
 
-# What training logs beside each of the numbers by which the best checkpoint is chosen.
-TRAINED = {"top1": "train_top1", "map": "train_exact", "miou": "train_patches"}
+METRICS = ("top1", "map", "miou")  # by which the best checkpoint is chosen
+# What training logs, and the number of other images that means the same.
+ALIKE = {"train_top1": "top1", "train_patches": "accuracy"}
 RECENT = 20  # logged steps whose mean is judged
 MIN_POINTS = 3
 UNIFORM = 0.97  # of ln C, the loss of uniform predictions: above, nothing is learnt
@@ -21,7 +22,7 @@ OVERFIT = 0.2  # share by which training images are more often right than others
 
 def ranked(run: run_record.Run) -> tuple[str, int, float] | None:
   """(name, step, share) of the best accuracy on --val, or else --test; None: none."""
-  for name in (f"{source}_{x}" for source in ("val", "test") for x in TRAINED):
+  for name in (f"{source}_{x}" for source in ("val", "test") for x in METRICS):
     if series := run.series.get(name):
       # As the checkpoints that stay: of equal ones the newest.
       best = len(series.values) - 1 - int(series.values[::-1].argmax())
@@ -87,13 +88,16 @@ def health(run: run_record.Run) -> tuple[str, str, str, tuple[str, ...]]:
       ),
     )
   advice, state = [], "healthy"
-  trained = _recent(run, TRAINED[name.split("_")[1]])
-  if len(trained) and (right := float(trained.mean())) - last > OVERFIT:
-    state = "overfitting"
-    advice.append(
-      f"Of the training crops {right:.1%} are right: more images, a smaller --min_area,"
-      " --tune=lora or head, or fewer --steps narrow the gap."
-    )
+  source = name.partition("_")[0]
+  for trained, other in ALIKE.items():
+    right, reached = _recent(run, trained), run.value(f"{source}_{other}")
+    if len(right) and reached is not None and right.mean() - reached > OVERFIT:
+      state = "overfitting"
+      advice.append(
+        f"{trained} is {right.mean():.1%}, and {source}_{other} {reached:.1%}: more"
+        " images, a smaller --min_area, --tune=lora or head, or fewer --steps narrow"
+        " the gap."
+      )
   wait = _recent(run, "data_wait_share")
   if len(wait) and float(np.median(wait)) > alarm.MUCH_WAITING:
     state = "starved of data" if state == "healthy" else state

@@ -5,7 +5,7 @@ import pytest
 from absl import flags
 from PIL import Image
 
-from dinojax.data import labelled_batches, mixture, sources
+from dinojax.data import label_maps, labelled_batches, mixture, sources
 
 BATCH = 8
 
@@ -30,7 +30,7 @@ def data(tmp_path_factory):
   return mixture.Mixture([source], [1.0])
 
 
-def batches(data, *, rows=range(BATCH), start=0, count=4, seed=0, **crop):
+def batches(data, *, rows=range(BATCH), start=0, count=4, seed=0, maps=None, **crop):
   kind = dict(size=16, min_area=0.3, flip_prob=0.5) | crop
   opened = labelled_batches.open_batches(
     data,
@@ -40,6 +40,7 @@ def batches(data, *, rows=range(BATCH), start=0, count=4, seed=0, **crop):
     kind=labelled_batches.random_crop(**kind),
     workers=0,
     start_step=start,
+    maps=maps,
   )
   found = [next(opened) for _ in range(count)]
   opened.close()
@@ -81,3 +82,47 @@ def test_without_randomness_the_crop_is_the_image(data):
   np.testing.assert_allclose(
     batch["image"].astype(int), again["image"][:, :, ::-1], atol=2
   )
+
+
+CROP = labelled_batches.random_crop(size=16, min_area=0.3, flip_prob=0.5)
+
+
+@pytest.mark.parametrize("factor", [1, 2])
+def test_a_map_is_cropped_as_its_image_whatever_its_size(factor):
+  rng = np.random.default_rng(0)
+  classes = np.kron(rng.integers(0, 5, (3, 4)), np.ones((16, 16))).astype(np.uint8)
+  image = np.repeat(50 * classes[..., None], 3, axis=2)
+  label_map = classes[::factor, ::factor]
+  for seed in range(20):
+    crop, square = labelled_batches.crop_pair(
+      np.random.default_rng(seed), image, label_map, CROP, num_classes=5
+    )
+    alone = labelled_batches.crop_image(np.random.default_rng(seed), image, CROP)
+    np.testing.assert_array_equal(crop, alone)
+    # Only borders, which are blurred, differ.
+    assert (np.abs(crop[..., 0] / 50 - square) < 0.2).mean() > 0.75
+    assert square.max() < 5
+
+
+def test_shares_of_patches_come_with_crops_and_bad_maps_are_substituted(tmp_path):
+  for folder in ("images", "maps"):
+    (tmp_path / folder).mkdir()
+  for i in range(BATCH):
+    pixels = np.full((8, 8), i, np.uint8)
+    pixels[:, 4:] = label_maps.IGNORE if i == 1 else i
+    Image.fromarray(pixels).save(tmp_path / "maps" / f"{i}.png")
+    Image.new("RGB", (8, 8), (30 * i,) * 3).save(tmp_path / "images" / f"{i}.png")
+  spec = f"folder:{tmp_path}/images?masks={tmp_path}/maps"
+  source = sources.open_source(spec, field="--train")
+  maps = labelled_batches.Maps(num_classes=7, patch_size=8)  # 7 is beyond them
+  whole = dict(min_area=1.0, flip_prob=0.0)
+  (batch,) = batches(mixture.Mixture([source], [1.0]), count=1, maps=maps, **whole)
+  assert batch["label"].shape == (BATCH, 4, 7)
+  number = np.rint(batch["image"][:, 0, 0, 0] / 30).astype(int)
+  assert 7 not in number
+  assert (batch["bad_records"]["record"] >= 0).sum() == 1
+  wanted = np.zeros((BATCH, 4, 7))
+  for row, i in enumerate(number):
+    wanted[row, :, i] = 1
+    wanted[row, 1::2, i] = i != 1
+  np.testing.assert_array_equal(batch["label"], wanted)

@@ -5,12 +5,13 @@ import json
 
 import jax
 import numpy as np
+import onnxruntime
 import pytest
 import small
 from absl import flags
 
-from dinojax import backbone, checkpoint, classifier, errors, sharding
-from dinojax.data import label_sets, sources
+from dinojax import backbone, checkpoint, classifier, errors, export, sharding
+from dinojax.data import label_maps, label_sets, sources
 from dinojax.finetuning import feed, loop, tasks
 from dinojax.weights import runs
 
@@ -188,6 +189,43 @@ def test_any_number_of_labels_for_each_image(tmp_path):
   assert probabilities.shape == (2, 2)
   for chosen, row in zip(found, probabilities, strict=True):
     assert chosen == tuple(name for name, x in zip(names, row, strict=True) if x > 0.5)
+
+
+class FewScenes(FewDigits):
+  """The first scenes of a split."""
+
+  def __init__(self, split):
+    self._all = sources.open_source(f"embedded:scenes:{split}", field="--test")
+    self.where, self.fingerprint = self._all.where, self._all.fingerprint
+    self.class_names, self.notes, self.labels = self._all.map_classes, (), None
+
+
+def test_each_pixel_has_a_class_and_the_saved_network_draws_the_same_maps(tmp_path):
+  opened = {name: FewScenes(name) for name in ("train", "test")}
+  accuracies = train(
+    tmp_path, "lora", opened=opened, task="segmentation", feature="patches", crop=24
+  )
+  assert set(accuracies[4]) == {"test_miou", "test_accuracy"}
+  model = classifier.load(str(tmp_path))
+  assert set(model.head) == {"kernel", "bias", "mean", "variance"}
+  records = [opened["test"][i] for i in range(48)]
+  images = np.stack([record["image"][::2, ::2] for record in records])
+  maps = model.segment(images)
+  truth = np.stack([record["label_map"][::2, ::2] for record in records])
+  assert maps.shape == truth.shape
+  known = truth != label_maps.IGNORE
+  # Images are made smaller in another way here.
+  right = (maps == truth)[known].mean()
+  assert right == pytest.approx(accuracies[4]["test_accuracy"], abs=0.1)
+  with pytest.raises(errors.UserError, match="trained with --task=segmentation; call"):
+    model.predict(images)
+  program = jax.export.deserialize(export.stablehlo(model.program(), 24).serialize())
+  export.onnx(model.program(), 24, tmp_path / "maps.onnx")
+  session = onnxruntime.InferenceSession(tmp_path / "maps.onnx")
+  (stablehlo,) = program.call(images)
+  (onnx,) = session.run(["label_maps"], {"images": images})
+  assert (stablehlo == maps).mean() > 0.999
+  assert (onnx == maps).mean() > 0.999
 
 
 def test_a_run_from_before_there_were_tasks_is_one_of_classes(whole, monkeypatch):

@@ -33,6 +33,13 @@ def test_classes_of_a_csv_file_are_those_of_folders(tmp_path):
     open_sources("classes", train=one)
 
 
+def test_segmentation_needs_label_maps(tmp_path):
+  _, names = open_sources("segmentation", train="embedded:scenes:train")
+  assert len(names) == 11
+  with pytest.raises(errors.UserError, match="no label maps, which --task=segment"):
+    open_sources("segmentation", train=table(tmp_path, "a", "b"))
+
+
 def test_sets_of_labels_need_a_csv_file_that_has_some(tmp_path):
   opened, names = open_sources("labels", train=table(tmp_path, "dog;cat", ""))
   assert names == ("cat", "dog")

@@ -8,7 +8,7 @@ from absl import flags
 from sklearn import metrics
 
 from dinojax import errors, sharding
-from dinojax.data import label_sets
+from dinojax.data import label_maps, label_sets
 from dinojax.finetuning import scoring
 
 
@@ -123,7 +123,7 @@ def test_mean_average_precision_and_f1_are_those_of_scikit_learn(shape):
   source = label_sets.LabelSets(Several(), tuple("abcdef"))
   how = dict(mesh=mesh, batch_size=8, resize=8, crop=8, workers=0, description="")
   with jax.set_mesh(mesh):
-    found = scoring.evaluate("labels", source, predict, **how)
+    found = scoring.precision(source, predict, **how)
   readable = [i for i in range(11) if i != 5]
   truth = np.zeros((10, 6))
   for row, i in enumerate(readable):
@@ -133,3 +133,37 @@ def test_mean_average_precision_and_f1_are_those_of_scikit_learn(shape):
   assert found["map"] == pytest.approx(wanted)
   wanted = metrics.f1_score(truth, scores > 0, average="micro")
   assert found["f1"] == pytest.approx(wanted)
+
+
+class Quarters(Greys):
+  """Images of four patches, of the classes 0 to 3; the fifth has no label."""
+
+  map_classes = tuple("abcd")
+
+  def __len__(self):
+    return 5
+
+  def __getitem__(self, index):
+    classes = np.roll(np.arange(4), index).reshape(2, 2).astype(np.uint8)
+    image = np.repeat(np.kron(40 * classes, np.ones((4, 4), np.uint8))[..., None], 3, 2)
+    label_map = np.kron(classes, np.ones((4, 4), np.uint8))
+    if index == 4:
+      label_map[:] = label_maps.IGNORE
+    return {"image": image, "label": -1, "label_map": label_map}
+
+
+def test_mean_iou_is_that_of_the_pixels_of_the_largest_score():
+  mesh = sharding.make_mesh(data=2, fsdp=4, devices=jax.devices())
+
+  @jax.jit
+  def predict(images):  # the class of each patch, but for 3, which is taken for 2
+    classes = jnp.minimum(images[:, ::4, ::4, 0].reshape(-1, 4) // 40, 2)
+    return 10 * jax.nn.one_hot(classes, 4)
+
+  how = dict(mesh=mesh, batch_size=8, resize=8, crop=8, workers=0, description="")
+  named = dict(class_names=tuple("abcd"), patch_size=4)
+  with jax.set_mesh(mesh):
+    found = scoring.evaluate("segmentation", Quarters(), predict, **named, **how)
+  # Bilinear scores move the borders: of each class at most a few pixels differ.
+  assert found["miou"] == pytest.approx((1 + 1 + 1 / 2 + 0) / 4, abs=0.1)
+  assert found["accuracy"] == pytest.approx(3 / 4, abs=0.05)

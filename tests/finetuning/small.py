@@ -68,6 +68,14 @@ def recipe(tune, **changes):
   return tuning.Recipe(**fields | changes)
 
 
+def dense_batch(seed=0):
+  """The same images with label maps of CLASSES, in patches; some have no label."""
+  rng = np.random.default_rng(seed)
+  shares = np.float32(rng.dirichlet(np.ones(CLASSES), (16, 16)))
+  shares[:, 3] = 0
+  return batch(seed) | {"label": jnp.asarray(shares)}
+
+
 def batch(seed=0):
   """16 images of noise, the last without a label."""
   rng = np.random.default_rng(seed)

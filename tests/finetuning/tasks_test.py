@@ -38,6 +38,20 @@ def test_each_class_of_an_image_is_a_question_of_its_own():
   assert 0 < exact < 1
 
 
+def test_a_patch_has_soft_labels_and_patches_without_one_have_no_loss():
+  rng = np.random.default_rng(3)
+  scores = rng.normal(size=(3, 4, 5))
+  shares = rng.dirichlet(np.ones(5), (3, 4))
+  shares[0, 1:], shares[2] = 0, 0  # the last image has no label at all
+  loss, right = judged("segmentation", scores, shares)
+  chance = np.exp(scores) / np.exp(scores).sum(-1, keepdims=True)
+  known = shares.sum(-1) > 0
+  wanted = -(shares * np.log(chance)).sum(-1)[known]
+  np.testing.assert_allclose(loss, wanted.mean(), 1e-5)
+  same = (scores.argmax(-1) == shares.argmax(-1))[known]
+  np.testing.assert_allclose(right, same.mean(), 1e-6)
+
+
 def test_the_loss_of_a_mixed_image_is_that_of_its_parts_by_their_shares():
   rng = np.random.default_rng(2)
   scores, labels = rng.normal(size=(4, 3)), np.array([0, 2, -1, 1])

@@ -22,13 +22,23 @@ def stepped(tune, **changes):
   tx, frozen = tuning.make_optimizer(recipe, depth=2), frozen_of(tune)
   state = tuning.init_state(recipe, small.params(), tx, classes=small.CLASSES)
   step = jax.jit(
-    functools.partial(tuning.train_step, module=MODULE, tx=tx, recipe=recipe)
+    functools.partial(
+      tuning.train_step,
+      network=tuning.Network(MODULE, recipe.task, recipe.columns),
+      tx=tx,
+      recipe=recipe,
+    )
   )
   states, scalars = [state], {}
   for seed in range(2):
-    state, scalars = step(state, frozen, small.batch(seed))
+    state, scalars = step(state, frozen, batch_of(recipe.task, seed))
     states.append(state)
   return recipe, states, scalars
+
+
+def batch_of(task, seed):
+  make = small.dense_batch if task == "segmentation" else small.batch
+  return make(seed)
 
 
 def frozen_of(tune):
@@ -53,10 +63,16 @@ def test_all_that_is_trained_moves_and_nothing_else(tune):
     jax.tree.map(np.testing.assert_array_equal, saved, small.params())
 
 
-@pytest.mark.parametrize("ema", [0.0, 0.9])
-@pytest.mark.parametrize("tune", tuning.WAYS)
-def test_what_is_saved_is_the_state_again_and_plain_weights(tune, ema):
-  recipe, states, _ = stepped(tune, **({"ema": ema} if ema else {}))
+@pytest.mark.parametrize(
+  ("tune", "changes"),
+  [
+    *((tune, {}) for tune in tuning.WAYS),
+    ("all", {"ema": 0.9}),
+    ("all", {"task": "segmentation"}),
+  ],
+)
+def test_what_is_saved_is_the_state_again_and_plain_weights(tune, changes):
+  recipe, states, _ = stepped(tune, **changes)
   state, frozen = states[-1], frozen_of(tune)
   saved = tuning.to_saved(recipe, state, frozen)
   again = tuning.of_saved(recipe, saved)
@@ -64,7 +80,7 @@ def test_what_is_saved_is_the_state_again_and_plain_weights(tune, ema):
   merged, plain = saved["teacher"]["backbone"], small.params()
   assert jax.tree.map(np.shape, merged) == jax.tree.map(np.shape, plain)
   head = saved["teacher"]["head"]["bias"]
-  assert bool((head != state.trained["head"]["bias"]).any()) == bool(ema)
+  assert bool((head != state.trained["head"]["bias"]).any()) == ("ema" in changes)
 
 
 def test_the_first_update_moves_each_layer_by_its_own_rate():
@@ -112,11 +128,34 @@ def test_the_average_has_the_numbers_of_the_formula_and_changes_no_training():
   np.testing.assert_allclose(late, 0.1, 1e-5)
 
 
+def test_segmentation_is_evaluated_with_moving_statistics_of_its_patches():
+  recipe, states, _ = stepped("head", task="segmentation")
+  network = tuning.Network(MODULE, recipe.task, recipe.columns)
+  seen = [
+    np.float64(network.features(small.params(), small.batch(seed)["image"]))
+    for seed in range(2)
+  ]
+  (one, other) = ((x.mean((0, 1)), x.var((0, 1))) for x in seen)
+  mean, variance = (
+    # Momentum 1 / 10, then 2 / 11.
+    2 / 11 * (0.1 * first + 0.9 * x) + 9 / 11 * y
+    for first, x, y in zip((0, 1), one, other, strict=True)
+  )
+  norm = states[-1].norm
+  np.testing.assert_allclose(norm["mean"], mean, 1e-4, 1e-5)
+  np.testing.assert_allclose(norm["variance"], variance, 1e-4, 1e-5)
+  head = jax.tree.map(np.float64, states[-1].head)
+  normal = (seen[0] - mean) / np.sqrt(variance + 1e-5)
+  found = network.scores(small.params(), states[-1].head, small.batch(0)["image"])
+  np.testing.assert_allclose(found, normal @ head["kernel"] + head["bias"], 1e-3, 1e-4)
+
+
 MIXED = {"mixup": 0.5, "cutmix": 1.0, "ema": 0.9}
 
 
 @pytest.mark.parametrize(
-  ("tune", "changes"), [("lora", {}), ("all", {}), ("head", MIXED)]
+  ("tune", "changes"),
+  [("lora", {}), ("all", {"task": "segmentation"}), ("head", MIXED)],
 )
 def test_eight_devices_train_as_one(tune, changes, monkeypatch):
   monkeypatch.setattr(sharding, "SMALLEST_SHARDED", 2**6)
@@ -128,10 +167,11 @@ def test_eight_devices_train_as_one(tune, changes, monkeypatch):
     )
     state = made.init()
     for seed in range(2):
-      batch = jax.device_put(small.batch(seed), sharding.batch_sharding(mesh))
+      batch = batch_of(recipe.task, seed)
+      batch = jax.device_put(batch, sharding.batch_sharding(mesh))
       state, found = made.step(state, batch)
   for name, value in scalars.items():
     np.testing.assert_allclose(found[name], value, 1e-3, 1e-5, err_msg=name)
   # Adam divides by gradients: where those are near 0, it moves weights by its rate.
   for x, y in zip(*map(jax.tree.leaves, (one.trained, state.trained)), strict=True):
-    assert np.quantile(np.abs(x - np.asarray(y)), 0.9) < 1e-5
+    assert np.quantile(np.abs(x - np.asarray(y)), 0.9) < 3e-5  # the rate is 1e-3

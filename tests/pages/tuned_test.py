@@ -75,7 +75,17 @@ def test_an_accuracy_that_falls_names_the_checkpoint_to_use(tmp_path):
 def test_training_images_far_ahead_of_others_are_overfitting(tmp_path):
   found = judge(tmp_path, (0.1,), (0.6, 0.61), train=0.99)
   assert (found.state, found.kind) == ("overfitting", "watch")
-  assert found.advice[0].startswith("Of the training crops 99.0% are right")
+  assert found.advice[0].startswith("train_top1 is 99.0%, and test_top1 61.0%: more")
+
+
+def test_pixels_are_compared_with_pixels_and_not_with_the_mean_iou(tmp_path):
+  start = recorded.event("start", 0, total_steps=50, finetune={"task": "segmentation"})
+  lines = [{"step": i, "loss": 0.5, "train_patches": 0.9} for i in range(1, 50)]
+  lines.append({"step": 50, "test_miou": 0.3, "test_accuracy": 0.85})
+  run = run_files.read(recorded.write(tmp_path, lines, events=[start]))
+  found = verdict.judge(run, now=recorded.START + 50)
+  assert (found.state, found.advice) == ("healthy", ())
+  assert "test_miou is 30.0%" in found.sentence
 
 
 def test_waiting_for_images_is_starved_of_data(tmp_path):
