@@ -3,8 +3,9 @@ r"""Fine-tunes a backbone for a task of your own: its head, low-rank updates, or
   python -m dinojax.finetune --checkpoint=runs/vits14 --tune=lora \
     --train=folder:PETS/train --test=folder:PETS/test --workdir=runs/pets
 
---checkpoint is any weights that evaluate takes. The weights with the best top-1 and the
-last ones stay in --workdir. The same command resumes from the newest there; Ctrl-C and
+--checkpoint is any weights that evaluate takes. --task: one class for each image, any
+number, or one for each pixel. The best weights and the last ones stay in --workdir,
+with a page of their curves. The same command resumes from the newest there; Ctrl-C and
 SIGTERM save before they end a run. `classifier.load` and `backbone.load` read them.
 """
 

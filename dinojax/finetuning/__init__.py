@@ -1,1 +1,1 @@
-"""Fine-tuning: a backbone and a linear head learn the classes of labelled images."""
+"""Fine-tuning: a backbone and a linear head learn a task from labelled images."""
