@@ -12,6 +12,7 @@ classes.
 import einops
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 EPSILON = 1e-5  # of the variance
 NORM = ("mean", "variance")
@@ -45,11 +46,18 @@ def label_maps(scores: jax.Array, shape: tuple[int, int], sides: tuple[int, int]
     shape: (H, W).
     sides: of the image, pixels.
   """
-  values = einops.rearrange(scores, "b (h w) c -> b h w c", h=shape[0], w=shape[1])
-  # As two products: `jax.image.resize` takes no batch of unknown size.
-  rows, columns = (
-    jax.image.resize(jnp.eye(few), (many, few), "linear", precision="highest")
-    for few, many in zip(shape, sides, strict=True)
-  )
-  wide = jnp.einsum("yh,bhwc,xw->byxc", rows, values, columns, precision="highest")
-  return wide.argmax(-1).astype(jnp.uint8)
+  # Two products with the weights on the right: `jax.image.resize` takes no batch of
+  # unknown size, and jax2onnx mistakes other products.
+  rows, columns = map(bilinear, shape, sides)
+  values = einops.rearrange(scores, "b (h w) c -> b w c h", h=shape[0], w=shape[1])
+  values = jnp.dot(values, rows, precision="highest")  # [B, W, C, S]
+  values = einops.rearrange(values, "b w c y -> b y c w")
+  values = jnp.dot(values, columns, precision="highest")  # [B, S, C, S]
+  return values.argmax(2).astype(jnp.uint8)
+
+
+def bilinear(few: int, many: int) -> np.ndarray:
+  """Weights [few, many] of bilinear resizing along an axis, from few to many places."""
+  places = (np.arange(many) + 0.5) * few / many - 0.5
+  weights = np.maximum(1 - np.abs(places - np.arange(few)[:, None]), 0)
+  return np.float32(weights / weights.sum(0))
