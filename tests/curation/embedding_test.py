@@ -10,6 +10,7 @@ from PIL import Image
 
 from dinojax import errors
 from dinojax.curation import embedding, examine, inputs
+from dinojax.data import layouts
 
 
 def compute(tmp_path, monkeypatch, feature):
@@ -19,9 +20,8 @@ def compute(tmp_path, monkeypatch, feature):
   job = ingest_jobs.make_job(tmp_path)
   (part,) = inputs.plan([f"folder:{tmp_path}"], [], job.settings)
   examine.scan(part, job=job)
-  monkeypatch.setattr(
-    embedding, "_load_backbone", lambda _: lambda x: np.tile(feature, (len(x), 1))
-  )
+  loaded = lambda x: np.tile(feature, (len(x), 1)), layouts.RGB
+  monkeypatch.setattr(embedding, "_load_backbone", lambda _: loaded)
   network = types.SimpleNamespace(batch_size=2, resize=8, crop=8, checkpoint="w.pth")
   with warnings.catch_warnings(action="error"):
     embedding.compute_features(part, job=job, network=network)
