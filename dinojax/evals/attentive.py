@@ -114,8 +114,9 @@ def attentive(
   best = int(on_val.argmax())
   if on_val[best] < 0:
     raise errors.UserError("no attentive probe has stayed finite; check the weights")
-  chosen = jax.tree.map(lambda x: x[best : best + 1], probes)
-  top1, top5 = accuracy(network, chosen, opened["test"], "patches of --test")[:, 0]
+  # Of all probes, so that no other program is compiled.
+  found = accuracy(network, probes, opened["test"], "patches of --test")
+  top1, top5 = found[:, best]
   return {
     "attentive_top1": float(top1),
     "attentive_top5": float(top5),
@@ -250,10 +251,36 @@ def accuracy(
   Raises:
     UserError: no labelled image is readable.
   """
-  mesh = network.how["mesh"]
+  right, total = 0, 0
+  for images, labels in features.batches(
+    source, description=description, **network.how
+  ):
+    x = network.apply(network.params, images)
+    found = count_right(probes, x, labels, mesh=network.how["mesh"])
+    found, known = jax.device_get(found)
+    right, total = right + found, total + int(known)
+  if not total:
+    raise errors.UserError(
+      f"{source.where}: none of its {len(source):,} images is readable and has a label"
+    )
+  return right / total
+
+
+@functools.partial(jax.jit, static_argnames="mesh")
+def count_right(
+  probes: attentive_probes.Probe, x: jax.Array, labels: jax.Array, *, mesh: Mesh
+) -> tuple[jax.Array, jax.Array]:
+  """How often each probe is right by top-1 and top-5, int32 [2, H], and of how many.
+
+  Args:
+    probes: all of them, on every device.
+    x: patches [B, N, D], split over the devices.
+    labels: [B], -1 for none.
+    mesh: of the devices.
+  """
 
   def on_device(probes, x, labels):
-    wanted = jnp.maximum(labels, 0)[:, None]
+    x, wanted = x.astype(jnp.float32), jnp.maximum(labels, 0)[:, None]
 
     def of_probe(probe):
       scores = attentive_probes.logits(probe, x)
@@ -264,21 +291,13 @@ def accuracy(
       return jnp.stack([(there & (rank < top)).sum() for top in TOPS])
 
     own = jax.lax.pcast(probes, sharding.AXES, to="varying")
-    right = jax.lax.map(of_probe, own).T  # [2, H]
+    right = jax.lax.map(of_probe, own).T
     return jax.lax.psum((right, (labels >= 0).sum()), sharding.AXES)
 
   everywhere = PartitionSpec()
-  specs = dict(in_specs=(everywhere, sharding.BATCH, sharding.BATCH))
-  count = jax.jit(jax.shard_map(on_device, mesh=mesh, out_specs=everywhere, **specs))
-  right, total = 0, 0
-  for images, labels in features.batches(
-    source, description=description, **network.how
-  ):
-    x = network.apply(network.params, images).astype(jnp.float32)
-    found, known = jax.device_get(count(probes, x, labels))
-    right, total = right + found, total + int(known)
-  if not total:
-    raise errors.UserError(
-      f"{source.where}: none of its {len(source):,} images is readable and has a label"
-    )
-  return right / total
+  return jax.shard_map(
+    on_device,
+    mesh=mesh,
+    in_specs=(everywhere, sharding.BATCH, sharding.BATCH),
+    out_specs=everywhere,
+  )(probes, x, labels)

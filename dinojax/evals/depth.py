@@ -147,7 +147,7 @@ def depth(
 
   predict = pixel_heads.Predict(goal)
 
-  def metrics(name, state):
+  def metrics(name):
     found = windows.evaluate(
       *(reader, opened[name], measured, predict, state, goal.errors),
       description=f"windows of --{name}",
@@ -155,14 +155,9 @@ def depth(
     return mean_errors(np.concatenate(list(found)), opened[name])
 
   chosen_on = "val" if "val" in opened else "test"
-  of_heads = metrics(chosen_on, state)
+  of_heads = metrics(chosen_on)
   best = int(of_heads[:, 0].argmin())
-  of_best = of_heads[best]
-  if chosen_on != "test":
-    heads, norm = state
-    (of_best,) = metrics(
-      "test", (jax.tree.map(lambda x: x[best : best + 1], heads), norm)
-    )
+  of_best = (of_heads if chosen_on == "test" else metrics("test"))[best]
   names = [f"lr{rate:g}" for rate in RATES]
   found = dict(zip(METRICS, of_best.tolist(), strict=True)) | {
     "head": names[best],

@@ -115,7 +115,7 @@ def linear_segmentation(
 
   predict = pixel_heads.Predict(goal)
 
-  def confusion(name, state):
+  def confusion(name):
     total = 0
     for found in windows.evaluate(
       *(reader, opened[name], maps, predict, state, goal.confusion),
@@ -129,19 +129,12 @@ def linear_segmentation(
     return total  # [H, C, C]
 
   chosen_on = "val" if "val" in opened else "test"
-  pixels = confusion(chosen_on, state)
+  pixels = confusion(chosen_on)
   means = np.nanmean(segmentation.intersection_over_union(pixels), axis=1)
   best = int(means.argmax())
-  if chosen_on != "test":
-    heads, norm = state
-    pixels = confusion(
-      "test", (jax.tree.map(lambda x: x[best : best + 1], heads), norm)
-    )
-    best_pixels = pixels[0]
-  else:
-    best_pixels = pixels[best]
+  final = pixels if chosen_on == "test" else confusion("test")
   names = [f"lr{rate:g}" for rate in RATES]
-  found = segmentation.scores(best_pixels, class_names) | {
+  found = segmentation.scores(final[best], class_names) | {
     "head": names[best],
     "chosen_on": chosen_on,
     "grid": dict(zip(names, means.tolist(), strict=True)),

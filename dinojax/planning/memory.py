@@ -10,10 +10,11 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from dinojax import assembly, sharding
 from dinojax.data import layouts
-from dinojax.evals import features, votes
+from dinojax.evals import features, patches, segmentation, votes
 from dinojax.planning import topology
 
 IMAGENET = dict(train=1_281_167, test=50_000, classes=1_000)  # images of ImageNet-1k
+ADE20K = dict(train=20_210, classes=150)
 
 
 def peak(compiled: jax.stages.Compiled) -> int:
@@ -55,8 +56,9 @@ def beside_the_step(
   """Peak bytes of a device in what a run compiles besides its step, by name.
 
   These are its start, and of the k-NN evaluation, if it is on, the teacher's features
-  and the neighbours, at ImageNet-1k's size. What a run holds meanwhile is counted. In a
-  distillation, those of each student.
+  and the neighbours, at ImageNet-1k's size, and of `dense_eval`, if it is on, those of
+  patches at ADE20K's. What a run holds meanwhile is counted. In a distillation, those
+  of each student.
 
   Args:
     config: of the run.
@@ -72,6 +74,9 @@ def beside_the_step(
     if config.knn.every:
       evaluation = _evaluation(one.student.cfg, one, mesh, held)
       found |= {f"{label}{what}": size for what, size in evaluation.items()}
+    if config.dense_eval.every:
+      segmented = _segmentation(one.student.cfg, mesh)
+      found[f"{label}dense_eval, neighbours"] = held + segmented
   return found
 
 
@@ -98,6 +103,27 @@ def _evaluation(config, run, mesh, held) -> dict[str, float]:
     "k-NN, features": _compiled_peak(extract, mesh) + beside,
     "k-NN, neighbours": held + max(searched, 2 * on_device((bank, queries))),
   }
+
+
+def _segmentation(config, mesh) -> float:
+  """Peak bytes of `config.dense_eval`, whose memory of patches is first stacked."""
+  group, classes = config.dense_eval, ADE20K["classes"]
+  grid, width = (group.crop // config.backbone.patch_size) ** 2, config.backbone.width
+  most = segmentation.most_images(grid, k=group.k, num_classes=classes)
+  batch = max(min(group.batch_size, most) // mesh.size, 1) * mesh.size
+  kept = min(grid, max(1, group.memory // ADE20K["train"]))
+  split = PartitionSpec(None, sharding.AXES)
+  rows = -(-ADE20K["train"] // batch), batch * kept
+  bank = features.Bank(
+    features=_shape(mesh, (*rows, width), np.float32, split),
+    labels=_shape(mesh, rows, np.int32, split),
+  )
+  memory = patches.Memory(bank, _shape(mesh, (*rows, classes), np.float32, split), kept)
+  tokens = _shape(mesh, (batch, grid, width), np.float32, sharding.BATCH)
+  maps = _shape(mesh, (batch, group.crop, group.crop), np.uint8, sharding.BATCH)
+  votes_of = segmentation.Votes(group.k, group.temperature, mesh)
+  counted = segmentation.count.lower(memory, tokens, maps, predict=votes_of, mesh=mesh)
+  return max(_compiled_peak(counted, mesh), 2 * on_device(memory))
 
 
 def _bank(config, mesh, images):

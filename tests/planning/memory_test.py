@@ -46,6 +46,22 @@ def test_start_and_evaluation_are_compiled_and_counted_with_what_a_run_holds(
   assert found["k-NN, neighbours"] > state + 2 * bank  # stacked, then searched
 
 
+def test_patches_of_a_dense_evaluation_are_counted_at_ade20ks_size(run, monkeypatch):
+  config, mesh, assembled = run
+  monkeypatch.setattr(memory, "ADE20K", dict(train=300, classes=50))
+  config = config.copy_and_resolve_references()
+  with config.unlocked():
+    config.knn.every = 0
+    config.dense_eval.update(every=10, k=3, memory=3_000, crop=56, batch_size=16)
+  with jax.set_mesh(mesh):
+    found = memory.beside_the_step(config, assembled, mesh)
+  state = memory.on_device(assembled.abstract_state)
+  patches = 19 * 16 * 10  # 10 patches of each image, of 19 batches
+  bank = patches * (config.backbone.width + 50) * 4 / mesh.size
+  assert found.keys() == {"start", "dense_eval, neighbours"}
+  assert state + 2 * bank <= found["dense_eval, neighbours"] < state + 2 * bank + 2**28
+
+
 def test_without_evaluation_only_the_start_is_compiled_beside_the_step(run):
   config, mesh, assembled = run
   config = config.copy_and_resolve_references()
