@@ -20,14 +20,13 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import tqdm
-from jax.sharding import Mesh, PartitionSpec
+from jax.sharding import Mesh
 
 from dinojax import errors, sharding
 from dinojax.data import bad_records, labelled_batches, mixture, parts, sources
 from dinojax.evals import attentive_probes, features
 
 HELD_OUT = 0.1  # of the training images, to choose a probe on
-TOPS = (1, 5)
 
 
 class Network(NamedTuple):
@@ -256,7 +255,7 @@ def accuracy(
     source, description=description, **network.how
   ):
     x = network.apply(network.params, images)
-    found = count_right(probes, x, labels, mesh=network.how["mesh"])
+    found = attentive_probes.count_right(probes, x, labels, mesh=network.how["mesh"])
     found, known = jax.device_get(found)
     right, total = right + found, total + int(known)
   if not total:
@@ -264,40 +263,3 @@ def accuracy(
       f"{source.where}: none of its {len(source):,} images is readable and has a label"
     )
   return right / total
-
-
-@functools.partial(jax.jit, static_argnames="mesh")
-def count_right(
-  probes: attentive_probes.Probe, x: jax.Array, labels: jax.Array, *, mesh: Mesh
-) -> tuple[jax.Array, jax.Array]:
-  """How often each probe is right by top-1 and top-5, int32 [2, H], and of how many.
-
-  Args:
-    probes: all of them, on every device.
-    x: patches [B, N, D], split over the devices.
-    labels: [B], -1 for none.
-    mesh: of the devices.
-  """
-
-  def on_device(probes, x, labels):
-    x, wanted = x.astype(jnp.float32), jnp.maximum(labels, 0)[:, None]
-
-    def of_probe(probe):
-      scores = attentive_probes.logits(probe, x)
-      own = jnp.take_along_axis(scores, wanted, axis=1)  # NaN beyond the last class
-      earlier = jnp.arange(scores.shape[1]) < wanted
-      rank = ((scores > own) | ((scores == own) & earlier)).sum(1)
-      there = (labels >= 0) & jnp.isfinite(own[:, 0])
-      return jnp.stack([(there & (rank < top)).sum() for top in TOPS])
-
-    own = jax.lax.pcast(probes, sharding.AXES, to="varying")
-    right = jax.lax.map(of_probe, own).T
-    return jax.lax.psum((right, (labels >= 0).sum()), sharding.AXES)
-
-  everywhere = PartitionSpec()
-  return jax.shard_map(
-    on_device,
-    mesh=mesh,
-    in_specs=(everywhere, sharding.BATCH, sharding.BATCH),
-    out_specs=everywhere,
-  )(probes, x, labels)

@@ -22,6 +22,7 @@ GRID = tuple(itertools.product(RATES, DECAYS))
 NAMES = tuple(f"lr{rate:g}_wd{decay:g}" for rate, decay in GRID)
 HEAD_WIDTH = 64
 WARMUP = 0.1  # of all steps
+TOPS = (1, 5)
 
 
 class Probe(NamedTuple):
@@ -129,6 +130,43 @@ def gradients(probes: Probe, x: jax.Array, labels: jax.Array, *, mesh: Mesh) -> 
     grads = jax.lax.map(lambda probe: jax.grad(loss)(probe, x, labels), own)
     grads = jax.lax.psum(grads, sharding.AXES)
     return jax.tree.map(lambda g: g / jnp.maximum(count, 1), grads)
+
+  everywhere = PartitionSpec()
+  return jax.shard_map(
+    on_device,
+    mesh=mesh,
+    in_specs=(everywhere, sharding.BATCH, sharding.BATCH),
+    out_specs=everywhere,
+  )(probes, x, labels)
+
+
+@functools.partial(jax.jit, static_argnames="mesh")
+def count_right(
+  probes: Probe, x: jax.Array, labels: jax.Array, *, mesh: Mesh
+) -> tuple[jax.Array, jax.Array]:
+  """How often each probe is right by top-1 and top-5, int32 [2, H], and of how many.
+
+  Args:
+    probes: all of them, on every device.
+    x: patches [B, N, D], split over the devices.
+    labels: [B], -1 for none.
+    mesh: of the devices.
+  """
+
+  def on_device(probes, x, labels):
+    x, wanted = x.astype(jnp.float32), jnp.maximum(labels, 0)[:, None]
+
+    def of_probe(probe):
+      scores = logits(probe, x)
+      own = jnp.take_along_axis(scores, wanted, axis=1)  # NaN beyond the last class
+      earlier = jnp.arange(scores.shape[1]) < wanted
+      rank = ((scores > own) | ((scores == own) & earlier)).sum(1)
+      there = (labels >= 0) & jnp.isfinite(own[:, 0])
+      return jnp.stack([(there & (rank < top)).sum() for top in TOPS])
+
+    own = jax.lax.pcast(probes, sharding.AXES, to="varying")
+    right = jax.lax.map(of_probe, own).T
+    return jax.lax.psum((right, (labels >= 0).sum()), sharding.AXES)
 
   everywhere = PartitionSpec()
   return jax.shard_map(
