@@ -7,13 +7,12 @@ Of a run's checkpoint only the teacher's backbone is read. Features are computed
 for all tasks. Each task prints its table on stdout when it is done; its numbers are
 added to --results, a JSON file, and to the run's metrics. --train, --test and --val are
 sources as in training, such as folder:PATH or embedded:digits:test; segmentation and
-depth need sources with maps, such as 'folder:PATH?masks=PATH'.
+depth need sources with maps, such as 'folder:PATH?masks=PATH'. --suite=imagenet1k or
+small chooses tasks and sources itself, and prints published figures beside ours.
 """
 
 import contextlib
 import dataclasses
-import itertools
-from collections.abc import Iterable
 
 import jax
 import numpy as np
@@ -23,7 +22,7 @@ from dinojax import backbone, durable, errors, evaluation, sharding
 from dinojax.commands import backbone_flags, cli, evaluation_flags
 from dinojax.data import sources
 from dinojax.evals import dense_sources, dense_tasks, labelled, linear, results, tasks
-from dinojax.reporting import console
+from dinojax.reporting import console, published
 from dinojax.runtime import compiled, processes
 
 for module in (backbone_flags, evaluation_flags, processes):
@@ -79,10 +78,10 @@ def check_labels(
     task.check(labels, class_names)
 
 
-def describe(loaded: backbone.Backbone, opened: Iterable[str], name: str) -> dict:
-  """What a task evaluates, by flag; opened: the names of its sources."""
+def describe(loaded: backbone.Backbone, specs: dict[str, str], name: str) -> dict:
+  """What a task evaluates, by flag; specs: its sources."""
   about = {
-    **{source: flags.FLAGS[source].value for source in opened},
+    **specs,
     **backbone_flags.image_sizes(loaded),
     "dtype": loaded.module.dtype,
   }
@@ -97,19 +96,22 @@ def describe(loaded: backbone.Backbone, opened: Iterable[str], name: str) -> dic
 def main(_) -> None:
   """Opens all sources, then does one task after the other."""
   processes.join()
+  evaluation_flags.apply_suite()
   chosen = chosen_tasks()
   path = evaluation_flags.RESULTS.value
   durable.check_file(path, flag="--results", example="results.json")
-  specs = evaluation_flags.sources_given()
+  sets, suite = evaluation_flags.sources_given(), evaluation_flags.SUITE.value
+  specs = next(iter(sets.values()))  # the only ones without a suite
   plain, tokens, maps, depth = (
     {k: task for k, task in chosen.items() if k in names}
     for names in evaluation_flags.KINDS
   )
-  opened = labelled.open_sources(specs) if plain or tokens else {}
+  field = f"--suite={suite}: " if suite else "--"
+  opened = labelled.open_sets(sets, field=field) if plain or tokens else {}
   mapped = dense_sources.open_sources(specs, task=next(iter(maps))) if maps else {}
   deep = dense_sources.open_depth_sources(specs) if depth else {}
-  if plain:
-    check_labels(plain, opened)
+  for some in opened.values() if plain else ():
+    check_labels(plain, some)
   compiled.keep_programs("auto")
   mesh = sharding.make_mesh(data=sharding.slice_count(), fsdp=-1)
   processes.meet("connect")
@@ -120,31 +122,43 @@ def main(_) -> None:
   with jax.set_mesh(mesh):
     loaded = backbone_flags.load(mesh)
     origin = {**backbone_flags.origin(loaded), "weights": loaded.fingerprint}
-    about = {**origin, **describe(loaded, specs, next(iter(chosen)))}
+    shared = {"suite": suite} if suite else specs
+    about = {**origin, **describe(loaded, shared, next(iter(chosen)))}
     console.say(", ".join(f"{k} {x}" for k, x in about.items() if x is not None))
     about["tasks"] = {name: dataclasses.asdict(task) for name, task in chosen.items()}
+    if suite:
+      about["sets"] = sets
+      about["published"] = {data: published.record(data) for data in sets}
     found = results.Results(about, path=path, run=loaded.run)
     failures = []
-    for name, evaluate in itertools.chain(
-      evaluation.evaluate_features(plain, opened, loaded, mesh) if plain else (),
-      evaluation.evaluate_tokens(tokens, opened, loaded, mesh) if tokens else (),
-      evaluation.evaluate_maps(maps, mapped, loaded, mesh) if maps else (),
-      evaluation.evaluate_depth(depth, deep, loaded, mesh) if depth else (),
-    ):
-      try:
-        numbers = evaluate()
-      except errors.UserError as error:  # the other tasks do not depend on it
-        failures.append(error)
-        continue
-      settings = {
-        f"{name}_{k}": x for k, x in about["tasks"][name].items() if k in SETTINGS
-      }
-      found.add(numbers, {**describe(loaded, specs, name), **settings})
+    parts = [
+      (data, evaluation.evaluate_features(plain, some, loaded, mesh))
+      for data, some in (opened.items() if plain else ())
+    ]
+    if tokens:
+      parts.append(("", evaluation.evaluate_tokens(tokens, opened[""], loaded, mesh)))
+    if maps:
+      parts.append(("", evaluation.evaluate_maps(maps, mapped, loaded, mesh)))
+    if depth:
+      parts.append(("", evaluation.evaluate_depth(depth, deep, loaded, mesh)))
+    for data, part in parts:
+      for name, evaluate in part:
+        try:
+          numbers = evaluate()
+        except errors.UserError as error:  # the other tasks do not depend on it
+          failures.append(f"{data}: {error}" if data else str(error))
+          continue
+        settings = {
+          f"{name}_{k}": x for k, x in about["tasks"][name].items() if k in SETTINGS
+        }
+        settings |= {"suite": suite, "data": data} if suite else {}
+        settings = {**describe(loaded, sets[data], name), **settings}
+        found.add(numbers, settings, data=data)
+    if suite:
+      found.compare()
     found.close()
-  if len(failures) == 1:
-    raise failures[0]
   if failures:
-    raise errors.UserError("; ".join(map(str, failures)))
+    raise errors.UserError("; ".join(failures))
 
 
 if __name__ == "__main__":

@@ -20,7 +20,8 @@ from PIL import Image
 from dinojax import checkpoint, errors, sharding
 from dinojax import evaluate as main
 from dinojax.data import scenes
-from dinojax.evals import cache
+from dinojax.evals import cache, suites
+from dinojax.reporting import published
 from dinojax.runtime import ownership
 from dinojax.weights import formats, model
 
@@ -410,6 +411,92 @@ def test_what_a_task_finds_is_kept_though_another_one_refuses(run, tmp_path, cap
     run(tasks=["logreg", "retrieval"], train=source, test=source, results=str(path))
   assert "mAP" in capsys.readouterr().out
   assert "retrieval_map" in json.loads(path.read_text())["results"]
+
+
+@pytest.fixture
+def suite(images, monkeypatch):
+  """--suite=small of two sets, of which only the first is there."""
+  sets = {
+    "cifar10": images,
+    "dtd": {"train": "tfds:dtd:train+validation", "test": "tfds:dtd:test"},
+  }
+  protocol = dict(tasks=["knn", "logreg"], resize=16, crop=16, temperature=0.07)
+  monkeypatch.setitem(suites.SUITES, "small", suites.Suite(sets, protocol))
+  return dict(suite="small", train=None, test=None)
+
+
+def test_a_suite_is_evaluated_beside_published_figures_by_its_protocol(
+  suite, workdir, images, tmp_path, capsys
+):
+  path, before = tmp_path / "r.json", len(metrics(workdir))
+  usual = dict(checkpoint=str(workdir), batch_size=24, workers=0, ks=["3", "1"])
+  with flagsaver.flagsaver(**usual | suite, sets=["cifar10"], results=str(path)):
+    main.main(None)
+  saved, out = json.loads(path.read_text()), capsys.readouterr().out.splitlines()
+  assert saved["sets"] == {"cifar10": images} and saved["crop"] == 16
+  assert saved["tasks"]["knn"]["ks"] == [1, 3]  # a flag that is given counts
+  found = saved["results"]["cifar10"]
+  best = max(found["knn_top1_k1"], found["knn_top1_k3"])
+  assert found["logreg_top1_low"] <= found["logreg_top1"] <= found["logreg_top1_high"]
+  assert "95% interval" in out[1] and out[0] == "cifar10"
+  start = [line.split()[0] for line in out].index("cifar10", 1)
+  ours, interval, dino = (line.split() for line in out[start + 1 : start + 4])
+  assert ours == ["ours", f"{best:.1%}", f"{found['logreg_top1']:.1%}"]
+  assert interval[:2] == ["95%", "interval"] and len(interval) == 4
+  assert dino[0] == "DINO" and "84.0%" in dino
+  assert saved["published"]["cifar10"][0]["top1"] == {"knn": 84.0}
+  lines = metrics(workdir)[before:]
+  assert [line["eval_data"] for line in lines] == ["cifar10", "cifar10"]
+
+
+def test_a_suite_whose_data_are_not_there_names_them_before_any_work(
+  suite, run, tmp_path, monkeypatch, capsys
+):
+  monkeypatch.setenv("TFDS_DATA_DIR", str(tmp_path))
+  with pytest.raises(errors.UserError) as raised:
+    run(**suite, tasks=["knn"])
+  text = str(raised.value)
+  assert "\n" not in text and text.endswith(
+    "; --sets=cifar10 evaluates the others alone"
+  )
+  assert text.startswith('--suite=small: train="tfds:dtd:train+validation" is not prep')
+  assert 'tfds.builder("dtd", file_format="array_record").download_and_pre' in text
+  assert not capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+  ("changes", "message"),
+  [
+    (dict(sets=["mnist"]), "--sets=mnist must be some of cifar10, dtd"),
+    (
+      dict(train="embedded:digits"),
+      "--suite=small has sources of its own; leave out --",
+    ),
+    (
+      dict(tasks=["depth"]),
+      "--tasks=depth is none that a suite does; give --suite som",
+    ),
+    (
+      dict(suite=None, sets=["dtd"]),
+      "--sets chooses data sets of a suite; give --suit",
+    ),
+  ],
+)
+def test_flags_that_do_not_go_with_a_suite_are_refused(suite, run, changes, message):
+  with pytest.raises(errors.UserError, match=re.escape(message)):
+    run(**suite | changes)
+
+
+def test_every_suite_sets_flags_and_sources_that_there_are():
+  for suite in suites.SUITES.values():
+    for name, value in suite.flags.items():
+      with flagsaver.flagsaver():
+        flags.FLAGS.set_default(name, value)
+    assert set(suite.flags["tasks"]) <= set(suites.TASKS) <= set(published.TASKS)
+    for specs in suite.sets.values():
+      assert list(specs) == ["train", "test"]
+  known = {data for suite in suites.SUITES.values() for data in suite.sets}
+  assert set(published.FIGURES) <= known
 
 
 def test_sets_of_which_nothing_is_readable_are_one_line_and_no_number(run, tmp_path):

@@ -8,6 +8,7 @@ from absl import flags
 from dinojax import errors
 from dinojax.commands import cli, image_flags
 from dinojax.data import depth_maps, sources
+from dinojax.evals import suites
 
 # Tasks by what they read: features of images, their patches, these and label maps,
 # these and depth maps.
@@ -18,6 +19,14 @@ MAPS = (*WITHOUT_TRAINING, "linear_segmentation")
 DEPTH = ("depth",)
 KINDS = FEATURES, TOKENS, MAPS, DEPTH
 NAMES = tuple(itertools.chain(*KINDS))
+SUITE = flags.DEFINE_enum(
+  "suite",
+  None,
+  list(suites.SUITES),
+  "Evaluates its data sets by published protocols, beside published figures. It sets"
+  " sources, and --tasks, --resize, --crop and others where they are not given.",
+)
+SETS = flags.DEFINE_list("sets", [], "Of a suite only these data sets; default all.")
 TASKS = flags.DEFINE_list(
   "tasks",
   ["knn"],
@@ -110,6 +119,31 @@ BATCHES = {
 }
 
 
+def apply_suite() -> None:
+  """Sets the defaults of a suite; UserError for flags that it cannot go with."""
+  if not SUITE.value:
+    if SETS.value:
+      raise errors.UserError("--sets chooses data sets of a suite; give --suite, too")
+    return
+  suite = suites.SUITES[SUITE.value]
+  for flag in (TRAIN, TEST, VAL):
+    if flag.value:
+      raise errors.UserError(
+        f"--suite={SUITE.value} has sources of its own; leave out --{flag.name}, or"
+        " --suite"
+      )
+  for name in SETS.value:
+    if name not in suite.sets:
+      raise errors.UserError(f"--sets={name} must be some of {', '.join(suite.sets)}")
+  for name, value in suite.flags.items():
+    flags.FLAGS.set_default(name, value)
+  if others := [name for name in TASKS.value if name not in suites.TASKS]:
+    raise errors.UserError(
+      f"--tasks={others[0]} is none that a suite does; give --suite some of"
+      f" {', '.join(suites.TASKS)}"
+    )
+
+
 def checked_tasks() -> list[str]:
   """The tasks to do, of NAMES; UserError for the first flag that cannot work."""
   names = []
@@ -136,7 +170,7 @@ def checked_tasks() -> list[str]:
     )
   if not 0 <= FLIP_PROB.value <= 1:
     raise errors.UserError(f"--flip_prob={FLIP_PROB.value} must be within 0 and 1")
-  for flag in (TRAIN, TEST):
+  for flag in () if SUITE.value else (TRAIN, TEST):
     if not flag.value:
       raise errors.UserError(f"--{flag.name}=SOURCE is missing, such as folder:PHOTOS")
   return list(dict.fromkeys(names))
@@ -189,6 +223,12 @@ def settings() -> dict[str, dict]:
   }
 
 
-def sources_given() -> dict[str, str]:
-  """The sources by the names of their flags, "train" first."""
-  return {flag.name: flag.value for flag in (TRAIN, TEST, VAL) if flag.value}
+def sources_given() -> dict[str, dict[str, str]]:
+  """The sources by data set and the names of their flags, "train" first.
+
+  Without a suite the data set is called "".
+  """
+  if not SUITE.value:
+    return {"": {flag.name: flag.value for flag in (TRAIN, TEST, VAL) if flag.value}}
+  sets = suites.SUITES[SUITE.value].sets
+  return {name: specs for name, specs in sets.items() if name in (SETS.value or sets)}

@@ -53,6 +53,11 @@ def count_bad(bank: Bank) -> tuple:
   return (bank.labels >= 0).sum(), bad.sum(), jnp.argmax(bad.ravel())
 
 
+def count_labelled(bank: Bank) -> int:
+  """How many rows have a label."""
+  return int((bank.labels >= 0).sum())
+
+
 def select(bank: Bank, present: Sequence, wanted: Sequence) -> Bank:
   """The bank with `wanted` of the equally wide columns that it is made of.
 

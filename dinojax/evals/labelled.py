@@ -15,21 +15,56 @@ MOST_CLASSES = 1 << 20  # larger labels identify something else, such as the ima
 TRIED = 16  # records, of which one has to be readable to see whether it has a label
 
 
-def open_sources(specs: dict[str, str]) -> dict[str, sources.Source]:
+def open_sources(
+  specs: dict[str, str], *, field: str = "--"
+) -> dict[str, sources.Source]:
   """Opens labelled sources by the names of their flags, "train" first.
 
   Labels are numbered as --train numbers its classes.
+
+  Args:
+    specs: by name.
+    field: what stands before the names in messages.
 
   Raises:
     UserError: one has no labels, or a class that --train lacks.
   """
   opened = {}
   for name, spec in specs.items():
-    source = sources.open_source(spec, field=f"--{name}")
+    source = sources.open_source(spec, field=f"{field}{name}")
     if not _is_labelled(source):
       raise errors.UserError(f"{source.where} has no labels; give a labelled source")
     opened[name] = classes.match(opened.get("train", source), source)
   return opened
+
+
+def open_sets(
+  sets: dict[str, dict[str, str]], *, field: str
+) -> dict[str, dict[str, sources.Source]]:
+  """Opens the sources of several data sets, by set and flag.
+
+  Args:
+    sets: sources by set and flag.
+    field: what stands before the names in messages.
+
+  Raises:
+    UserError: some cannot be used; it names all, and what to do about the first.
+  """
+  opened, failed = {}, {}
+  for data, specs in sets.items():
+    try:
+      opened[data] = open_sources(specs, field=field)
+    except errors.UserError as error:
+      failed[data] = error
+  if not failed:
+    return opened
+  first, *others = failed
+  text = str(failed[first])
+  if others:
+    text += f"; {', '.join(others)} cannot be opened either"
+  if opened:
+    text += f"; --sets={','.join(opened)} evaluates the others alone"
+  raise errors.UserError(text) from failed[first]
 
 
 def read(

@@ -10,7 +10,7 @@ import jax
 
 from dinojax import durable, errors
 from dinojax.evals import table
-from dinojax.reporting import console, metrics
+from dinojax.reporting import console, metrics, published
 
 
 class Results:
@@ -30,7 +30,9 @@ class Results:
     self._results: dict[str, Any] = {}
     self._writer: metrics.Writer | None = None
 
-  def add(self, found: dict[str, Any], settings: dict[str, Any]) -> None:
+  def add(
+    self, found: dict[str, Any], settings: dict[str, Any], *, data: str = ""
+  ) -> None:
     """Prints the numbers of a task on stdout and records them.
 
     A run whose metrics cannot be written gives a note: it may be read-only.
@@ -38,19 +40,29 @@ class Results:
     Args:
       found: what the task returns.
       settings: what else the numbers depend on, for the run's metrics.
+      data: name of the data set, if there may be several: its results are a group of
+        their own in the JSON.
 
     Raises:
       UserError: the JSON file cannot be written.
     """
-    self._results |= found
+    results = self._results.setdefault(data, {}) if data else self._results
+    results |= found
     if jax.process_index() != 0:
       return
-    print(table.render(found), flush=True)
+    heading = f"{data}\n" if data else ""
+    print(heading + table.render(found), flush=True)
     if self._path:
       content = {**self._about, "results": self._results}
       durable.write_json(self._path, content, flag="--results")
     if self._run:
       self._add_to_run(found, settings)
+
+  def compare(self) -> None:
+    """Prints the results of all data sets beside published ones."""
+    if jax.process_index() == 0:
+      for data, found in self._results.items():
+        print(published.render(data, found), flush=True)
 
   def close(self) -> None:
     """Closes the run's metrics, and says that they have the numbers."""

@@ -3,10 +3,12 @@
 import re
 from collections.abc import Iterator
 
+from dinojax.reporting import published
+
 COLUMN = 14  # characters
 # Results that stand in the row or the cell of another one.
 WITHIN_OTHERS = re.compile(
-  r"knn_.*_std|(linear(_segmentation)?|attentive|depth)_(head|chosen_on|grid)|logreg_c"
+  r"knn_.*_std|(knn|linear|logreg)_.*_(low|high)|(linear(_segmentation)?|attentive|depth)_(head|chosen_on|grid)|logreg_c"
   r"|(knn|logreg)_segmentation_patches|logreg_segmentation_c"
 )
 CHOICE = "head", "chosen_on"  # of a task with a grid of heads
@@ -25,13 +27,17 @@ def rows(results: dict) -> Iterator[tuple[str, str, str]]:
       deviation = results.get(f"{name}_std")
       more = "" if deviation is None else f" ±{100 * deviation:.1f}"
       yield row, f"top-{top}", f"{value:.1%}{more}"
+      yield from _interval(row, name, results)
     elif match := re.fullmatch(r"(linear|attentive)_top(\d)", name):
       task, top = match.groups()
       head, chosen_on = (results[f"{task}_{x}"] for x in CHOICE)
-      yield f"{task}, {head}, chosen on {chosen_on}", f"top-{top}", f"{value:.1%}"
+      row = f"{task}, {head}, chosen on {chosen_on}"
+      yield row, f"top-{top}", f"{value:.1%}"
+      yield from _interval(row, name, results)
     elif match := re.fullmatch(r"logreg_top(\d)", name):
       row = f"logistic regression, C={results['logreg_c']:.2g}"
       yield row, f"top-{match[1]}", f"{value:.1%}"
+      yield from _interval(row, name, results)
     elif name == "retrieval_map":
       yield "retrieval", "mAP", f"{value:.1%}"
     elif match := re.fullmatch(r"retrieval_recall_at_(\d+)", name):
@@ -53,6 +59,11 @@ def rows(results: dict) -> Iterator[tuple[str, str, str]]:
       yield f"depth, {head}, chosen on {chosen_on}", column, text
     elif not WITHIN_OTHERS.fullmatch(name):
       yield name, "value", f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
+def _interval(row: str, name: str, results: dict) -> Iterator[tuple[str, str, str]]:
+  if text := published.interval(name, results):
+    yield row, "95% interval", text
 
 
 def _segmentation_row(task: str, results: dict) -> str:

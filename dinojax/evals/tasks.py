@@ -13,6 +13,7 @@ from jax.sharding import Mesh
 from dinojax.evals import (
   features,
   few_shot,
+  intervals,
   knn,
   linear,
   logreg,
@@ -66,11 +67,12 @@ class Knn:
       few_shot.check(labels["train"], class_names=class_names, shots=self.shots)
 
   def evaluate(self, banks: dict, *, class_names: tuple, width: int, mesh: Mesh):
-    """Returns the accuracies."""
+    """Returns the accuracies, with intervals of those from all of train."""
     del width
     pair = banks["train"], banks["test"]
     votes = dict(ks=self.ks, temperature=self.temperature, mesh=mesh)
     found = knn.knn(*pair, num_classes=len(class_names), field="--", **votes)
+    found = intervals.added(found, features.count_labelled(pair[1]), seed=self.seed)
     if self.shots:
       draws = dict(shots=self.shots, tries=self.tries, seed=self.seed)
       found |= few_shot.few_shot(*pair, class_names=class_names, **draws, **votes)
@@ -97,7 +99,7 @@ class Linear:
 
   def evaluate(self, banks: dict, *, class_names: tuple, width: int, mesh: Mesh):
     """Returns the best of its heads, and all of them."""
-    return linear.linear(
+    found = linear.linear(
       banks["train"],
       banks["test"],
       val=banks.get("val"),
@@ -107,6 +109,9 @@ class Linear:
       batch_size=self.batch_size,
       seed=self.seed,
       mesh=mesh,
+    )
+    return intervals.added(
+      found, features.count_labelled(banks["test"]), seed=self.seed
     )
 
 
@@ -125,7 +130,8 @@ class LogReg:
     """Returns the accuracies and the chosen C."""
     del width, mesh
     pair = banks["train"], banks["test"]
-    return logreg.logreg(*pair, class_names=class_names, seed=self.seed)
+    found = logreg.logreg(*pair, class_names=class_names, seed=self.seed)
+    return intervals.added(found, features.count_labelled(pair[1]), seed=self.seed)
 
 
 @dataclasses.dataclass(frozen=True)

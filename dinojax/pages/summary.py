@@ -17,6 +17,7 @@ from dinojax.pages import (
   verdict,
   wording,
 )
+from dinojax.reporting import published
 
 MAX_EVENTS = 300  # rows
 RECENT = 50  # logged steps whose rates are averaged
@@ -209,7 +210,32 @@ def describe_evaluations(run: run_record.Run) -> markup.Html | None:
     }
     shown = [f"{name} {_value(value)}" for name, value in fields.items()]
     rows.append((f"{found['step']:,}", "; ".join(shown)[:2000]))
-  return markup.table(rows, head=("step", "results and settings"))
+  tables = _published(run.evaluations)
+  return markup.join(
+    [*tables, markup.table(rows, head=("step", "results and settings"))]
+  )
+
+
+def _published(evaluations) -> Iterator[markup.Html]:
+  """A table for each data set of suites at its newest step, with published models."""
+  newest: dict[str, tuple[int, dict]] = {}
+  for line in evaluations:
+    data, step = line.get(f"{run_files.EVALUATION}data"), line["step"]
+    if not isinstance(data, str):
+      continue
+    known, found = newest.get(data, (step, {}))
+    if step < known:
+      continue
+    numbers = {
+      name.removeprefix(run_files.EVALUATION): value
+      for name, value in line.items()
+      if isinstance(value, float)
+    }
+    newest[data] = step, (found if step == known else {}) | numbers
+  for data, (step, found) in newest.items():
+    if tasks := published.columns(found):
+      head = (f"{data}, step {step:,}", *(published.TASKS[x] for x in tasks), "source")
+      yield markup.table(published.rows(data, found), head=head)
 
 
 def _value(value) -> str:

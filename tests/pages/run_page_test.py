@@ -288,3 +288,22 @@ def test_the_page_of_a_run_shows_the_pictures_in_its_workdir(tmp_path):
   assert "step 500" in page and "<img" not in page
   both = render(run, read(tmp_path / "other"))  # compared, they would not line up
   assert 'class="pictures"' not in both
+
+
+def test_results_of_a_suite_stand_beside_published_ones_at_the_newest_step(tmp_path):
+  def line(step, **numbers):
+    numbers = {f"eval_{k}": x for k, x in numbers.items()}
+    return {"step": step, "eval_suite": "small", "eval_data": "cifar10", **numbers}
+
+  knn = dict(knn_top1_k10=0.9, knn_top1_k20=0.905)
+  lines = [
+    recorded.numbers(10),
+    line(10, logreg_top1=0.1),
+    line(20, **knn, knn_top1_k20_low=0.899, knn_top1_k20_high=0.911),
+    line(20, logreg_top1=0.925),
+  ]
+  page = render(read(tmp_path, lines))
+  assert "cifar10, step 20" in page and "cifar10, step 10" not in page
+  ours = "<tr><th>ours</th><td>90.5%</td><td>92.5%</td><td></td></tr>"
+  assert ours in page and "<td>89.9-91.1%</td>" in page
+  assert "<td>84.0%</td><td></td><td>https://docs.lightly.ai/" in page
