@@ -439,7 +439,7 @@ def test_a_suite_is_evaluated_beside_published_figures_by_its_protocol(
   best = max(found["knn_top1_k1"], found["knn_top1_k3"])
   assert found["logreg_top1_low"] <= found["logreg_top1"] <= found["logreg_top1_high"]
   assert "95% interval" in out[1] and out[0] == "cifar10"
-  start = [line.split()[0] for line in out].index("cifar10", 1)
+  (start,) = (i for i, line in enumerate(out) if line.startswith("cifar10 "))
   ours, interval, dino = (line.split() for line in out[start + 1 : start + 4])
   assert ours == ["ours", f"{best:.1%}", f"{found['logreg_top1']:.1%}"]
   assert interval[:2] == ["95%", "interval"] and len(interval) == 4
