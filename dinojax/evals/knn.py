@@ -242,11 +242,12 @@ def verdict(results: dict[str, dict[str, float]]) -> str:
   """What `table` shows, in plain words, by the top-1 of the fewest neighbours."""
   name = next(iter(next(iter(results.values()))))
   teacher, untrained, pixels = (100 * accuracy[name] for accuracy in results.values())
-  margin = teacher - pixels
+  margin = round(teacher - pixels, 1)
   if margin > 0:
-    shown = f"{margin:.1f} points above raw pixels"
+    shown = f"{margin} points above raw pixels"
   else:
-    shown = f"{-margin:.1f} points below raw pixels; train longer, or on more images"
+    less = f"{-margin} points below" if margin else "as much as"
+    shown = f"{less} raw pixels; train longer, or on more images"
   return (
     f"Without any label, training took k-NN (k={name.removeprefix('knn_top1_k')}) from"
     f" {untrained:.1f}% to {teacher:.1f}%: {shown}."
