@@ -434,7 +434,7 @@ def test_a_suite_is_evaluated_beside_published_figures_by_its_protocol(
     main.main(None)
   saved, out = json.loads(path.read_text()), capsys.readouterr().out.splitlines()
   assert saved["sets"] == {"cifar10": images} and saved["crop"] == 16
-  assert saved["tasks"]["knn"]["ks"] == [1, 3]  # a flag that is given counts
+  assert saved["tasks"]["knn"]["ks"] == [3, 1]  # a flag that is given counts
   found = saved["results"]["cifar10"]
   best = max(found["knn_top1_k1"], found["knn_top1_k3"])
   assert found["logreg_top1_low"] <= found["logreg_top1"] <= found["logreg_top1_high"]
