@@ -55,7 +55,7 @@ def check(out, *, count, devices, data):
     env={
       **os.environ,
       "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",  # compiles in half the time
-      "XLA_FLAGS": "--xla_cpu_use_fusion_emitters=false",  # as conftest.py has it
+      "XLA_FLAGS": "",
       "PYTHONPATH": str(ROOT / "tests"),
     },
     stdout=subprocess.PIPE,
