@@ -72,7 +72,7 @@ def test_pictures_of_a_runs_weights_are_files_and_on_the_page(tmp_path):
   for i, pixels in enumerate(pictures.make(4)):
     name = "<img src=x onerror=alert(1)>.png" if i == 1 else f"{i}.png"
     Image.fromarray(pixels).save(photos / name)
-  architecture = dict(
+  architecture = model.DEFAULTS | dict(
     **dict(patch_size=4, pos_grid=4, width=16, depth=1, heads=2, ffn="mlp"),
     **dict(registers=0, pool="gap"),
   )
