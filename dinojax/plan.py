@@ -60,6 +60,7 @@ def make_plan(config, devices, *, step_only: bool = False) -> dict:
     "remat": config.remat,
     "unroll": config.unroll,
     "batch_size": config.data.batch_size,
+    "logits_bytes": memory.teacher_logits(config) // len(devices),
     "fits": True,
   }
   try:

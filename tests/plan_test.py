@@ -115,8 +115,18 @@ def test_out_of_memory_says_how_much_is_missing_and_what_to_change():
   assert helps in shown
 
 
+def test_accumulation_is_not_advised_where_logits_of_the_batch_fill_the_memory():
+  found = dict(remat="full", mesh=dict(data=1, fsdp=1), slices=1, memory_bytes=16e9)
+  assert "config.accumulation, or a smaller" in text.advice(
+    found | dict(logits_bytes=1e9)
+  )
+  full = text.advice(found | dict(logits_bytes=8e9))
+  assert full.startswith("a smaller --config.data.batch_size, or more devices: the")
+
+
 def test_what_is_advised_keeps_weights_within_a_slice():
   found = dict(remat="full", mesh=dict(data=2, fsdp=4))
+  found |= dict(memory_bytes=16e9, logits_bytes=0)
   assert "mesh.fsdp=8" in text.advice(found | dict(slices=1))
   assert "mesh.fsdp=8" not in text.advice(found | dict(slices=2))
 

@@ -9,7 +9,7 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from dinojax import assembly, sharding
-from dinojax.data import layouts
+from dinojax.data import layouts, train_batches
 from dinojax.evals import features, patches, segmentation, votes
 from dinojax.planning import topology
 
@@ -35,6 +35,21 @@ def on_device(tree: Any) -> int:
     math.prod(x.sharding.shard_shape(x.shape)) * x.dtype.itemsize
     for x in jax.tree.leaves(tree)
   )
+
+
+def teacher_logits(config) -> int:
+  """Bytes of the teacher's float32 logits of a whole batch, over all devices.
+
+  Targets need all of them at once, so accumulation does not divide them.
+  """
+  if config.distill.teacher and config.distill.kind == "features":
+    return 0
+  heads = config.distill.heads if config.distill.teacher else config.heads
+  shapes = train_batches.batch_shapes(config)
+  crops = math.prod(shapes["global_crops"][0][:2])
+  masked = math.prod(shapes["masked_indices"][0])
+  patch_prototypes = heads.get("ibot", heads.dino).prototypes
+  return 4 * (crops * heads.dino.prototypes + masked * patch_prototypes)
 
 
 def exhausted(message: str) -> tuple[float, float] | None:

@@ -116,7 +116,14 @@ def advice(plan: dict) -> str:
   data, fsdp = plan["mesh"]["data"], plan["mesh"]["fsdp"]
   if data % (2 * plan["slices"]) == 0:
     ways.append(f"--config.mesh.data={data // 2} --config.mesh.fsdp={fsdp * 2}")
-  ways.append("a larger --config.accumulation, or a smaller --config.data.batch_size")
+  logits = plan["logits_bytes"]
+  if logits > plan["memory_bytes"] / 4:  # targets take as much again
+    ways.append(
+      "a smaller --config.data.batch_size, or more devices: the teacher's logits of the"
+      f" whole batch take {logits / GIB:.0f} GiB, whatever config.accumulation"
+    )
+  else:
+    ways.append("a larger --config.accumulation, or a smaller --config.data.batch_size")
   return ", or ".join(ways)
 
 

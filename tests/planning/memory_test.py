@@ -1,10 +1,13 @@
 """Memory of what a run compiles, beside what its arrays must take."""
 
+import functools
+
 import jax
 import pytest
 import tiny
 
-from dinojax import assembly, sharding
+from dinojax import assembly, dino, sharding
+from dinojax.data import train_batches
 from dinojax.planning import memory
 
 
@@ -25,6 +28,15 @@ def test_a_device_holds_its_shards(run):
     jax.ShapeDtypeStruct((7,), "int8", sharding=whole),
   ]
   assert memory.on_device(tree) == 6 // 2 * 5 * 4 + 7
+
+
+def test_logits_of_the_teacher_are_those_that_a_step_makes(run):
+  config, _, assembled = run
+  shapes = train_batches.batch_shapes(config)
+  batch = {name: jax.ShapeDtypeStruct(*shape) for name, shape in shapes.items()}
+  logits = functools.partial(dino.teacher_logits, nets=assembled.nets)
+  made = jax.eval_shape(logits, assembled.abstract_state.teacher, batch)
+  assert memory.teacher_logits(config) == 4 * sum(x.size for x in made.values())
 
 
 def test_start_and_evaluation_are_compiled_and_counted_with_what_a_run_holds(
