@@ -1,10 +1,11 @@
-"""What all tests share: eight virtual CPU devices, and a cache of compiled programs."""
+"""What all tests share: eight virtual CPU devices, a cache of programs, the marks."""
 
 import atexit
 import collections
 import gc
 import os
 import pathlib
+import re
 import shutil
 import sys
 import tempfile
@@ -31,8 +32,17 @@ if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
   os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.3"
 
 
+LEFT_OUT = pytest.StashKey[int]()  # tests of the mark `long`, for the summary
+
+
 def pytest_addoption(parser):
-  """Adds what tests/gpu is given."""
+  """Adds --long, and what tests/gpu is given."""
+  parser.addoption(
+    "--long",
+    action="store_true",
+    help="runs the tests of the mark `long`, too: each takes many seconds, and a"
+    " cheaper test holds the same at a smaller scale (alone: -m long, or a node id)",
+  )
   parser.addoption("--platform", choices=("cpu", "gpu"), help="runs tests/gpu there")
   parser.addoption("--cifar10", metavar="FOLDER", help="of JPEG: train and test")
   parser.addoption("--minutes", type=float, default=5, help="of training on --cifar10")
@@ -52,6 +62,10 @@ def pytest_configure(config):
   config.addinivalue_line(
     "markers", "gpu_compile: compiles for NVIDIA GPUs, with packages of [plan-gpu]"
   )
+  config.addinivalue_line(
+    "markers", "long: dear, and held at a smaller scale by another test; see --long"
+  )
+  config.stash[LEFT_OUT] = 0
   config.option.loadscopereorder = False  # of xdist, which sorts by number of tests
 
 
@@ -61,9 +75,40 @@ def pytest_xdist_auto_num_workers():
   return len(os.sched_getaffinity(0)) + 1
 
 
-def pytest_collection_modifyitems(items):
-  """Puts the files that start most processes first: they take longest."""
+@pytest.hookimpl(trylast=True)  # after -k and -m
+def pytest_collection_modifyitems(config, items):
+  """Leaves out long tests, and puts the files that start most processes first."""
+  if not (config.option.long or re.search(r"\blong\b", config.option.markexpr)):
+    named = {arg.split("::", 1)[1] for arg in config.args if "::" in arg}
+    left_out = [
+      item
+      for item in items
+      if item.get_closest_marker("long")
+      and not {item.name, item.name.split("[")[0]} & named
+    ]
+    config.hook.pytest_deselected(items=left_out)
+    items[:] = [item for item in items if item not in left_out]
+    config.stash[LEFT_OUT] = len(left_out)
   processes = collections.Counter(
     item.path for item in items if item.get_closest_marker("process")
   )
-  items.sort(key=lambda item: -processes[item.path])
+  items.sort(key=lambda item: -processes[item.path])  # they take longest
+
+
+def pytest_sessionfinish(session):
+  """A worker of xdist reports how many tests it left out."""
+  if hasattr(session.config, "workeroutput"):
+    session.config.workeroutput["left_out"] = session.config.stash[LEFT_OUT]
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_testnodedown(node):
+  """All workers of xdist collect the same tests."""
+  left_out = getattr(node, "workeroutput", {}).get("left_out", 0)
+  node.config.stash[LEFT_OUT] = left_out
+
+
+def pytest_terminal_summary(terminalreporter, config):
+  """Prints how many long tests were left out."""
+  if count := config.stash[LEFT_OUT]:
+    terminalreporter.write_line(f"long tests left out, which --long runs, too: {count}")
