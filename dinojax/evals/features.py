@@ -55,7 +55,12 @@ def count_bad(bank: Bank) -> tuple:
 
 def count_labelled(bank: Bank) -> int:
   """How many rows have a label."""
-  return int((bank.labels >= 0).sum())
+  return int(_count_labelled(bank.labels))
+
+
+@jax.jit
+def _count_labelled(labels):
+  return (labels >= 0).sum()
 
 
 def select(bank: Bank, present: Sequence, wanted: Sequence) -> Bank:

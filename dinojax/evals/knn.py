@@ -190,7 +190,7 @@ def knn(
   """
   ks = tuple(sorted(ks))
   check(bank.labels, ks=ks, field=field)
-  if not int((queries.labels >= 0).sum()):
+  if not (total := features.count_labelled(queries)):
     raise errors.UserError(f"{field}test has no readable image with a label")
   steps, together = len(queries.labels), votes.together(queries)
   count = functools.partial(
@@ -203,7 +203,6 @@ def knn(
   )
   starts = range(0, steps, together)
   right = sum(jax.device_get(count(bank, queries, step)) for step in starts)
-  total = int((queries.labels >= 0).sum())
   names = [f"knn_top{top}_k{k}" for top in (1, 5) for k in ks]
   return dict(zip(names, (right / total).ravel().tolist(), strict=True))
 

@@ -76,7 +76,7 @@ def linear(
   """
   check_batch(batch_size, mesh, flag="linear_batch")
   for name, bank in (("test", test), ("val", val)):
-    if bank is not None and not int((bank.labels >= 0).sum()):
+    if bank is not None and not features.count_labelled(bank):
       raise errors.UserError(
         f"--{name} has no readable labelled image to evaluate linear heads on"
       )
@@ -91,12 +91,9 @@ def linear(
     seed=seed,
     mesh=mesh,
   )
-  finite = [
-    jnp.isfinite(head.kernel).all((0, 2)) & jnp.isfinite(head.bias).all(1)
-    for head in heads
-  ]
+  finite = jax.device_get(_finite(heads))
   chosen_on = _accuracy(test if val is None else val, heads, spans=spans)
-  top1 = np.where(jax.device_get(jnp.concatenate(finite)), chosen_on[0], -1.0)
+  top1 = np.where(finite, chosen_on[0], -1.0)
   best = int(top1.argmax())
   if top1[best] < 0:
     raise errors.UserError("no linear head has stayed finite; check the weights")
@@ -243,6 +240,17 @@ def fit(
       state = jax.block_until_ready(run(bank, state, rows))
       bar.update(count)
   return state[0]
+
+
+@jax.jit
+def _finite(heads: list[Heads]) -> jax.Array:
+  """Which heads are, bool [inputs * H]."""
+  return jnp.concatenate(
+    [
+      jnp.isfinite(head.kernel).all((0, 2)) & jnp.isfinite(head.bias).all(1)
+      for head in heads
+    ]
+  )
 
 
 def _accuracy(bank, heads, *, spans):

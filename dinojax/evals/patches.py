@@ -5,6 +5,7 @@ classes, M patches kept of an image, T steps.
 """
 
 import dataclasses
+import functools
 import math
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -133,19 +134,12 @@ def remember(
   kept = min(reader.patches, max(1, most // len(source)))
   choice = _Choice(reader.patch_size, num_classes, kept, seed)
 
-  @jax.jit
-  def take(tokens, places):
-    spec = sharding.BATCH
-    pick = lambda x, at: jnp.take_along_axis(x, at[..., None], axis=1)  # noqa: E731
-    specs = dict(in_specs=(spec, spec), out_specs=spec)
-    picked = jax.shard_map(pick, mesh=reader.mesh, **specs)(tokens, places)
-    return picked.reshape(-1, tokens.shape[-1])
-
   parts = []
   for tokens, batch in reader.batches(
     source, num_classes=num_classes, description=description, then=choice
   ):
-    parts.append((take(tokens, batch["places"]), batch["labels"], batch["shares"]))
+    tokens = _take(tokens, batch["places"], mesh=reader.mesh)
+    parts.append((tokens, batch["labels"], batch["shares"]))
     jax.block_until_ready(parts[-2:-1])  # one batch ahead of the device, no more
   tokens, labels, shares = map(jnp.stack, zip(*parts, strict=True))
   memory = Memory(features.Bank(tokens, labels), shares, kept)
@@ -155,9 +149,19 @@ def remember(
   return memory
 
 
+@functools.partial(jax.jit, static_argnames="mesh")  # once for all evaluations
+def _take(tokens, places, *, mesh):
+  """Patches [B, N, D] at places [B, M] -> [B * M, D]."""
+  spec = sharding.BATCH
+  pick = lambda x, at: jnp.take_along_axis(x, at[..., None], axis=1)  # noqa: E731
+  specs = dict(in_specs=(spec, spec), out_specs=spec)
+  picked = jax.shard_map(pick, mesh=mesh, **specs)(tokens, places)
+  return picked.reshape(-1, tokens.shape[-1])
+
+
 def count(memory: Memory) -> int:
   """How many patches are remembered."""
-  return int((memory.bank.labels >= 0).sum())
+  return features.count_labelled(memory.bank)
 
 
 def refuse_not_finite(source: sources.DenseSource, index: int) -> None:

@@ -173,9 +173,10 @@ def _moved(where, folder):
 def _remove(folder):
   """Removes a folder into which threads of a write that failed may still write."""
   deadline = time.monotonic() + 10
+  shutil.rmtree(folder, ignore_errors=True)
   while folder.exists() and time.monotonic() < deadline:
-    shutil.rmtree(folder, ignore_errors=True)
     time.sleep(0.05)
+    shutil.rmtree(folder, ignore_errors=True)
 
 
 def free_path(path: str) -> pathlib.Path:

@@ -86,10 +86,9 @@ def shapes(backbone: dict) -> Any:
   """The backbone's parameters as a tree of `jax.ShapeDtypeStruct`."""
   side = backbone["patch_size"] * backbone["pos_grid"]
   shape = (1, side, side, len(backbone["mean"]))
-  image = jax.ShapeDtypeStruct(shape, jnp.float32)
-  net = module(backbone, dtype="float32", attention="xla")
-  key = jax.random.key(0)
-  return jax.eval_shape(lambda x: net.init(key, (x,), (None,)), image)["params"]
+  lists = {name: tuple(backbone[name]) for name in ("mean", "std")}
+  net = module(backbone | lists, dtype="float32", attention="xla")
+  return _shapes(net, (jax.ShapeDtypeStruct(shape, jnp.float32),), (None,))
 
 
 def head_shapes(*, width: int, **fields: Any) -> Any:
@@ -100,8 +99,17 @@ def head_shapes(*, width: int, **fields: Any) -> Any:
     **fields: of `heads.DINOHead`.
   """
   net = heads.DINOHead(**fields, dtype="float32")
-  feature = jax.ShapeDtypeStruct((1, width), jnp.float32)
-  return jax.eval_shape(net.init, jax.random.key(0), feature)["params"]
+  return _shapes(net, jax.ShapeDtypeStruct((1, width), jnp.float32))
+
+
+def _shapes(net: Any, *inputs: Any) -> Any:
+  """Parameters of a network for inputs of these shapes, in dicts of the caller's."""
+  return jax.tree.map(lambda x: x, _traced_shapes(net, inputs))
+
+
+@functools.lru_cache(maxsize=32)  # A trace takes a third of a second.
+def _traced_shapes(net, inputs):
+  return jax.eval_shape(net.init, jax.random.key(0), *inputs)["params"]
 
 
 def flatten(tree: Any) -> dict[str, Any]:

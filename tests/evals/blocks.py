@@ -1,5 +1,7 @@
 """Images of coloured rectangles with label maps, and a network of one matrix."""
 
+import functools
+
 import jax
 import numpy as np
 from jax.sharding import Mesh
@@ -74,6 +76,7 @@ def reader(shape=(2, 4), **changes):
   return patches.Reader(**usual | changes)
 
 
+@functools.cache
 def remember(count=21, *, most, shape=(2, 4), seed=0, broken=()):
   source = Blocks(count, 0, broken)
   settings = dict(num_classes=CLASSES, description="")

@@ -2,6 +2,9 @@
 
 import collectives
 import pytest
+import torch
+
+torch.set_num_threads(1)  # More wait for each other, and each busily.
 
 
 @pytest.fixture(autouse=True, scope="module")

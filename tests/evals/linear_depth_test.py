@@ -15,8 +15,8 @@ def parsed_flags():
   flags.FLAGS.mark_as_parsed()  # Grain's
 
 
-def evaluate(opened, steps=100, **changes):
-  usual = dict(low=0.1, high=5.0, crop="none", batch_size=16, flip_prob=0.5, seed=0)
+def evaluate(opened, steps=80, **changes):
+  usual = dict(low=0.1, high=5.0, crop="none", batch_size=8, flip_prob=0.5, seed=0)
   found = depth.depth(
     blocks.reader((1, 1), **changes), opened, width=12, steps=steps, **usual
   )
@@ -36,10 +36,8 @@ def test_the_best_head_on_test_is_well_better_than_a_constant():
   assert 0 < on_test["absrel"] < 0.5 and on_test["delta1"] > 0.4
 
 
-def test_what_gives_no_number_is_one_line():
-  train, broken = varied.Varied(8, 0), varied.Varied(2, 1, (0, 1))
-  with pytest.raises(errors.UserError, match="no readable image has a pixel of known"):
-    evaluate(dict(train=train, test=broken), steps=1)
+def test_features_that_are_not_finite_are_one_line():
+  train = varied.Varied(8, 0)
   overflowing = blocks.PROJECTION.astype(np.float32) * np.inf
   with pytest.raises(errors.UserError, match="patch features are not finite"):
-    evaluate(dict(train=train, test=train), steps=1, params=overflowing)
+    evaluate(dict(train=train, test=train), params=overflowing)

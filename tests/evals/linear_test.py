@@ -1,5 +1,7 @@
 """The grid of linear heads: each is what PyTorch would train alone, on any mesh."""
 
+import functools
+
 import jax
 import numpy as np
 import pytest
@@ -24,7 +26,7 @@ def rows(count, seed, *, signal=1.0):
   return (signal * directions[labels] + 2 * noise).astype(np.float32), labels
 
 
-def run(train, test, *, shape=(1, 1), val=None, **changes):
+def run(train, test, *, shape=(2, 4), val=None, **changes):
   mesh = mesh_of(*shape)
   banks = [x and bank_of(mesh, *x, batch_size=16) for x in (train, test, val)]
   settings = dict(width=WIDTH, mesh=mesh) | SETTINGS | changes
@@ -32,17 +34,46 @@ def run(train, test, *, shape=(1, 1), val=None, **changes):
     return linear.linear(banks[0], banks[1], val=banks[2], **settings)
 
 
-def fit(x, labels, shape=(1, 1), spans=SPANS, **changes):
+@functools.cache
+def sound():
+  """A result that can be got wrong: chosen and evaluated on test."""
+  return run(rows(300, 0), rows(900, 1))
+
+
+def labelled():
+  """Rows to train on, of which two have no label."""
+  x, labels = rows(300, seed=0)  # as many as for `run`: the programs are the same
+  labels[[5, 90]] = -1
+  return x, labels
+
+
+@functools.cache
+def fitted(shape, blocks=BLOCKS, width=WIDTH):
+  """Heads trained on `labelled`."""
   mesh = mesh_of(*shape)
-  bank = bank_of(mesh, x, labels, batch_size=16)
+  bank = bank_of(mesh, *labelled(), batch_size=16)
   with jax.set_mesh(mesh):
-    return linear.fit(bank, spans=spans, mesh=mesh, **SETTINGS | changes)
+    spans = linear.inputs(blocks, width)
+    return linear.fit(bank, spans=spans, mesh=mesh, **SETTINGS)
+
+
+@functools.cache
+def first_heads(blocks=BLOCKS, width=WIDTH):
+  spans = linear.inputs(blocks, width)
+  draw = functools.partial(linear.first_heads, spans, CLASSES, SETTINGS["seed"])
+  return jax.device_get(jax.jit(draw)())
+
+
+def steps():
+  """Labelled rows of each step."""
+  own = {name: SETTINGS[name] for name in ("seed", "batch_size")}
+  order = linear.order(labelled()[1], **own)
+  return [next(order) for _ in range(SETTINGS["steps"])]
 
 
 def by_torch(x, labels, name, rate):
   """Kernel and bias of one head, trained alone."""
-  index = list(SPANS).index(name)
-  first = linear.first_heads(SPANS, CLASSES, SETTINGS["seed"])[index]
+  first = first_heads()[list(SPANS).index(name)]
   place = linear.RATES.index(rate)
   kernel = torch.tensor(np.array(first.kernel[:, place])).requires_grad_()
   bias = torch.zeros(CLASSES, requires_grad=True)
@@ -51,9 +82,7 @@ def by_torch(x, labels, name, rate):
   schedule = torch.optim.lr_scheduler.CosineAnnealingLR(
     optimizer, SETTINGS["steps"], eta_min=0
   )
-  order = linear.order(labels, seed=SETTINGS["seed"], batch_size=SETTINGS["batch_size"])
-  for _ in range(SETTINGS["steps"]):
-    chosen = next(order)
+  for chosen in steps():
     inputs = torch.tensor(x[chosen][:, SPANS[name]])
     optimizer.zero_grad()
     F.cross_entropy(inputs @ kernel + bias, torch.tensor(labels[chosen])).backward()
@@ -62,63 +91,50 @@ def by_torch(x, labels, name, rate):
   return kernel.detach().numpy(), bias.detach().numpy()
 
 
-def test_every_input_at_three_rates_equals_a_head_that_pytorch_trains_alone():
-  x, labels = rows(150, seed=0)
-  heads = fit(x, labels)
-  for index, name in enumerate(SPANS):
-    for rate in (linear.RATES[0], linear.RATES[6], linear.RATES[12]):
-      kernel, bias = by_torch(x, labels, name, rate)
-      place = linear.RATES.index(rate)
-      np.testing.assert_allclose(heads[index].kernel[:, place], kernel, atol=2e-5)
-      np.testing.assert_allclose(heads[index].bias[place], bias, atol=2e-5)
+@pytest.mark.parametrize("name", SPANS)
+def test_a_head_of_each_input_equals_one_that_pytorch_trains_alone(name):
+  x, labels = labelled()
+  head = jax.device_get(fitted((1, 1))[list(SPANS).index(name)])
+  for place in (0, 6, 12):
+    kernel, bias = by_torch(x, labels, name, linear.RATES[place])
+    np.testing.assert_allclose(head.kernel[:, place], kernel, atol=2e-5)
+    np.testing.assert_allclose(head.bias[place], bias, atol=2e-5)
 
 
 def test_eight_devices_train_what_one_trains_and_share_the_kernels():
-  x, labels = rows(150, seed=0)
-  labels[[5, 90]] = -1
-  one = fit(x, labels)
-  for shape in ((1, 8), (4, 2)):
-    eight = fit(x, labels, shape)
-    for head in eight:
-      assert head.kernel.addressable_shards[0].data.size == head.kernel.size / 8
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), one, eight)
+  one, eight = fitted((1, 1)), fitted((2, 4))
+  for head in eight:
+    assert head.kernel.addressable_shards[0].data.size == head.kernel.size / 8
+  for a, b in zip(*map(jax.tree.leaves, jax.device_get((one, eight))), strict=True):
+    np.testing.assert_allclose(a, b, atol=1e-5)
 
 
-def test_a_width_that_the_devices_do_not_divide_trains_the_same():
-  x, labels = rows(150, seed=0)
-  spans = linear.inputs(2, 6)
-  one, eight = fit(x, labels, spans=spans), fit(x, labels, (1, 8), spans=spans)
-  jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), one, eight)
-
-
-def by_hand(x, labels, span, place, *, classes, steps, batch_size, seed):
+def by_hand(span, first, place):
   """Kernel and bias of one head in float64, from method.md section 9 alone."""
-  index = list(SPANS.values()).index(span)
-  first = linear.first_heads(SPANS, classes, seed)[index].kernel[:, place]
-  parameters = np.concatenate([np.float64(first), np.zeros((1, classes))])
+  x, labels = labelled()
+  parameters = np.concatenate([np.float64(first[:, place]), np.zeros((1, CLASSES))])
   x = np.concatenate([np.float64(x[:, span]), np.ones((len(x), 1))], axis=1)
-  velocity = np.zeros_like(parameters)
-  order = linear.order(labels, seed=seed, batch_size=batch_size)
-  for step in range(steps):
-    chosen = next(order)
+  velocity, batch_size = np.zeros_like(parameters), SETTINGS["batch_size"]
+  for step, chosen in enumerate(steps()):
     scores = np.exp(x[chosen] @ parameters)
-    error = scores / scores.sum(1, keepdims=True) - np.eye(classes)[labels[chosen]]
+    error = scores / scores.sum(1, keepdims=True) - np.eye(CLASSES)[labels[chosen]]
     velocity = 0.9 * velocity + x[chosen].T @ error / batch_size
     rate = (1, 2, 5)[place % 3] * 10.0 ** (place // 3 - 5) * batch_size / 256
-    parameters -= rate * (1 + np.cos(np.pi * step / steps)) / 2 * velocity
+    parameters -= rate * (1 + np.cos(np.pi * step / SETTINGS["steps"])) / 2 * velocity
   return parameters[:-1], parameters[-1]
 
 
-def test_a_few_steps_of_every_head_equal_float64_by_hand():
-  settings = dict(steps=7, batch_size=16, seed=2)
-  x, labels = rows(40, seed=4)
-  labels = labels % 2
-  heads = fit(x, labels, (1, 8), num_classes=2, **settings)
-  for head, span in zip(heads, SPANS.values(), strict=True):
+@pytest.mark.parametrize(("blocks", "width"), [(BLOCKS, WIDTH), (2, 6)])
+def test_every_head_equals_float64_by_hand_even_if_no_device_divides_the_width(
+  blocks, width
+):
+  spans, firsts = linear.inputs(blocks, width), first_heads(blocks, width)
+  heads = jax.device_get(fitted((2, 4), blocks, width))
+  for head, first, span in zip(heads, firsts, spans.values(), strict=True):
     for place in range(13):
-      kernel, bias = by_hand(x, labels, span, place, classes=2, **settings)
-      np.testing.assert_allclose(head.kernel[:, place], kernel, rtol=1e-5, atol=1e-6)
-      np.testing.assert_allclose(head.bias[place], bias, rtol=1e-5, atol=1e-6)
+      kernel, bias = by_hand(span, first.kernel, place)
+      np.testing.assert_allclose(head.kernel[:, place], kernel, rtol=1e-4, atol=1e-5)
+      np.testing.assert_allclose(head.bias[place], bias, rtol=1e-4, atol=1e-5)
 
 
 def test_the_grid_is_that_of_the_protocol():
@@ -146,39 +162,36 @@ def test_an_epoch_shows_every_labelled_image_once_and_no_other():
 
 
 def test_what_can_be_learnt_is_learnt_and_random_labels_are_not():
-  learnt = run(rows(400, 0), rows(300, 1), steps=200)
-  assert learnt["linear_top1"] > 0.85
-  assert learnt["linear_head"].startswith("cls4")
-  assert learnt["linear_top1"] == max(learnt["linear_grid"].values())
-  assert len(learnt["linear_grid"]) == 52
-  chance = run(rows(400, 0, signal=0), rows(2000, 1, signal=0), steps=200)
-  assert 0.17 < np.mean(list(chance["linear_grid"].values())) < 0.23
+  assert sound()["linear_top1"] > 0.8
+  assert sound()["linear_chosen_on"] == "test"
+  assert sound()["linear_head"].startswith("cls4")
+  assert sound()["linear_top1"] == max(sound()["linear_grid"].values())
+  assert len(sound()["linear_grid"]) == 52
+  chance = run(rows(300, 0, signal=0), rows(900, 1, signal=0))
+  assert 0.16 < np.mean(list(chance["linear_grid"].values())) < 0.24
   assert chance["linear_top5"] == 1  # of five classes
 
 
 def test_the_head_is_chosen_on_val_and_rated_on_test_on_any_mesh():
-  train, test, val = rows(300, 0), rows(300, 1), rows(300, 2, signal=0.5)
-  result = run(train, test, val=val)
+  val = rows(900, 2, signal=0.5)
+  result = run(rows(300, 0), rows(900, 1), shape=(1, 1), val=val)
   assert result["linear_chosen_on"] == "val"
   assert result["linear_head"] == max(
     result["linear_grid"], key=result["linear_grid"].get
   )
-  on_test = run(train, test, shape=(2, 4))
-  assert on_test["linear_chosen_on"] == "test"
-  wanted = on_test["linear_grid"][result["linear_head"]]
+  wanted = sound()["linear_grid"][result["linear_head"]]
   assert result["linear_top1"] == pytest.approx(wanted, abs=0.01)
 
 
 def test_heads_that_overflow_are_not_chosen_and_spoil_no_other():
-  train, test = rows(300, 0), rows(300, 1)
-  sound = run(train, test)
+  train, test = rows(300, 0), rows(900, 1)
   for x, _ in (train, test):
     x[:, 4 * WIDTH :] *= 1e37  # the mean patch token
   result = run(train, test)
   assert "gap" not in result["linear_head"]
   for name, top1 in result["linear_grid"].items():
     if "gap" not in name:
-      assert top1 == pytest.approx(sound["linear_grid"][name], abs=1e-6)
+      assert top1 == pytest.approx(sound()["linear_grid"][name], abs=1e-6)
 
 
 def test_mistakes_are_told():

@@ -118,7 +118,7 @@ def test_a_bounded_memory_is_the_same_on_any_mesh_and_changes_with_the_seed():
 
 def test_rows_of_the_memory_are_patches_and_shares_of_the_image_that_they_are_of():
   train, memory = blocks.Blocks(21, 0), blocks.remember(most=65, broken=(4,))
-  rows = memory.bank.features.reshape(-1, 3, 12)  # 3 of each image
+  rows = np.asarray(memory.bank.features).reshape(-1, 3, 12)  # 3 of each image
   shares = np.asarray(memory.shares).reshape(-1, 3, CLASSES)
   kept = np.asarray(memory.bank.labels).reshape(-1, 3) >= 0
   assert kept.sum(1).tolist() == [3 * (i < 21 and i != 4) for i in range(24)]

@@ -61,11 +61,10 @@ def by_torch(record, weights, then=np.asarray):
   return F.interpolate((total / count)[None], (h, w), mode="bilinear")[0].numpy(), found
 
 
-@pytest.mark.parametrize("shape", [(1, 1), (2, 4)])
-def test_confusion_at_the_maps_own_size_equals_pytorchs(shape):
+def test_confusion_at_the_maps_own_size_equals_pytorchs_on_eight_devices():
   source, total = varied.Varied(11, 3, broken=(5,)), 0
   for sums in windows.evaluate(
-    blocks.reader(shape),
+    blocks.reader((2, 4)),
     source,
     dense_records.LabelMaps(CLASSES),
     predict,
@@ -95,13 +94,14 @@ def test_windows_cover_an_image_and_the_last_one_ends_it():
   assert len(window_batches.starts(512, 512)) == 1
 
 
-def test_errors_of_depth_equal_float64_image_by_image():
-  goal, source = depth.Metres(1.5, 10.0), varied.Varied(11, 3, broken=(5,))
+def test_errors_of_depth_equal_float64_image_by_image_on_one_device():
+  goal = depth.Metres(1.5, 10.0)
+  source = varied.Varied(11, 3, broken=(5,), sizes=varied.SIZES[:3])
   scale = np.abs(WEIGHTS[:, :, :1]).astype(np.float32)
   for crop in ("none", "eigen"):
     found = list(
       windows.evaluate(
-        blocks.reader((2, 4)),
+        blocks.reader((1, 1)),
         source,
         dense_records.DepthMaps(1.5, 10.0, crop),
         positive,

@@ -12,6 +12,8 @@ import transformers
 
 from dinojax.weights import model
 
+torch.set_num_threads(1)  # More wait for each other, and each busily.
+
 PLAIN = model.DEFAULTS | dict(
   patch_size=2, pos_grid=3, width=64, depth=3, heads=1, ffn="mlp", registers=0
 )
