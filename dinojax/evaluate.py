@@ -87,6 +87,8 @@ def describe(loaded: backbone.Backbone, specs: dict[str, str], name: str) -> dic
   }
   if name in (*evaluation_flags.MAPS, *evaluation_flags.DEPTH):
     del about["resize"]  # images are stretched to the crop's size, or windows cut out
+    if evaluation_flags.WINDOW.value is not None:
+      about["window"] = evaluation_flags.WINDOW.value
   elif name not in ("linear", *evaluation_flags.TOKENS):  # features of their own
     about["feature"] = backbone_flags.feature(loaded)
     about["layers"] = backbone_flags.LAYERS.value

@@ -23,6 +23,7 @@ from dinojax.evals import (
   features,
   labelled,
   patches,
+  sliding,
   tasks,
 )
 from dinojax.reporting import console
@@ -204,12 +205,17 @@ def patches_of_image(loaded: backbone.Backbone) -> int:
 def open_reader(
   loaded: backbone.Backbone, mesh: Mesh, *, most: int, **reading
 ) -> patches.Reader:
-  """The network for tasks of patches; most: images of a batch, if no flag says."""
+  """The network for tasks of maps; most: images of a batch, if no flag says."""
+  side = backbone_flags.image_sizes(loaded)["crop"]
+  apply, patch = patch_tokens(loaded), loaded.module.patch_size
+  if (window := evaluation_flags.WINDOW.value) is not None:
+    sliding.check(window, field="--window", side=side, patch_size=patch)
+    apply = sliding.patch_tokens(apply, window=window, patch_size=patch)
   return patches.Reader(
-    patch_tokens(loaded),
+    apply,
     loaded.params,
-    patch_size=loaded.module.patch_size,
-    side=backbone_flags.image_sizes(loaded)["crop"],
+    patch_size=patch,
+    side=side,
     mesh=mesh,
     batch_size=backbone_flags.batch_size(mesh.size, at_most=most),
     max_pixels=evaluation_flags.MAX_PIXELS.value,

@@ -1,5 +1,6 @@
 """Gradient accumulation trains as the undivided batch does, in less memory."""
 
+import collections
 import functools
 import re
 
@@ -9,7 +10,7 @@ import numpy as np
 import optax
 import pytest
 import tiny
-from jax.sharding import AxisType, Mesh
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from dinojax import accumulate, assembly, dino, schedules, sharding
 
@@ -18,9 +19,12 @@ KINDS = [
   dict(targets="sinkhorn", shared=False, pool="gap"),
   dict(targets="centering", shared=True, pool="cls"),
 ]
-# Kind, mesh and microbatches; each is a program of its own to compile.
-CASES = [(0, (1, 1), 2), (1, (2, 4), 2)]
+# Kind, mesh and microbatches; each is a program of its own to compile. On a mesh,
+# distill_test.py has a step of microbatches, too.
+CASES = [(0, (1, 1), 2), pytest.param(1, (2, 4), 2, marks=pytest.mark.long)]
 RESHARDING = re.compile(r" (all-to-all|collective-permute)(?:-start)?\(")
+CROPS_MOVE = r"= [^=]*u8\[[^=]* (all-|collective-)"
+COLLECTIVE = re.compile(r" ((?:all|reduce|collective)-[a-z-]+?)(?:-start)?\(")
 
 
 def get_config(microbatches, images, *, targets, shared, pool):
@@ -56,23 +60,25 @@ def step(kind, mesh_shape, microbatches, images=64):
     dino.train_step, nets=nets, tx=tx, schedules=plan, cfg=config
   )
 
-  def init(key):
-    # Fresh heads map to tiny vectors: gradients pass 1000, and so do their roundings.
-    state = dino.init_state(key, nets=nets, tx=tx, cfg=config)
-    centers = jax.tree.map(lambda x: x + 0.1, state.centers)
-    student = jax.tree.map(lambda x: 4 * x, state.student)
-    return state.replace(step=jnp.int32(50), student=student, centers=centers)
-
+  init = functools.partial(dino.init_state, nets=nets, tx=tx, cfg=config)
+  shapes = jax.eval_shape(init, jax.random.key(0))
+  state = dino.TrainState(
+    step=np.int32(50),
+    student=tiny.noise(shapes.student),
+    teacher=tiny.noise(shapes.teacher, seed=1),
+    opt_state=tx.init(shapes.student),
+    centers=tiny.noise(shapes.centers),
+  )
   groups = config.data.batch_size // config.group_size
   with pytest.MonkeyPatch.context() as patch, jax.set_mesh(mesh):
     patch.setattr(sharding, "SMALLEST_SHARDED", 2**9)
-    where = sharding.state_sharding(mesh, jax.eval_shape(init, jax.random.key(0)))
-    state = jax.device_put(jax.jit(init)(jax.random.key(0)), where)
+    where = sharding.state_sharding(mesh, state)
+    state = jax.device_put(state, where)
     batch = sharding.put_batch(mesh, tiny.batch(config), range(groups), groups)
     lowered = jax.jit(
       train_step, out_shardings=(where, sharding.replicated(mesh))
     ).lower(state, batch, jax.random.key(1))
-    compiled = lowered.compile({"xla_backend_optimization_level": 0})  # quicker, too
+    compiled = lowered.compile()
     after, scalars = compiled(state, batch, jax.random.key(1))
   return compiled, jax.device_get(scalars), jax.device_get(after)
 
@@ -92,13 +98,45 @@ def test_a_step_of_microbatches_is_the_undivided_step(kind, mesh_shape, microbat
   assert set(state.centers) == ({"dino", "ibot"} if kind else set())
 
 
-def test_a_microbatch_moves_between_devices_what_a_batch_of_its_size_does_and_no_crop():
+def gradient_of_a_layer(microbatches):
+  """The program of a mean gradient on (2, 4) devices, of 16 groups a microbatch."""
+  mesh, groups = make_mesh(2, 4), 16 * microbatches
+  where = sharding.batch_sharding(mesh)
+  crops = jax.ShapeDtypeStruct((2 * groups, 64), np.uint8, sharding=where)
+  split = NamedSharding(mesh, PartitionSpec("fsdp"))
+  weights = jax.ShapeDtypeStruct((64, 256), np.float32, sharding=split)
+
+  def loss(weights, crops):
+    return jnp.square(crops.astype("float32") @ weights).mean()
+
+  def mean(weights, crops):
+    return accumulate.mean(
+      lambda crops: jax.grad(loss)(weights, crops),
+      crops,
+      groups=groups,
+      microbatches=microbatches,
+    )
+
+  with jax.set_mesh(mesh):
+    return jax.jit(mean, out_shardings=split).lower(weights, crops).compile().as_text()
+
+
+def test_a_microbatch_moves_no_more_between_devices_than_a_batch_of_its_size():
+  divided, alone = (gradient_of_a_layer(n) for n in (2, 1))
+  moves = [collections.Counter(COLLECTIVE.findall(text)) for text in (divided, alone)]
+  assert moves[0] <= moves[1] + moves[1]  # each microbatch is unrolled on CPU
+  assert set(moves[0]) == {"all-gather", "all-reduce"}  # of weights, of gradients
+  assert not re.search(CROPS_MOVE, divided)
+
+
+@pytest.mark.long
+def test_a_microbatch_of_a_step_moves_what_a_batch_of_its_size_does_and_no_crop():
   # At sizes as small as these the compiler moves activations, not weights.
   divided = step(1, (2, 4), 2)[0].as_text()
   alone = step(1, (2, 4), 1, images=32)[0].as_text()
   moves = [sorted(RESHARDING.findall(text)) for text in (divided, alone)]
   assert moves[0] == sorted(2 * moves[1]) != []  # each microbatch is unrolled on CPU
-  assert not re.search(r"= [^=]*u8\[[^=]* (all-|collective-)", divided)
+  assert not re.search(CROPS_MOVE, divided)
 
 
 def test_two_microbatches_need_less_memory():

@@ -92,7 +92,9 @@ def close(found, wanted):
 
 
 # In multiprocess_test.py shards alone, without data parallelism.
-@pytest.mark.parametrize("data, fsdp", [(8, 1), (2, 4)])
+@pytest.mark.parametrize(
+  "data, fsdp", [pytest.param(8, 1, marks=pytest.mark.long), (2, 4)]
+)
 def test_eight_devices_train_as_one_does(monkeypatch, alone, data, fsdp):
   monkeypatch.setattr(sharding, "SMALLEST_SHARDED", 2**9)
   history, state = train(sharding.make_mesh(data=data, fsdp=fsdp))

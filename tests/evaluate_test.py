@@ -256,6 +256,9 @@ def test_scenes_are_segmented_beside_other_tasks_and_the_runs_metrics_say_how(
   sources["val"] = sources["train"]
   names = ["segmentation", "linear_segmentation"]
   few = dict(segmentation_steps=3, segmentation_batch=8, crop=24, batch_size=8)
+  with pytest.raises(errors.UserError, match=r"--window=10 must .*size, 4, .*; try 8"):
+    run(tasks=names, window=10, **few, **sources)
+  few["window"] = 16
   run(tasks=names, results=str(path), **few, **sources)
   said = capsys.readouterr()
   assert "k-NN segmentation, 576 patches" in said.out and "background" in said.out
@@ -269,7 +272,8 @@ def test_scenes_are_segmented_beside_other_tasks_and_the_runs_metrics_say_how(
   saved, (line, other) = json.loads(path.read_text()), metrics(workdir)[-3::2]
   assert other["eval_linear_segmentation_steps"] == 3
   assert len(saved["results"]["knn_segmentation_iou"]) == 11
-  wanted = dict(crop=24, knn_segmentation_k=30, knn_segmentation_memory=1_024_000)
+  wanted = dict(crop=24, window=16, knn_segmentation_k=30)
+  wanted |= dict(knn_segmentation_memory=1_024_000)
   assert {f"eval_{k}": x for k, x in wanted.items()}.items() < line.items()
   assert line["eval_knn_segmentation_miou"] == saved["results"]["knn_segmentation_miou"]
   assert "eval_resize" not in line and "eval_feature" not in line

@@ -1,5 +1,6 @@
 """The reference recipe made small enough for tests, and batches of noise for it."""
 
+import jax
 import numpy as np
 
 from experiments import vitg14
@@ -50,6 +51,22 @@ def batch(config, seed=0):
   if side := config.gram.crop_size:
     made["gram_crops"] = _crops(rng, (b, 2), side)
   return made
+
+
+def noise(shapes, seed=0, scale=0.2):
+  """Parameters of these shapes as of a trained network; gains are about 1."""
+  rng = np.random.default_rng(seed)
+
+  def leaf(path, s):
+    mean = str(path[-1].key) in ("scale", "gamma", "gain")
+    return rng.normal(size=s.shape, loc=mean, scale=scale).astype(np.float32)
+
+  return jax.tree_util.tree_map_with_path(leaf, shapes)
+
+
+def zeros(shapes):
+  """Arrays of zeros of these shapes."""
+  return jax.tree.map(lambda s: np.zeros(s.shape, s.dtype), shapes)
 
 
 def _crops(rng, shape, side):

@@ -72,6 +72,12 @@ SEGMENTATION_MEMORY = flags.DEFINE_integer(
   1_024_000,
   "Segmentation without training: most patches of --train kept.",
 )
+WINDOW = flags.DEFINE_integer(
+  "window",
+  None,
+  "Tasks of patches and maps: pixels of windows that slide over squares of --crop, and"
+  " are what the network sees; default --crop.",
+)
 SEGMENTATION_STEPS = flags.DEFINE_integer(
   "segmentation_steps", 40_000, "linear_segmentation: steps of AdamW."
 )

@@ -1,6 +1,7 @@
 """Sources with label or depth maps of an evaluation: opened, and their classes read."""
 
 import dataclasses
+import logging
 from collections.abc import Callable
 
 import grain
@@ -65,7 +66,8 @@ def class_names(
 ) -> tuple[str, ...]:
   """The classes by value of the label maps; numbers where no source names them.
 
-  Then worker processes read all label maps for their largest value.
+  Then worker processes read all label maps for the values that occur, and a warning
+  names those that "train" lacks.
 
   Args:
     opened: of `open_sources`.
@@ -73,17 +75,24 @@ def class_names(
     progress: called after every BLOCK of label maps.
 
   Raises:
-    UserError: no readable label map has a class.
+    UserError: of one of the sources, no readable label map has a class.
   """
   if names := opened["train"].map_classes:
     return names
-  highest = max(_highest(*pair, workers, progress) for pair in opened.items())
-  if highest < 0:
-    raise errors.UserError(
-      f"{opened['train'].where}: no label map is readable and has a pixel of a class;"
-      f" values up to {label_maps.IGNORE - 1} number classes"
-    )
-  return tuple(map(str, range(1 + highest)))
+  found = {k: _present(k, source, workers, progress) for k, source in opened.items()}
+  for name, present in found.items():
+    if not present.any():
+      raise errors.UserError(
+        f"{opened[name].where}: no label map is readable and has a pixel of a class;"
+        f" values up to {label_maps.IGNORE - 1} number classes"
+      )
+    if (absent := np.flatnonzero(present & ~found["train"])).size:
+      logging.warning(
+        "%s has pixels of class %s, of which %s has none: no head can learn it, and its"
+        " IoU of 0 is part of the mean",
+        *(opened[name].where, ", ".join(map(str, absent)), opened["train"].where),
+      )
+  return tuple(map(str, range(max(np.flatnonzero(x)[-1] for x in found.values()) + 1)))
 
 
 def _count(source: sources.DenseSource) -> str:
@@ -91,16 +100,16 @@ def _count(source: sources.DenseSource) -> str:
   return f"{len(names)}, from {names[0]!r} on" if names else "without names"
 
 
-def _highest(name, source, workers, progress) -> int:
-  """The largest class of all label maps; -1 if there is none."""
-  blocks = grain.MapDataset.range(-(-len(source) // BLOCK)).map(_Highest(source))
+def _present(name, source, workers, progress) -> np.ndarray:
+  """Which classes occur in any label map: bool [IGNORE]."""
+  blocks = grain.MapDataset.range(-(-len(source) // BLOCK)).map(_Present(source))
   batches = prefetch.Batches(blocks, min(workers, len(blocks)))
-  title, found = f"label maps of --{name}", -1
+  title, found = f"label maps of --{name}", np.zeros(label_maps.IGNORE, bool)
   try:
     for block in tqdm.tqdm(
       batches, title, total=len(blocks), leave=False, disable=None
     ):
-      found = max(found, int(block["highest"]))
+      found |= block["present"]
       progress()
   finally:
     batches.close()
@@ -108,20 +117,19 @@ def _highest(name, source, workers, progress) -> int:
 
 
 @dataclasses.dataclass(frozen=True)
-class _Highest:
-  """Number of a block -> the largest class of its label maps; -1 if there is none."""
+class _Present:
+  """Number of a block -> which classes occur in its label maps: bool [IGNORE]."""
 
   source: sources.DenseSource
 
   def __call__(self, block: int) -> dict[str, np.ndarray]:
     start = int(block) * BLOCK
-    found = -1
+    counts = np.zeros(label_maps.IGNORE + 1, np.int64)
     for index in range(start, min(start + BLOCK, len(self.source))):
       try:
         values = label_maps.decode(self.source[index]["label_map"])
       except sources.UNREADABLE as error:  # reported when the image is read
         bad_records.raise_if_lost(error, self.source.where)
         continue
-      classes = values[values != label_maps.IGNORE]
-      found = max(found, int(classes.max(initial=0)) if classes.size else -1)
-    return {"highest": np.array(found)}
+      counts += np.bincount(values.ravel(), minlength=len(counts))
+    return {"present": counts[: label_maps.IGNORE] > 0}

@@ -5,10 +5,16 @@
 
 For each seed the quickstart trains by the real command. Then its EMA teacher, a network
 of random weights and the pixels of patches themselves are evaluated, by the code that
-`evaluate` calls: the attentive probe on digits of 16 pixels, segmentation on scenes of
-48, and depth on those of several distances. Prints mean and standard deviation over
-seeds. The same command resumes where it was ended, and prints what is there so far
-after each seed.
+`evaluate` calls: the attentive probe on digits of 16 pixels, segmentation on scenes,
+and depth on those of several distances. Prints mean and standard deviation over seeds.
+The same command resumes where it was ended, and prints what is there so far after each
+seed.
+
+The quickstart trains on single digits that its crops of 16 pixels show 16 to 21 pixels
+large. Segmentation enlarges scenes from 48 to 56 pixels, where digits have 16 to 23,
+and windows of 16 slide over them: on whole scenes the position embeddings of 4 x 4
+patches are stretched to 12 x 12, and nothing separates in k-NN. Depth sees whole
+scenes, since digits are up to 36 pixels large there.
 """
 
 import argparse
@@ -25,13 +31,14 @@ from absl import flags
 
 from dinojax import assembly, backbone, sharding
 from dinojax.data import images, layouts, sources
-from dinojax.evals import attentive, dense_tasks, patches
+from dinojax.evals import attentive, dense_tasks, patches, sliding
 from experiments import quickstart
 
 ROOT = pathlib.Path(__file__).parents[2]
-PATCH, DIGIT, SCENE = 4, 16, 48  # pixels
+PATCH, DIGIT = 4, 16  # pixels
+SIDES = {"scenes": (56, 16), "depth": (48, 48)}  # pixels, and those of a window
 CROPS = dict(batch_size=16, flip_prob=0.0)
-MEMORY = dict(memory=1_024_000)
+MEMORY = dict(memory=32_768)  # of 1,024 scenes
 # By name: the number that counts, the data, the task but for its steps and seed.
 TASKS = {
   "attentive": ("attentive_top1", "digits", dense_tasks.Attentive),
@@ -112,7 +119,10 @@ def evaluate(name: str, seen: tuple, steps: int, seed: int, mesh) -> dict:
     seen = attentive.Network(apply, params, width, how)
     found = task.evaluate(seen, opened, opened["train"].class_names)
   else:
-    reader = patches.Reader(apply, params, patch_size=PATCH, side=SCENE, **reading)
+    side, window = SIDES[data]
+    if window < side:
+      apply = sliding.patch_tokens(apply, window=window, patch_size=PATCH)
+    reader = patches.Reader(apply, params, patch_size=PATCH, side=side, **reading)
     names = getattr(opened["train"], "map_classes", ())
     remembered = functools.cache(
       lambda: patches.remember(

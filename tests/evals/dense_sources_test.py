@@ -61,6 +61,16 @@ def test_classes_without_names_are_numbered_up_to_the_largest_of_both(workers):
 
 
 def test_label_maps_without_any_class_are_one_line():
-  opened = {"train": Maps(label_maps.IGNORE, None), "test": Maps(None)}
-  with pytest.raises(errors.UserError, match='--train="maps": no label map is readab'):
-    dense_sources.class_names(opened, workers=0, progress=lambda: None)
+  empty, whole = Maps(label_maps.IGNORE, None), Maps(1)
+  for train, test in ((empty, whole), (whole, empty)):
+    opened = {"train": train, "test": test}
+    with pytest.raises(errors.UserError, match="no label map is readable"):
+      dense_sources.class_names(opened, workers=0, progress=lambda: None)
+
+
+def test_classes_that_no_head_can_learn_are_named(caplog):
+  opened = {"train": Maps(0, 3), "test": Maps(0, 1, 3, 6)}
+  names = dense_sources.class_names(opened, workers=0, progress=lambda: None)
+  assert len(names) == 7
+  (line,) = caplog.messages
+  assert "pixels of class 1, 6, of which" in line
