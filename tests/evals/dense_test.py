@@ -1,6 +1,7 @@
 """Dense evaluation of a run is what `evaluate` makes of its EMA teacher's patches."""
 
 import jax
+import numpy as np
 import pytest
 
 from dinojax import assembly, backbone, errors, preflight, sharding
@@ -22,7 +23,9 @@ def test_it_is_k_nn_segmentation_by_the_patches_of_the_teacher():
   mesh = sharding.make_mesh(data=1, fsdp=1, devices=jax.devices()[:1])
   run, calls = assembly.assemble(config, mesh), []
   with jax.set_mesh(mesh):
-    teacher = run.init(jax.random.key(0)).teacher
+    rng = np.random.default_rng(0)
+    noise = lambda x: 0.1 * rng.normal(size=x.shape).astype(x.dtype)  # noqa: E731
+    teacher = jax.tree.map(noise, run.abstract_state.teacher)
     evaluation = dense.open_evaluation(
       config, mesh=mesh, progress=lambda: calls.append(1)
     )

@@ -85,7 +85,7 @@ def test_accuracy_equals_brute_force_in_float64():  # on one device: few_shot_te
 
 def few(x, labels, queries, wanted, *, ks=(1, 3), temperature=0.07):
   """k-NN of a few rows, always of the same shapes: one compilation for all tests."""
-  mesh = mesh_of(1, 8)
+  mesh = mesh_of(1, 1)
   banks = []
   for rows, own in ((x, labels), (queries, wanted)):
     padded, none = np.zeros((80, 8)), np.full(80, -1)

@@ -66,7 +66,7 @@ def test_scores_are_those_of_the_definition_on_any_mesh(shape, block, itself, ti
 def test_average_precision_by_hand():
   # Cosines to the query rank classes 0 1 0 1 1: (1/1 + 2/3) / 2.
   x = np.array([[1.0, 0], [1, 1], [1, 2], [1, 3], [0, 1]])
-  mesh = knn_test.mesh_of(1, 8)
+  mesh = knn_test.mesh_of(1, 1)
   result = retrieval.retrieval(
     knn_test.bank_of(mesh, x, np.array([0, 1, 0, 1, 1])),
     knn_test.bank_of(mesh, x[:1], np.array([0])),
@@ -78,7 +78,7 @@ def test_average_precision_by_hand():
 
 
 def test_features_that_are_not_finite_rank_last():
-  x, mesh = np.array([[1.0, 0], [np.nan, 1], [0, 1], [-1, 0]]), knn_test.mesh_of(1, 8)
+  x, mesh = np.array([[1.0, 0], [np.nan, 1], [0, 1], [-1, 0]]), knn_test.mesh_of(1, 1)
   gallery = knn_test.bank_of(mesh, x, np.array([0, 1, 0, 0]))
   query = knn_test.bank_of(mesh, x[:1], np.array([1]))
   result = retrieval.retrieval(gallery, query, ks=(3, 4), mesh=mesh, block=8)

@@ -174,12 +174,7 @@ def test_resized_position_embeddings_are_what_the_network_computes_for_that_grid
   weights = samples.random_weights({**architecture, "pool": "cls"})
   resized = model.with_pos_grid(weights, 5)
   images = np.random.default_rng(0).normal(size=(2, 10, 10, 3)).astype(np.float32)
-  seen = [
-    model.module(w.backbone, dtype="float32", attention="xla").apply(
-      {"params": w.params["backbone"]}, (images,), (None,)
-    )[0]
-    for w in (weights, resized)
-  ]
+  seen = [samples.outputs(w, images) for w in (weights, resized)]
   np.testing.assert_allclose(seen[0].cls, seen[1].cls, atol=1e-6)
   np.testing.assert_allclose(seen[0].patches, seen[1].patches, atol=1e-6)
   assert resized.params["backbone"]["pos_embed"].shape == (1, 26, 64)

@@ -22,9 +22,7 @@ def fields(channels=13, dtype="uint16", most=4_095.0):
 def tokens(weights, images):
   """Patch tokens of images of the network's own layout."""
   net = model.module(weights.backbone, dtype="float32", attention="xla")
-  params = {"params": weights.params["backbone"]}
-  (seen,) = net.apply(params, [net.normalize(images)], [None])
-  return np.asarray(seen.patches)
+  return samples.outputs(weights, jax.jit(net.normalize)(images)).patches
 
 
 @pytest.fixture(scope="module")

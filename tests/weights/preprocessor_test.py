@@ -64,8 +64,7 @@ def test_a_loaded_backbone_sees_images_by_its_own_mean_and_deviation():
   loaded = backbone.of_weights(weights)
   images = np.random.default_rng(0).integers(256, size=(2, 4, 4, 3), dtype=np.uint8)
   pixels = ((images / 255 - OTHER["mean"]) / OTHER["std"]).astype(np.float32)
-  params = {"params": weights.params["backbone"]}
-  (wanted,) = loaded.module.apply(params, [pixels], [None])
+  wanted = samples.outputs(weights, pixels)
   scale = np.abs(wanted.cls).max()
   np.testing.assert_allclose(loaded(images).cls / scale, wanted.cls / scale, atol=1e-5)
 

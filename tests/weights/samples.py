@@ -37,6 +37,13 @@ def random_weights(architecture, *, heads=()):
   return model.Weights(architecture, jax.tree.map(fill, tree))
 
 
+def outputs(weights, images):
+  """Of the network, for normalised images."""
+  net = model.module(weights.backbone, dtype="float32", attention="xla")
+  params = {"params": weights.params["backbone"]}
+  return jax.device_get(jax.jit(net.apply)(params, (images,), (None,))[0])
+
+
 def assert_same(found, wanted):
   assert found.backbone == wanted.backbone
   jax.tree.map(np.testing.assert_array_equal, found.params, wanted.params)
