@@ -57,10 +57,10 @@ def main(_) -> None:
   sharding.connect(mesh)
   with jax.set_mesh(mesh):
     loaded = backbone_flags.load(mesh)
+    size = backbone_flags.batch_size(mesh.size)
     recipe = tuning.Recipe(
-      **finetune_flags.recipe(),
+      **finetune_flags.recipe(width=loaded.module.width, batch_size=size),
       **backbone_flags.image_sizes(loaded),
-      batch_size=backbone_flags.batch_size(mesh.size),
       **image_feature(loaded),
       dtype=loaded.module.dtype,
     )
@@ -72,7 +72,8 @@ def main(_) -> None:
     console.say(
       f"trains {finetune_flags.WAYS[recipe.tune]}, on"
       f" {len(opened['train']):,} images of {len(class_names):,} classes, for"
-      f" {recipe.steps:,} steps of {recipe.batch_size} images of {recipe.crop} pixels"
+      f" {recipe.steps:,} steps of {recipe.batch_size} images of {recipe.crop} pixels,"
+      f" with --learning_rate={recipe.learning_rate:g}"
     )
     run = loop.Run(recipe, setup, loaded, opened, class_names, mesh)
     found = run.train()

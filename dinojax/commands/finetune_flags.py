@@ -13,8 +13,10 @@ WAYS = {
   "head": "a linear head on the frozen backbone",
   "lora": "the head and low-rank updates of the attention (LoRA)",
   "all": "the head and all weights",
+  "scratch": "the head and all weights, from random ones, to compare with",
 }
-LEARNING_RATES = {"head": 1e-3, "lora": 1e-3, "all": 1e-4}  # for batches of 256
+# For a width of 1,024 and batches of 256, see `learning_rate`.
+LEARNING_RATES = {"head": 1e-3, "lora": 1e-3, "all": 1e-4, "scratch": 3e-4}
 TUNE = flags.DEFINE_enum(
   "tune",
   "head",
@@ -48,7 +50,9 @@ LEARNING_RATE = flags.DEFINE_float(
   "learning_rate",
   None,
   "Peak of the learning rate; default"
-  f" {', '.join(f'{x:g} of {k}' for k, x in LEARNING_RATES.items())}.",
+  f" {', '.join(f'{x:g} of {k}' for k, x in LEARNING_RATES.items())}, for a width of"
+  " 1,024 and batches of 256; it falls with the width, and rises with the root of"
+  " --batch_size.",
 )
 WEIGHT_DECAY = flags.DEFINE_float("weight_decay", 0.01, "Of AdamW; biases have none.")
 LAYER_DECAY = flags.DEFINE_float(
@@ -136,15 +140,35 @@ def warmup_steps() -> int:
   return STEPS.value // 20 if WARMUP_STEPS.value is None else WARMUP_STEPS.value
 
 
-def recipe() -> dict[str, typing.Any]:
-  """What a result depends on, of the flags here, by their names."""
-  rate = LEARNING_RATE.value
+def learning_rate(*, width: int, batch_size: int) -> float:
+  """That given, or the default for a network and a batch.
+
+  Updates of AdamW are of one size whatever the gradient, so what they change in a sum
+  over the width grows with it (arXiv:2203.03466), while the gradient's noise falls with
+  the root of the batch (arXiv:2205.10287).
+
+  Args:
+    width: of the backbone.
+    batch_size: images of a step.
+  """
+  if LEARNING_RATE.value is not None:
+    return LEARNING_RATE.value
+  rate = LEARNING_RATES[TUNE.value] * 1024 / width * math.sqrt(batch_size / 256)
+  return float(f"{rate:.2g}")
+
+
+def recipe(*, width: int, batch_size: int) -> dict[str, typing.Any]:
+  """What a result depends on, of the flags here, by their names.
+
+  Arguments as of `learning_rate`.
+  """
   own = (TASK, TUNE, STEPS, WEIGHT_DECAY, LAYER_DECAY, LORA_RANK, LORA_ALPHA)
   return {
     **{flag.name: flag.value for flag in (*own, SEED, MIN_AREA, FLIP_PROB)},
     **{flag.name: flag.value for flag in (EMA, MIXUP, CUTMIX)},
     "warmup_steps": warmup_steps(),
-    "learning_rate": LEARNING_RATES[TUNE.value] if rate is None else rate,
+    "learning_rate": learning_rate(width=width, batch_size=batch_size),
+    "batch_size": batch_size,
   }
 
 

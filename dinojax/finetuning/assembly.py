@@ -48,10 +48,12 @@ def assemble(
   module = loaded.module.clone(remat=remat)
   network = tuning.Network(module, recipe.task, recipe.columns)
   tx = tuning.make_optimizer(recipe, depth=module.depth)
-  init = functools.partial(tuning.init_state, recipe, tx=tx, classes=classes)
+  init = functools.partial(
+    tuning.init_state, recipe, tx=tx, module=module, classes=classes
+  )
   state = jax.eval_shape(init, loaded.params)
   by_state = sharding.state_sharding(mesh, state)
-  frozen = None if recipe.tune == "all" else loaded.params
+  frozen = None if recipe.whole else loaded.params
 
   to_saved = functools.partial(tuning.to_saved, recipe)
   saved = jax.eval_shape(to_saved, state, frozen)

@@ -1,8 +1,9 @@
 """Fine-tuning in pure functions: what is trained, its loss, its step, what is saved.
 
-Three ways, `Recipe.tune`: "head" trains a linear head on the frozen backbone's image
+Four ways, `Recipe.tune`: "head" trains a linear head on the frozen backbone's image
 feature, or for segmentation on its patches, "lora" also adapters of the attention
-(lora.py), "all" all weights, with layer-wise learning-rate decay.
+(lora.py), "all" all weights, with layer-wise learning-rate decay, "scratch" all weights
+from random ones.
 
 Dimension key: B images, S pixels of their side, F features of an image, C classes.
 """
@@ -19,7 +20,7 @@ from dinojax import backbone, optimizer
 from dinojax.finetuning import lora, mixing, patch_head, tasks
 from dinojax.networks import vit
 
-WAYS = ("head", "lora", "all")
+WAYS = ("head", "lora", "all", "scratch")
 B1, B2, EPS = 0.9, 0.999, 1e-8  # of AdamW
 CLIP_NORM = 3.0  # of the gradient: of the head, of the adapters, of the backbone
 # Of fields that older runs lack.
@@ -61,6 +62,11 @@ class Recipe:
   feature: str
   layers: int
   dtype: str
+
+  @property
+  def whole(self) -> bool:
+    """Whether all weights are trained."""
+    return self.tune in ("all", "scratch")
 
   @property
   def columns(self) -> tuple[tuple[str, int], ...]:
@@ -119,10 +125,15 @@ def learning_rate(recipe: Recipe) -> optax.Schedule:
 
 
 def init_state(
-  recipe: Recipe, params: Any, tx: optax.GradientTransformation, *, classes: int
+  recipe: Recipe,
+  params: Any,
+  tx: optax.GradientTransformation,
+  *,
+  module: vit.VisionTransformer,
+  classes: int,
 ) -> State:
-  """The state before the first update. params: of the backbone."""
-  head_key, lora_key = jax.random.split(jax.random.key(recipe.seed))
+  """The state before the first update. params: of the backbone, which is `module`."""
+  head_key, other_key = jax.random.split(jax.random.key(recipe.seed))
   width, norm = params["norm"]["scale"].shape[-1], None
   features = width * len(recipe.columns)
   if recipe.task == "segmentation":
@@ -131,9 +142,13 @@ def init_state(
   trained = {"head": {"kernel": kernel, "bias": jnp.zeros(classes)}}
   if recipe.tune == "lora":
     rank = recipe.lora_rank
-    trained["adapters"] = lora.first_adapters(params, rank=rank, key=lora_key)
+    trained["adapters"] = lora.first_adapters(params, rank=rank, key=other_key)
   if recipe.tune == "all":
     trained["backbone"] = params
+  if recipe.tune == "scratch":
+    side = module.patch_size * module.pos_grid
+    image = jnp.zeros((1, side, side, len(module.mean)))
+    trained["backbone"] = module.init(other_key, (image,), (None,))["params"]
   average = jax.tree.map(jnp.copy, trained) if recipe.ema else None
   return State(jnp.int32(0), trained, tx.init(trained), average, norm)
 
@@ -189,7 +204,7 @@ def train_step(
 
   Args:
     state: before it.
-    frozen: the backbone's parameters that are not trained; None of "all".
+    frozen: the backbone's parameters that are not trained; None if all are.
     batch: image [B, S, S, C], and label, as of `tasks.Task.judge`.
     network: without its weights.
     tx: of `make_optimizer`.
@@ -276,7 +291,7 @@ def of_saved(recipe: Recipe, saved: dict[str, Any]) -> State:
   used = {"head": head}
   if recipe.tune == "lora":
     used["adapters"] = saved["adapters"]
-  if recipe.tune == "all":
+  if recipe.whole:
     used["backbone"] = saved["teacher"]["backbone"]
   trained, average = (saved["trained"], used) if recipe.ema else (used, None)
   return State(saved["step"], trained, saved["opt_state"], average, norm)

@@ -12,6 +12,7 @@ from dinojax import sharding
 from dinojax.finetuning import assembly, tuning
 
 MODULE = small.loaded().module
+WAYS = [tune for tune in tuning.WAYS if tune != "scratch"]  # which steps as "all"
 
 
 @functools.cache
@@ -20,7 +21,9 @@ def stepped(tune, **changes):
   usual = dict(warmup_steps=0, weight_decay=0.0, learning_rate=1e-3)
   recipe = small.recipe(tune, **usual | changes)
   tx, frozen = tuning.make_optimizer(recipe, depth=2), frozen_of(tune)
-  state = tuning.init_state(recipe, small.params(), tx, classes=small.CLASSES)
+  state = tuning.init_state(
+    recipe, small.params(), tx, module=MODULE, classes=small.CLASSES
+  )
   step = jax.jit(
     functools.partial(
       tuning.train_step,
@@ -45,7 +48,7 @@ def frozen_of(tune):
   return None if tune == "all" else small.params()
 
 
-@pytest.mark.parametrize("tune", tuning.WAYS)
+@pytest.mark.parametrize("tune", WAYS)
 def test_all_that_is_trained_moves_and_nothing_else(tune):
   recipe, (first, *_, state), scalars = stepped(tune)
   more = {"head": set(), "lora": {"adapters"}, "all": {"backbone"}}[tune]
@@ -66,7 +69,7 @@ def test_all_that_is_trained_moves_and_nothing_else(tune):
 @pytest.mark.parametrize(
   ("tune", "changes"),
   [
-    *((tune, {}) for tune in tuning.WAYS),
+    *((tune, {}) for tune in WAYS),
     ("all", {"ema": 0.9}),
     ("all", {"task": "segmentation"}),
   ],
@@ -102,6 +105,21 @@ def test_the_first_update_moves_each_layer_by_its_own_rate():
   assert is_rate(kernel[1], 0.5e-3)
   assert is_rate(kernel[0], 0.25e-3)
   assert is_rate(moved("backbone", "patch_embed", "kernel"), 0.125e-3)
+
+
+def test_from_scratch_the_network_is_the_same_and_its_weights_are_the_seeds():
+  def first(params, seed):
+    recipe = small.recipe("scratch", seed=seed)
+    tx = tuning.make_optimizer(recipe, depth=2)
+    made = functools.partial(tuning.init_state, recipe, tx=tx, module=MODULE)
+    return jax.jit(functools.partial(made, classes=small.CLASSES))(params).trained
+
+  own, zeros = small.params(), jax.tree.map(np.zeros_like, small.params())
+  one, same, other = first(own, 0), first(zeros, 0), first(own, 1)
+  assert jax.tree.map(np.shape, one["backbone"]) == jax.tree.map(np.shape, own)
+  jax.tree.map(np.testing.assert_array_equal, one, same)
+  kernels = (x["backbone"]["blocks"]["attn"]["qkv"]["kernel"] for x in (one, other))
+  assert not np.array_equal(*kernels)
 
 
 def test_the_learning_rate_rises_to_its_peak_and_falls_to_zero():
