@@ -40,6 +40,22 @@ def image_feature(loaded: backbone.Backbone) -> dict[str, str | int]:
   return {"feature": "patches", "layers": 1}
 
 
+def make_recipe(loaded: backbone.Backbone, *, devices: int) -> tuning.Recipe:
+  """What a result depends on, by the flags; UserError if it does not suit the network.
+
+  Args:
+    loaded: the backbone.
+    devices: that share a batch.
+  """
+  size = backbone_flags.batch_size(devices)
+  return tuning.Recipe(
+    **finetune_flags.recipe(width=loaded.module.width, batch_size=size),
+    **backbone_flags.image_sizes(loaded),
+    **image_feature(loaded),
+    dtype=loaded.module.dtype,
+  )
+
+
 def main(_) -> None:
   """Opens sources and weights, trains, and prints the accuracies."""
   processes.join(saves=True)
@@ -57,13 +73,7 @@ def main(_) -> None:
   sharding.connect(mesh)
   with jax.set_mesh(mesh):
     loaded = backbone_flags.load(mesh)
-    size = backbone_flags.batch_size(mesh.size)
-    recipe = tuning.Recipe(
-      **finetune_flags.recipe(width=loaded.module.width, batch_size=size),
-      **backbone_flags.image_sizes(loaded),
-      **image_feature(loaded),
-      dtype=loaded.module.dtype,
-    )
+    recipe = make_recipe(loaded, devices=mesh.size)
     setup = loop.Setup(
       **finetune_flags.setup(),
       workers=backbone_flags.WORKERS.value,
@@ -76,6 +86,7 @@ def main(_) -> None:
       f" with --learning_rate={recipe.learning_rate:g}"
     )
     run = loop.Run(recipe, setup, loaded, opened, class_names, mesh)
+    del loaded  # a run that trains all weights does not keep them as they were
     found = run.train()
   task = tasks.TASKS[recipe.task]
   console.print_result(loop.table(found, chosen_on=run.chosen_on, task=task))

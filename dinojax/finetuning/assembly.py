@@ -14,16 +14,20 @@ from dinojax.finetuning import tuning
 class Assembly(NamedTuple):
   """What a fine-tuning is made of; call its functions under `jax.set_mesh`.
 
-  init: () -> the first state, born sharded. step: (state, batch) -> (state, scalars);
-  donates its state. to_saved: state -> what a checkpoint holds. of_saved: the inverse.
-  abstract_saved: shapes, dtypes and shardings of what a checkpoint holds. logits:
-  (state, images [B, S, S, C]) -> scores [B, C], or [B, N, C] of patches.
+  init: weights to start from -> the first state, born sharded. step: (state, batch) ->
+  (state, scalars); donates its state. lower_step: it, lowered for the shapes of a
+  batch; the weights to start from may be shapes, too. to_saved: state -> what a
+  checkpoint holds. of_saved: the inverse. abstract_state, abstract_saved: shapes,
+  dtypes and shardings of a state, and of what a checkpoint holds. logits: (state,
+  images [B, S, S, C]) -> scores [B, C], or [B, N, C] of patches.
   """
 
-  init: Callable[[], tuning.State]
+  init: Callable[[Any], tuning.State]
   step: Callable[[tuning.State, dict], tuple[tuning.State, dict]]
+  lower_step: Callable[[dict], jax.stages.Lowered]
   to_saved: Callable[[tuning.State], dict[str, Any]]
   of_saved: Callable[[dict[str, Any]], tuning.State]
+  abstract_state: tuning.State
   abstract_saved: dict[str, Any]
   logits: Callable[[tuning.State, jax.Array], jax.Array]
 
@@ -53,6 +57,7 @@ def assemble(
   )
   state = jax.eval_shape(init, loaded.params)
   by_state = sharding.state_sharding(mesh, state)
+  abstract_state = _placed(state, by_state)
   frozen = None if recipe.whole else loaded.params
 
   to_saved = functools.partial(tuning.to_saved, recipe)
@@ -72,13 +77,20 @@ def assemble(
     return network.scores(params, head, images)
 
   return Assembly(
-    init=lambda: jitted_init(loaded.params),
+    init=jitted_init,
     step=lambda state, batch: step(state, frozen, batch),
+    lower_step=lambda batch: step.lower(abstract_state, frozen, batch),
     to_saved=lambda state: jitted_to_saved(state, frozen),
     of_saved=functools.partial(tuning.of_saved, recipe),
-    abstract_saved=jax.tree.map(
-      lambda x, where: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=where),
-      *(saved, by_saved),
-    ),
+    abstract_state=abstract_state,
+    abstract_saved=_placed(saved, by_saved),
     logits=lambda state, images: logits(state.used, state.head, frozen, images),
+  )
+
+
+def _placed(shapes: Any, shardings: Any) -> Any:
+  """Shapes with their shardings."""
+  return jax.tree.map(
+    lambda x, where: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=where),
+    *(shapes, shardings),
   )

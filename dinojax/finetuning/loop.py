@@ -68,7 +68,7 @@ class Run:
     self._made = assembly.assemble(
       recipe, loaded, mesh, classes=len(class_names), remat=setup.remat
     )
-    self._layout = loaded.layout
+    self._layout, self._first = loaded.layout, loaded.params
     self.chosen_on = "val" if "val" in opened else "test"
     self._record = {
       "data_fingerprint": [opened["train"].fingerprint],
@@ -124,8 +124,10 @@ class Run:
   def _restore(self) -> tuning.State:
     """The state of the newest checkpoint, or the first one."""
     restored = self._saver.restore(self._made.abstract_saved, check=self._check)
+    # Where all weights are trained, nothing else keeps those before training.
+    first, self._first = self._first, None
     if restored is None:
-      return self._made.init()
+      return self._made.init(first)
     saved, record = restored
     console.say(
       f"resumes at step {record['step']:,} of --workdir={self._setup.workdir}"

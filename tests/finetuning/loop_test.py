@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import weakref
 
 import jax
 import numpy as np
@@ -132,6 +133,26 @@ def test_backbone_load_gives_the_merged_backbone(whole):
     pair = before["attn"][name]["kernel"], after["attn"][name]["kernel"]
     assert abs(pair[0] - np.asarray(pair[1])).max() > 1e-4
   jax.tree.map(np.testing.assert_array_equal, before["mlp"], after["mlp"])
+
+
+def test_a_run_that_trains_all_weights_does_not_keep_those_it_started_from(
+  tmp_path, monkeypatch
+):
+  loaded, alive = small.loaded(), []
+  first = weakref.ref(jax.tree.leaves(loaded.params)[0])
+  mesh = sharding.make_mesh(data=1, fsdp=1, devices=jax.devices()[:1])
+  setup, names = loop.Setup(str(tmp_path), 2, 1), DIGITS["train"].class_names
+  run = loop.Run(small.recipe("all"), setup, loaded, DIGITS, names, mesh)
+  del loaded
+
+  def look(*_):
+    alive.append(first())
+    raise KeyboardInterrupt
+
+  monkeypatch.setattr(loop.Run, "_loop", look)
+  with jax.set_mesh(mesh), pytest.raises(KeyboardInterrupt):
+    run.train()
+  assert alive == [None]
 
 
 def test_the_classifier_is_as_accurate_as_the_run_that_trained_it(whole):

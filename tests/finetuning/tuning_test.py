@@ -180,10 +180,11 @@ def test_eight_devices_train_as_one(tune, changes, monkeypatch):
   recipe, (_, _, one), scalars = stepped(tune, **changes)
   mesh = sharding.make_mesh(data=2, fsdp=4)
   with jax.set_mesh(mesh):
+    loaded = small.loaded(mesh)
     made = assembly.assemble(
-      recipe, small.loaded(mesh), mesh, classes=small.CLASSES, remat="matmuls"
+      recipe, loaded, mesh, classes=small.CLASSES, remat="matmuls"
     )
-    state = made.init()
+    state = made.init(loaded.params)
     for seed in range(2):
       batch = batch_of(recipe.task, seed)
       batch = jax.device_put(batch, sharding.batch_sharding(mesh))
