@@ -16,7 +16,7 @@ WAYS = {
   "scratch": "the head and all weights, from random ones, to compare with",
 }
 # For a width of 1,024 and batches of 256, see `learning_rate`.
-LEARNING_RATES = {"head": 1e-3, "lora": 1e-3, "all": 1e-4, "scratch": 3e-4}
+LEARNING_RATES = {"head": 3e-3, "lora": 1e-3, "all": 1e-4, "scratch": 3e-4}
 TUNE = flags.DEFINE_enum(
   "tune",
   "head",

@@ -18,7 +18,7 @@ def test_each_way_has_a_flag_and_a_learning_rate():
     ("all", 1024, 256, 1e-4),
     ("all", 128, 256, 8e-4),
     ("all", 128, 64, 4e-4),
-    ("head", 384, 256, 2.7e-3),
+    ("head", 384, 256, 8e-3),
   ],
 )
 def test_the_default_learning_rate_falls_with_width_and_rises_with_the_batch(
