@@ -28,16 +28,17 @@ def stream(lengths, weights, seed=0):
 
 def test_every_window_holds_each_source_by_its_weight():
   order = stream([40, 300, 90], [0.5, 0.3, 0.2])
-  parts = np.searchsorted([40, 340], [order[i] for i in range(3_000)], side="right")
+  parts = np.searchsorted([40, 340], [order[i] for i in range(1_500)], side="right")
   for part, share in enumerate([0.5, 0.3, 0.2]):
     counts = np.append(0, np.cumsum(parts == part))
-    for window in (10, 77, 1_000):
+    for window in (10, 77, 500):
       seen = counts[window:] - counts[:-window]
       assert np.abs(seen - share * window).max() <= 3
 
 
 def test_each_source_has_epochs_of_its_own_in_ever_new_orders():
-  order = [stream([7, 30], [1, 2])[i] for i in range(360)]
+  endless = stream([7, 30], [1, 2])
+  order = [endless[i] for i in range(360)]
   for start, length, epochs in ((0, 7, 17), (7, 30, 8)):
     own = [x for x in order if start <= x < start + length][: epochs * length]
     epochs = np.reshape(own, (epochs, length))
@@ -46,7 +47,8 @@ def test_each_source_has_epochs_of_its_own_in_ever_new_orders():
 
 
 def test_the_same_source_twice_is_not_twice_the_same_order():
-  order = [stream([50, 50], [1, 1])[i] for i in range(100)]
+  endless = stream([50, 50], [1, 1])
+  order = [endless[i] for i in range(100)]
   one = [x for x in order if x < 50]
   other = [x - 50 for x in order if x >= 50]
   assert sorted(one) == sorted(other) and one != other
@@ -56,11 +58,11 @@ def test_a_far_place_is_reached_at_once_and_is_the_one_that_walking_reaches():
   begin = time.perf_counter()
   lengths, far = [142_000_000, 1_281_167], 2_048_000_000  # 1,000,000 steps of 2,048
   order = stream(lengths, [0.9, 0.1])
-  jumped = [order[far + i] for i in range(2_000)]
+  jumped = [order[far + i] for i in range(500)]
   assert time.perf_counter() - begin < 60  # walking there would take hours
-  iterator = iter(stream(lengths, [0.9, 0.1])[far - 1_000 :].to_iter_dataset())
-  walked = [next(iterator) for _ in range(3_000)]
-  assert walked[1_000:] == jumped
+  iterator = iter(stream(lengths, [0.9, 0.1])[far - 500 :].to_iter_dataset())
+  walked = [next(iterator) for _ in range(1_000)]
+  assert walked[500:] == jumped
   assert stream(lengths, [0.9, 0.1], seed=1)[far] != jumped[0]
 
 

@@ -45,7 +45,7 @@ def test_a_box_is_close_to_pillows_antialiased_bicubic(size, height, width):
 @pytest.mark.parametrize(
   ("sigma", "decibels"), [(0.2, 35), (0.5, 39), (0.6, 38), (1.0, 43), (2.0, 51)]
 )
-@pytest.mark.parametrize("side", [60, 100, 120, 150, 200, 300, 390])
+@pytest.mark.parametrize("side", [60, 100, 150, 390])
 def test_a_blurred_crop_is_close_to_pillows_blurred_by_as_much(side, sigma, decibels):
   image = photographs.photograph()
   ours = crop_of(image, box_warp(30, 5, side, side, 98), 98, sigma)

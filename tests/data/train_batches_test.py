@@ -102,10 +102,7 @@ def test_batches_do_not_depend_on_the_number_of_workers():
   numbered.assert_same(train(source, 5, workers=2), train(source, 5))
 
 
-@pytest.mark.parametrize(
-  "hosts",
-  [[(0, 1), (2, 3)], [(0, 2), (1, 3)], [(3,), (1,), (0,), (2,)], [(3, 0, 2, 1)]],
-)
+@pytest.mark.parametrize("hosts", [[(0, 2), (3, 1)], [(3,), (1,), (0,), (2,)]])
 def test_hosts_together_hold_the_batch_of_one_process(hosts):
   whole = train(numbered.Numbers(20))
   shares = {groups: train(numbered.Numbers(20), groups=groups) for groups in hosts}
@@ -120,13 +117,9 @@ def test_hosts_together_hold_the_batch_of_one_process(hosts):
           )
 
 
-@pytest.mark.parametrize("start_step", [1, 4])
-def test_a_restarted_stream_continues_bit_by_bit(start_step):
+def test_a_restarted_stream_continues_bit_by_bit():
   source = numbered.Numbers(11, bad=(3,))
-  whole = train(source, 7)
-  numbered.assert_same(
-    train(source, 7 - start_step, start_step=start_step), whole[start_step:]
-  )
+  numbered.assert_same(train(source, 3, start_step=4), train(source, 7)[4:])
 
 
 def test_a_step_of_several_resolutions_is_that_of_a_run_of_its_row_alone():
