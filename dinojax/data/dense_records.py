@@ -24,9 +24,19 @@ class LabelMaps:
 
   def read(self, record: dict) -> tuple[np.ndarray, np.ndarray]:
     """Image [H, W, C] and map [h, w]; one of sources.UNREADABLE if unsound."""
-    label_map = label_maps.decode(record["label_map"], max_pixels=self.max_pixels)
-    label_maps.check_values(label_map, self.num_classes)
-    return _image(record, label_map, self), label_map
+    pixels = _image(record, self)
+    return pixels, self.values(record, *pixels.shape[:2])
+
+  def values(self, record: dict, height: int, width: int) -> np.ndarray:
+    """The map [h, w], which lies over an image of height x width pixels.
+
+    Raises:
+      ValueError: it cannot be decoded, has other classes, or does not fit the image.
+    """
+    found = label_maps.decode(record["label_map"], max_pixels=self.max_pixels)
+    label_maps.check_values(found, self.num_classes)
+    label_maps.check_shape(found, height, width)
+    return found
 
   def shape(self, record: dict) -> tuple[int, int]:
     """(h, w) of the map, by its header alone."""
@@ -52,7 +62,8 @@ class DepthMaps:
   def read(self, record: dict) -> tuple[np.ndarray, np.ndarray]:
     """Image [H, W, C] and map [h, w]; one of sources.UNREADABLE if unsound."""
     metres = record["depth_map"]
-    pixels = _image(record, metres, self)
+    pixels = _image(record, self)
+    label_maps.check_shape(metres, *pixels.shape[:2])
     counts = (metres >= self.low) & (metres <= self.high)  # NaN does neither
     counts &= depth_maps.inside(metres.shape, self.crop)
     return pixels, np.where(counts, metres, np.float32(self.FILL))
@@ -65,9 +76,7 @@ class DepthMaps:
 Kind = LabelMaps | DepthMaps
 
 
-def _image(record: dict, of_pixels: np.ndarray, kind: Kind) -> np.ndarray:
-  """The image of a record, which its map lies over."""
+def _image(record: dict, kind: Kind) -> np.ndarray:
+  """The image of a record."""
   how = dict(max_pixels=kind.max_pixels, layout=kind.layout)
-  pixels = images.decode(record["image"], **how)
-  label_maps.check_shape(of_pixels, *pixels.shape[:2])
-  return pixels
+  return images.decode(record["image"], **how)

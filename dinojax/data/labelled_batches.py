@@ -16,6 +16,7 @@ import numpy as np
 from dinojax.data import (
   augment,
   bad_records,
+  dense_records,
   geometry,
   images,
   label_maps,
@@ -80,13 +81,9 @@ def crop_image(
 
 def crop_pair(
   rng: np.random.Generator,
-  image: bytes | np.ndarray,
-  label_map: bytes | np.ndarray,
+  record: dict,
   kind: augment.Crop,
-  *,
-  num_classes: int,
-  max_pixels: int = images.MAX_PIXELS,
-  layout: layouts.Layout = layouts.RGB,
+  maps: dense_records.LabelMaps,
 ) -> tuple[np.ndarray, np.ndarray]:
   """The same crop of an image and of its label map, [S, S, C] and [S, S].
 
@@ -94,20 +91,15 @@ def crop_pair(
 
   Args:
     rng: as of `crop_image`, which draws the same crop.
-    image: likewise.
-    label_map: of a record, see label_maps.py.
+    record: of a source with label maps.
     kind: of `random_crop`.
-    num_classes: larger values of a map are corrupt.
-    max_pixels: larger images and maps are corrupt.
-    layout: of the images.
+    maps: how image and map are read.
 
   Raises:
     ValueError: one cannot be decoded, or they do not fit each other.
   """
-  probed = images.probe(image, layout)
-  values = label_maps.decode(label_map, max_pixels=max_pixels)
-  label_maps.check_values(values, num_classes)
-  label_maps.check_shape(values, probed.height, probed.width)
+  probed = images.probe(record["image"], maps.layout)
+  values = maps.values(record, probed.height, probed.width)
   warp = augment.sample_warp(rng, probed.height, probed.width, kind)
   centres = np.arange(kind.size) + 0.5
   x, y, w = np.einsum(
@@ -119,7 +111,7 @@ def crop_pair(
       (y, x), values.shape, (probed.height, probed.width), strict=True
     )
   )
-  crop = _crop_at(probed, warp, kind, max_pixels, layout)
+  crop = _crop_at(probed, warp, kind, maps.max_pixels, maps.layout)
   return crop, values[rows, columns]
 
 
@@ -211,11 +203,8 @@ class _Crop:
     if self.maps is None:
       crop = crop_image(rng, record["image"], self.kind, **how)
       return crop, np.int32(record["label"])
-    crop, square = crop_pair(
-      *(rng, record["image"], record["label_map"], self.kind),
-      num_classes=self.maps.num_classes,
-      **how,
-    )
+    maps = dense_records.LabelMaps(self.maps.num_classes, **how)
+    crop, square = crop_pair(rng, record, self.kind, maps)
     return crop, label_maps.patch_shares(square, **self.maps._asdict())
 
 

@@ -5,7 +5,7 @@ import pytest
 from absl import flags
 from PIL import Image
 
-from dinojax.data import label_maps, labelled_batches, mixture, sources
+from dinojax.data import dense_records, label_maps, labelled_batches, mixture, sources
 
 BATCH = 8
 
@@ -93,10 +93,10 @@ def test_a_map_is_cropped_as_its_image_whatever_its_size(factor):
   classes = np.kron(rng.integers(0, 5, (3, 4)), np.ones((16, 16))).astype(np.uint8)
   image = np.repeat(50 * classes[..., None], 3, axis=2)
   label_map = classes[::factor, ::factor]
+  record, maps = dict(image=image, label_map=label_map), dense_records.LabelMaps(5)
   for seed in range(20):
-    crop, square = labelled_batches.crop_pair(
-      np.random.default_rng(seed), image, label_map, CROP, num_classes=5
-    )
+    rng = np.random.default_rng(seed)
+    crop, square = labelled_batches.crop_pair(rng, record, CROP, maps)
     alone = labelled_batches.crop_image(np.random.default_rng(seed), image, CROP)
     np.testing.assert_array_equal(crop, alone)
     # Only borders, which are blurred, differ.
