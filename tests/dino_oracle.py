@@ -3,6 +3,8 @@
 Written from the method's text: explicit pairs, crops and neighbours, no batched trick.
 """
 
+import functools
+
 import jax
 import numpy as np
 
@@ -27,6 +29,12 @@ def cross_entropy(target, z):
   return -(target * np.log(softmax(z / 0.1))).sum()
 
 
+@functools.partial(jax.jit, static_argnums=0)
+def apply(module, params, *inputs):
+  """module.apply, one program for all that see inputs of a shape."""
+  return module.apply({"params": params}, *inputs)
+
+
 class Seen:
   """Outputs of student or teacher, each crop position by itself, in float64."""
 
@@ -34,17 +42,18 @@ class Seen:
     dino_head = params["dino_head"]
     ibot_head = params.get("ibot_head", dino_head)
     pixels = ((crops / 255 - np.array(MEAN)) / STD).astype(np.float32)
-    apply = jax.jit(nets.backbone.apply)
     features = [
-      apply({"params": params["backbone"]}, (pixels[:, v],), (masks[:, v],))[0]
+      jax.device_get(
+        apply(nets.backbone, params["backbone"], (pixels[:, v],), (masks[:, v],))[0]
+      )
       for v in range(crops.shape[1])
     ]
     of_pool = {"cls": lambda f: f.cls, "gap": lambda f: f.patches.mean(1)}[pool]
     self.image = np.stack([np.float64(of_pool(f)) for f in features], 1)  # [B, V, D]
-    logits = nets.dino_head.apply({"params": dino_head}, self.image)
+    logits = apply(nets.dino_head, dino_head, np.float32(self.image))
     self.logits = np.float64(logits)  # [B, V, K]
     patches = np.stack([f.patches for f in features], 1)
-    logits = nets.ibot_head.apply({"params": ibot_head}, patches)
+    logits = apply(nets.ibot_head, ibot_head, patches)
     self.patch_logits = np.float64(logits)  # [B, V, N, K]
 
 

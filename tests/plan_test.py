@@ -128,7 +128,7 @@ def test_a_user_plans_a_step_for_two_tpu_slices_that_are_not_there(tmp_path):
 def test_the_losses_hold_two_arrays_of_rows_and_prototypes_and_no_third():
   devices = topology.devices("v5e:2x2")
   mesh = sharding.make_mesh(data=1, fsdp=1, devices=devices[:1])
-  where, rows, prototypes, width = sharding.replicated(mesh), 256, 4_096, 64
+  where, rows, prototypes, width = sharding.replicated(mesh), 512, 16_384, 64
 
   def shape(*dims):
     return jax.ShapeDtypeStruct(dims, "float32", sharding=where)

@@ -4,6 +4,7 @@ import distill_test
 import jax
 import numpy as np
 import pytest
+import tiny
 
 from dinojax import errors, start
 from dinojax.weights import formats, model
@@ -13,7 +14,7 @@ from dinojax.weights import formats, model
 def weights(tmp_path_factory):
   """Weights of the teacher of distill_test.py, with and without its heads."""
   config, folder = distill_test.make_config(), tmp_path_factory.mktemp("weights")
-  params = distill_test.noise(start.teacher_shapes(config), seed=1)
+  params = tiny.noise(start.teacher_shapes(config), seed=1)
   fields = {name: config.distill.backbone[name] for name in model.ARCHITECTURE}
   whole = model.Weights(model.in_one_form(fields), params)
   formats.write(whole, f"{folder}/whole", "dinojax")

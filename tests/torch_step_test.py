@@ -38,19 +38,12 @@ def make_ours(config, batch):
   """A state as in the middle of a run, and the compiled step, on one device."""
   mesh = jax.sharding.Mesh(np.array(jax.devices()[:1]).reshape(1, 1), sharding.AXES)
   run = assembly.assemble(config, mesh)
-  rng = np.random.default_rng(0)
-
-  def noise(path, s):
-    mean = str(path[-1].key) in ("scale", "gamma", "gain")
-    return rng.normal(size=s.shape, loc=mean, scale=0.2).astype(np.float32)
-
   shapes = run.abstract_state
-  zeros = jax.tree.map(lambda s: np.zeros(s.shape, s.dtype), shapes)
   trees = {
-    name: jax.tree_util.tree_map_with_path(noise, getattr(shapes, name))
-    for name in ("student", "teacher", "centers")
+    name: tiny.noise(getattr(shapes, name), seed)
+    for seed, name in enumerate(("student", "teacher", "centers"))
   }
-  state = zeros.replace(**trees)
+  state = tiny.zeros(shapes).replace(**trees)
   # Compilation is most of this test's time, so the compiler may leave the code slow.
   options = {"xla_backend_optimization_level": 0}
   return state, run.train_step.lower(state, batch, KEY).compile(options)

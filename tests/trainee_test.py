@@ -4,9 +4,9 @@ import json
 import pathlib
 import shutil
 
-import distill_test
 import main_test
 import pytest
+import tiny
 
 from dinojax import backbone, errors
 from dinojax.weights import formats, model, runs
@@ -51,7 +51,7 @@ def write_teacher(folder, seed):
     "backbone": model.shapes(fields),
     "dino_head": model.head_shapes(width=16, **head),
   }
-  weights = model.Weights(model.in_one_form(fields), distill_test.noise(shapes, seed))
+  weights = model.Weights(model.in_one_form(fields), tiny.noise(shapes, seed))
   formats.write(weights, str(folder), "dinojax")
 
 
