@@ -128,7 +128,7 @@ def test_a_user_plans_a_step_for_two_tpu_slices_that_are_not_there(tmp_path):
 def test_the_losses_hold_two_arrays_of_rows_and_prototypes_and_no_third():
   devices = topology.devices("v5e:2x2")
   mesh = sharding.make_mesh(data=1, fsdp=1, devices=devices[:1])
-  where, rows, prototypes, width = sharding.replicated(mesh), 512, 16_384, 64
+  where, rows, prototypes, width = sharding.replicated(mesh), 2_048, 32_768, 64
 
   def shape(*dims):
     return jax.ShapeDtypeStruct(dims, "float32", sharding=where)
@@ -144,7 +144,10 @@ def test_the_losses_hold_two_arrays_of_rows_and_prototypes_and_no_third():
   x, weights = shape(rows, width), shape(width, prototypes)
   compiled = jax.jit(step).lower(x, x, weights).compile()
   held = compiled.memory_analysis().temp_size_in_bytes / (rows * prototypes * 4)
-  assert held < 2.2  # the logits of teacher and student; the gradient is never whole
+  # Smaller arrays would be held by no memory but that on the chip.
+  assert (
+    1.9 < held < 2.2
+  )  # the logits of teacher and student; the gradient is never whole
 
 
 def test_out_of_memory_says_how_much_is_missing_and_what_to_change(monkeypatch):

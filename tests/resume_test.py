@@ -41,6 +41,7 @@ def config(golden):
   config = quickstart.get_config()
   with config.unlocked():
     config.workdir = str(golden)
+    config.remat = "none"  # quicker to compile
     config.backbone.update(width=16, depth=1, heads=2, layerscale_init=0.5)
     config.backbone.update(patch_size=4, pos_grid=4)
     config.heads.dino.update(hidden=32, bottleneck=8, prototypes=16)

@@ -49,6 +49,11 @@ def pulled(kernel, q, k, v, grad):
   return out, *pull(grad)
 
 
+def compiled(*arrays):
+  """`pulled` of our kernel, traced anew: a test may have changed STEP_BYTES."""
+  return jax.jit(lambda *a: pulled(cpu, *a))(*arrays)
+
+
 def assert_near(got, wanted, tolerance):
   for x, y in zip(got, wanted, strict=True):
     np.testing.assert_allclose(
@@ -56,20 +61,26 @@ def assert_near(got, wanted, tolerance):
     )
 
 
-@pytest.mark.parametrize("dtype", TOLERANCE)
-@pytest.mark.parametrize("shape", [(2, 257, 3, 64), (4, 50, 6, 64), (3, 5, 2, 8)])
-def test_output_and_gradients_are_those_of_the_formula(dtype, shape):
+@pytest.mark.parametrize(
+  "shape, dtype",
+  [
+    ((2, 257, 3, 64), "float32"),
+    ((4, 50, 6, 64), "bfloat16"),
+    ((3, 5, 2, 8), "float32"),
+  ],
+)
+def test_output_and_gradients_are_those_of_the_formula(shape, dtype):
   arrays = normal(*shape, dtype=dtype)
-  got = jax.jit(pulled, static_argnums=0)(cpu, *arrays)
+  got = compiled(*arrays)
   assert all(x.dtype == dtype and x.shape == shape for x in got)
   assert_near(got, oracle(*arrays), TOLERANCE[dtype])
 
 
-@pytest.mark.parametrize("limit", [1, 4 * 2 * 9 * 2, 4 * 2 * 9 * 5, 2**30])
+@pytest.mark.parametrize("limit", [1, 4 * 2 * 9 * 5])
 def test_the_size_of_a_step_changes_nothing(monkeypatch, limit):
   monkeypatch.setattr(attention_cpu, "STEP_BYTES", limit)
   arrays = normal(6, 3, 2, 8)
-  assert_near(pulled(cpu, *arrays), oracle(*arrays), 1e-5)
+  assert_near(compiled(*arrays), oracle(*arrays), 1e-5)
 
 
 def test_a_step_holds_no_more_probabilities_than_its_limit():
@@ -81,7 +92,7 @@ def test_a_step_holds_no_more_probabilities_than_its_limit():
 
 def test_large_scores_neither_overflow_nor_underflow():
   arrays = normal(2, 7, 2, 16, scale=40.0)
-  got = pulled(cpu, *arrays)
+  got = compiled(*arrays)
   assert all(np.isfinite(x).all() for x in got)
   wanted = oracle(*arrays)
   # Of a saturated softmax, the gradients of q and k are differences of equal numbers.
@@ -92,10 +103,14 @@ def test_packed_reads_queries_keys_values_side_by_side():
   q, k, v, grad = normal(3, 5, 2, 8)
   flat = [np.asarray(x).reshape(3, 5, 16) for x in (q, k, v, grad)]
   qkv = np.concatenate(flat[:3], -1)
-  out, pull = jax.vjp(lambda x: attention_cpu.attention(x, heads=2), qkv)
+
+  @jax.jit
+  def attend(qkv, grad):
+    return pulled_one(lambda x: attention_cpu.attention(x, heads=2), qkv, grad)
+
   out_wanted, *grads_wanted = (x.reshape(3, 5, 16) for x in oracle(q, k, v, grad))
   wanted = out_wanted, np.concatenate(grads_wanted, -1)
-  assert_near((out, *pull(flat[3])), wanted, 1e-5)
+  assert_near(attend(qkv, flat[3]), wanted, 1e-5)
 
 
 def test_it_maps_over_a_further_axis(monkeypatch):
@@ -106,8 +121,9 @@ def test_it_maps_over_a_further_axis(monkeypatch):
   assert_near(got, map(np.stack, zip(*wanted, strict=True)), 1e-5)
 
 
-@pytest.mark.parametrize("remat", [False, True])
-def test_a_scan_over_layers_has_the_gradient_of_the_layers_unrolled(remat, monkeypatch):
+def test_a_rematted_scan_over_layers_has_the_gradient_of_the_layers_unrolled(
+  monkeypatch,
+):
   monkeypatch.setattr(attention_cpu, "STEP_BYTES", 1)
   x, _, _, grad = normal(4, 5, 2, 8)
   weights = np.float32([0.5, 1.5, -1.0])
@@ -116,7 +132,7 @@ def test_a_scan_over_layers_has_the_gradient_of_the_layers_unrolled(remat, monke
     return x + weight * kernel(x, weight * x, x)
 
   def scanned(x):
-    body = jax.checkpoint(layer) if remat else layer
+    body = jax.checkpoint(layer)
     return jax.lax.scan(lambda x, weight: (body(x, weight), None), x, weights)[0]
 
   def unrolled(x):
@@ -135,11 +151,10 @@ def pulled_one(f, x, grad):
   return out, pull(grad)[0]
 
 
-@pytest.mark.parametrize("crops", [16, 24])
-def test_eight_devices_agree_with_the_formula_and_gather_nothing(crops, monkeypatch):
+def test_eight_devices_agree_with_the_formula_and_gather_nothing(monkeypatch):
   monkeypatch.setattr(attention_cpu, "STEP_BYTES", 1)
   mesh = sharding.make_mesh(data=2, fsdp=4)
-  arrays = normal(crops, 5, 2, 8)
+  arrays = normal(24, 5, 2, 8)
   placed = jax.device_put(arrays, sharding.batch_sharding(mesh))
   with jax.set_mesh(mesh):
     step = jax.jit(lambda *a: pulled(cpu, *a)).lower(*placed).compile()
@@ -152,5 +167,5 @@ def test_eight_devices_agree_with_the_formula_and_gather_nothing(crops, monkeypa
 def test_a_batch_that_the_mesh_cannot_divide_is_right_all_the_same():
   arrays = normal(3, 5, 2, 8)
   with jax.set_mesh(sharding.make_mesh(data=2, fsdp=4)):
-    got = jax.jit(lambda *a: pulled(cpu, *a))(*arrays)
+    got = compiled(*arrays)
   assert_near(got, oracle(*arrays), 1e-5)

@@ -30,10 +30,14 @@ def run(attend, qkv, grad):
 
 
 @pytest.mark.parametrize(
-  "tokens, width",
-  [(257, 64), (257, 128), (50, 128), (51, 64), (201, 64), (261, 128)],
+  "tokens, width, dtype, tolerance",
+  [
+    (257, 64, "float32", 1e-5),
+    (50, 128, "float32", 1e-5),
+    (201, 128, "bfloat16", 1e-2),
+    (51, 64, "bfloat16", 1e-2),
+  ],
 )
-@pytest.mark.parametrize("dtype, tolerance", [("float32", 1e-5), ("bfloat16", 1e-2)])
 def test_a_token_more_changes_neither_output_nor_gradient(
   tokens, width, dtype, tolerance
 ):

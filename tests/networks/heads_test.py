@@ -1,5 +1,6 @@
 """DINOHead beside the same head in PyTorch, with PyTorch's own weight norm."""
 
+import functools
 import math
 
 import jax
@@ -17,6 +18,11 @@ def make_head(dtype="float32"):
   return heads.DINOHead(
     hidden=HIDDEN, bottleneck=BOTTLENECK, prototypes=PROTOTYPES, dtype=dtype
   )
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def apply(head, variables, x):
+  return head.apply(variables, x)
 
 
 def random_params(seed=0):
@@ -62,7 +68,7 @@ def test_the_head_equals_pytorch_with_weight_norm(size):
   variables, x = random_params(), inputs(2, 5)
   fc3 = variables["params"]["fc3"]
   variables["params"]["fc3"] = {k: np.float32(size) * v for k, v in fc3.items()}
-  found = make_head().apply(variables, x)
+  found = apply(make_head(), variables, x)
   wanted = TorchHead(variables["params"])(x).detach().numpy()
   assert found.dtype == jnp.float32 and found.shape == (2, 5, PROTOTYPES)
   np.testing.assert_allclose(found, wanted, rtol=1e-5, atol=1e-5)
@@ -72,17 +78,18 @@ def test_without_weight_norm_prototypes_are_a_plain_matrix():
   variables, x = random_params(), inputs(2, 5)
   kernel = variables["params"]["prototypes"]["v"]
   variables["params"]["prototypes"]["gain"] = np.linalg.norm(kernel, axis=0)
-  wanted = make_head().apply(variables, x)  # gain_k * v_k / |v_k| is v_k
+  wanted = apply(make_head(), variables, x)  # gain_k * v_k / |v_k| is v_k
   variables["params"]["prototypes"] = {"kernel": kernel}
   fields = dict(hidden=HIDDEN, bottleneck=BOTTLENECK, prototypes=PROTOTYPES)
   head = heads.DINOHead(**fields, dtype="float32", weight_norm=False)
-  np.testing.assert_allclose(head.apply(variables, x), wanted, rtol=1e-5, atol=1e-5)
+  np.testing.assert_allclose(apply(head, variables, x), wanted, rtol=1e-5, atol=1e-5)
 
 
 def test_gradients_equal_pytorch_with_weight_norm():
   variables, x = random_params(), inputs(5)
   pull = np.random.default_rng(2).normal(size=(5, PROTOTYPES)).astype(np.float32)
-  grads = jax.grad(lambda v: (make_head().apply(v, x) * pull).sum())(variables)
+  loss = lambda v: (make_head().apply(v, x) * pull).sum()  # noqa: E731
+  grads = jax.jit(jax.grad(loss))(variables)
   reference = TorchHead(variables["params"])
   (reference(x) * torch.tensor(pull)).sum().backward()
   pairs = {
@@ -98,18 +105,20 @@ def test_a_zero_bottleneck_gives_zero_logits_and_finite_gradients():
   variables = jax.tree.map(np.zeros_like, random_params())
   variables["params"]["prototypes"] = random_params()["params"]["prototypes"]
 
-  def apply(variables):
-    return make_head().apply(variables, inputs(3))
+  @jax.jit
+  def both(variables):
+    logits, pull = jax.vjp(lambda v: make_head().apply(v, inputs(3)), variables)
+    return logits, pull(jnp.ones_like(logits))
 
-  np.testing.assert_array_equal(apply(variables), np.zeros((3, PROTOTYPES)))
-  grads = jax.grad(lambda v: apply(v).sum())(variables)
+  logits, grads = both(variables)
+  np.testing.assert_array_equal(logits, np.zeros((3, PROTOTYPES)))
   assert all(np.isfinite(g).all() for g in jax.tree.leaves(grads))
 
 
 def test_bfloat16_logits_are_float32_and_near_float32_ones():
   variables, x = random_params(), inputs(50)
-  found = make_head("bfloat16").apply(variables, x)
-  wanted = make_head().apply(variables, x)
+  found = np.asarray(apply(make_head("bfloat16"), variables, x))
+  wanted = np.asarray(apply(make_head(), variables, x))
   assert found.dtype == jnp.float32
   error = np.linalg.norm(found - wanted) / np.linalg.norm(wanted)
   assert 1e-4 < error < 2e-2
@@ -119,7 +128,8 @@ def test_bfloat16_logits_are_float32_and_near_float32_ones():
 
 def test_initial_weights_have_the_spread_of_the_reference():
   head = heads.DINOHead(hidden=256, bottleneck=64, prototypes=2048, dtype="bfloat16")
-  params = head.init(jax.random.key(0), jnp.zeros((1, 128)))["params"]
+  params = jax.jit(head.init)(jax.random.key(0), jnp.zeros((1, 128)))["params"]
+  params = jax.device_get(params)
   for name in ("fc1", "fc2", "fc3"):
     np.testing.assert_allclose(params[name]["kernel"].std(), 0.02, rtol=0.05)
     np.testing.assert_array_equal(params[name]["bias"], 0)

@@ -38,14 +38,16 @@ def by_hand(qkv, height, width):
   return out.reshape(qkv.shape)
 
 
-def rotate(qkv, places, **fields):
-  return rope.Rope(**fields).rotate(jnp.asarray(qkv), places=places, heads=HEADS)
+@jax.jit
+def rotate(qkv, places):
+  return rope.Rope().rotate(jnp.asarray(qkv), places=places, heads=HEADS)
 
 
 def scores(qkv, places):
   """Products of all queries and keys of patches, [B, heads, N, N]."""
-  turned = rotate(qkv, places)[:, PREFIX:].reshape(BATCH, -1, 3, HEADS, WIDTH)
-  return np.asarray(jnp.einsum("bqhd,bkhd->bhqk", turned[:, :, 0], turned[:, :, 1]))
+  turned = np.asarray(rotate(qkv, places))[:, PREFIX:]
+  turned = turned.reshape(BATCH, -1, 3, HEADS, WIDTH)
+  return np.einsum("bqhd,bkhd->bhqk", turned[:, :, 0], turned[:, :, 1])
 
 
 @pytest.mark.parametrize("height, width", [(4, 4), (2, 5)])
@@ -57,7 +59,7 @@ def test_rotation_equals_a_float64_oracle(height, width):
 
 def test_values_cls_and_registers_keep_every_bit():
   qkv = packed(6)
-  found = rotate(qkv, rope.Rope().places(None, 2, 3))
+  found = np.asarray(rotate(qkv, rope.Rope().places(None, 2, 3)))
   np.testing.assert_array_equal(found[:, :PREFIX], qkv[:, :PREFIX])
   values = slice(2 * HEADS * WIDTH, None)
   np.testing.assert_array_equal(found[..., values], qkv[..., values])
@@ -75,7 +77,7 @@ def test_patches_that_change_places_take_their_rotation_along():
   order = np.random.default_rng(1).permutation(6)
   tokens = np.concatenate([np.arange(PREFIX), PREFIX + order])
   np.testing.assert_array_equal(
-    rotate(qkv[:, tokens], places[order]), rotate(qkv, places)[:, tokens]
+    rotate(qkv[:, tokens], places[order]), np.asarray(rotate(qkv, places))[:, tokens]
   )
 
 
@@ -90,7 +92,9 @@ def test_periods_of_released_files_are_rounded_to_bfloat16():
 def test_random_places_stay_within_their_bounds_and_keep_their_order():
   places = jnp.float32(rope.coordinates(4, 4))
   draw = functools.partial(rope.augment, shift=0.5, jitter=1.5, rescale=2.0)
-  found = jax.vmap(draw, (0, None))(jax.random.split(jax.random.key(0), 2000), places)
+  keys = jax.random.split(jax.random.key(0), 2000)
+  found = np.asarray(jax.jit(jax.vmap(draw, (0, None)))(keys, places))
+  places = np.asarray(places)
   gaps = np.asarray(found[:, 5] - found[:, 0]) / np.asarray(places[5] - places[0])
   assert gaps.min() > 1 / 3 and gaps.max() < 3
   assert gaps.min() < 0.4 and gaps.max() > 2.5

@@ -5,7 +5,7 @@ The models are saved by transformers, and their folders read by ours.
 
 import functools
 
-import jax
+import dino_oracle
 import numpy as np
 import pytest
 import torch
@@ -58,8 +58,8 @@ def compare(folder, *, ffn, registers, masked, height=GRID, width=GRID):
   reference.save_pretrained(folder)
   weights = formats.read(str(folder))
   net = model.module(weights.backbone, dtype="float32", attention="xla")
-  params = {"params": weights.params["backbone"]}
-  (found,) = jax.jit(net.apply)(params, (images,), (mask,))
+  params = weights.params["backbone"]
+  (found,) = dino_oracle.apply(net, params, (images,), (mask,))
   assert found.patches.shape == (CROPS, height * width, WIDTH)
   np.testing.assert_array_equal(found.image, found.cls)
   difference = max(
@@ -71,7 +71,8 @@ def compare(folder, *, ffn, registers, masked, height=GRID, width=GRID):
 
 @pytest.mark.parametrize(
   "ffn, registers, masked",
-  [("mlp", 0, True), ("mlp", 4, False), ("swiglu", 0, False), ("swiglu", 4, True)],
+  # With registers and an MLP on other grids, below.
+  [("mlp", 0, True), ("swiglu", 0, False), ("swiglu", 4, True)],
 )
 def test_cls_and_every_patch_equal_transformers(tmp_path, ffn, registers, masked):
   assert compare(tmp_path, ffn=ffn, registers=registers, masked=masked) < 1e-5
