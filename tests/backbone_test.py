@@ -174,7 +174,7 @@ def test_an_exported_program_takes_any_batch_and_needs_no_weights():
     for found, wanted in zip(
       program.call(images_of(count)), (seen.image, seen.cls, seen.patches), strict=True
     ):
-      np.testing.assert_allclose(found, wanted, atol=1e-5)
+      np.testing.assert_allclose(found, wanted, rtol=1e-5, atol=1e-5)
 
 
 def test_an_onnx_file_computes_the_same_on_another_runtime(tmp_path, capfd, caplog):

@@ -9,12 +9,13 @@ import types
 
 import jax
 import jax.numpy as jnp
+import optax
 import pytest
 import tiny
 from absl import flags
 from jax.sharding import NamedSharding, PartitionSpec
 
-from dinojax import assembly, losses, plan, sharding
+from dinojax import assembly, losses, optimizer, plan, sharding
 from dinojax.commands import cli
 from dinojax.networks import attention, blocks
 from dinojax.planning import costs, memory, text, topology
@@ -193,6 +194,8 @@ def test_a_search_plans_for_the_devices_of_this_machine_without_times(
   capsys, monkeypatch
 ):
   monkeypatch.setattr(blocks, "REMAT", {"none": blocks.REMAT["none"]})
+  sgd = lambda *, learning_rate, **_: optax.sgd(learning_rate)  # noqa: E731
+  monkeypatch.setattr(optimizer, "adamw", sgd)
   programs = []
 
   def compile_first(devices, lowered):  # the others would take as long
@@ -203,6 +206,8 @@ def test_a_search_plans_for_the_devices_of_this_machine_without_times(
   config = tiny.config()
   with config.unlocked():
     del config.heads.ibot
+    config.losses.targets = "centering"
+    config.backbone.ffn = "mlp"
     config.knn.every = 0
     config.mesh.update(data=1, fsdp=1)
   ranked = plan.search(config, jax.devices()[:1])

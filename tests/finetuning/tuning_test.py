@@ -12,7 +12,8 @@ from dinojax import sharding
 from dinojax.finetuning import assembly, tuning
 
 MODULE = small.loaded().module
-WAYS = [tune for tune in tuning.WAYS if tune != "scratch"]  # which steps as "all"
+# Of heads alone, those that also have moving statistics. "scratch" steps as "all".
+WAYS = [("head", {"task": "segmentation"}), ("lora", {}), ("all", {})]
 
 
 @functools.cache
@@ -21,9 +22,10 @@ def stepped(tune, **changes):
   usual = dict(warmup_steps=0, weight_decay=0.0, learning_rate=1e-3)
   recipe = small.recipe(tune, **usual | changes)
   tx, frozen = tuning.make_optimizer(recipe, depth=2), frozen_of(tune)
-  state = tuning.init_state(
-    recipe, small.params(), tx, module=MODULE, classes=small.CLASSES
+  init = functools.partial(
+    tuning.init_state, recipe, tx=tx, module=MODULE, classes=small.CLASSES
   )
+  state = jax.jit(init)(small.params())
   step = jax.jit(
     functools.partial(
       tuning.train_step,
@@ -36,7 +38,7 @@ def stepped(tune, **changes):
   for seed in range(2):
     state, scalars = step(state, frozen, batch_of(recipe.task, seed))
     states.append(state)
-  return recipe, states, scalars
+  return recipe, jax.device_get(states), scalars
 
 
 def batch_of(task, seed):
@@ -48,9 +50,13 @@ def frozen_of(tune):
   return None if tune == "all" else small.params()
 
 
-@pytest.mark.parametrize("tune", WAYS)
-def test_all_that_is_trained_moves_and_nothing_else(tune):
-  recipe, (first, *_, state), scalars = stepped(tune)
+def test_each_way_has_a_case():
+  assert {"scratch", *(tune for tune, _ in WAYS)} == set(tuning.WAYS)
+
+
+@pytest.mark.parametrize(("tune", "changes"), WAYS)
+def test_all_that_is_trained_moves_and_nothing_else(tune, changes):
+  recipe, (first, *_, state), scalars = stepped(tune, **changes)
   more = {"head": set(), "lora": {"adapters"}, "all": {"backbone"}}[tune]
   assert set(state.trained) == {"head"} | more
   assert {name for name in scalars if "norm" in name} == {
@@ -68,11 +74,7 @@ def test_all_that_is_trained_moves_and_nothing_else(tune):
 
 @pytest.mark.parametrize(
   ("tune", "changes"),
-  [
-    *((tune, {}) for tune in WAYS),
-    ("all", {"ema": 0.9}),
-    ("all", {"task": "segmentation"}),
-  ],
+  [*WAYS, ("all", {"ema": 0.9}), ("all", {"task": "segmentation"})],
 )
 def test_what_is_saved_is_the_state_again_and_plain_weights(tune, changes):
   recipe, states, _ = stepped(tune, **changes)
@@ -149,8 +151,9 @@ def test_the_average_has_the_numbers_of_the_formula_and_changes_no_training():
 def test_segmentation_is_evaluated_with_moving_statistics_of_its_patches():
   recipe, states, _ = stepped("head", task="segmentation")
   network = tuning.Network(MODULE, recipe.task, recipe.columns)
+  features = jax.jit(network.features)
   seen = [
-    np.float64(network.features(small.params(), small.batch(seed)["image"]))
+    np.float64(features(small.params(), small.batch(seed)["image"]))
     for seed in range(2)
   ]
   (one, other) = ((x.mean((0, 1)), x.var((0, 1))) for x in seen)
@@ -164,7 +167,8 @@ def test_segmentation_is_evaluated_with_moving_statistics_of_its_patches():
   np.testing.assert_allclose(norm["variance"], variance, 1e-4, 1e-5)
   head = jax.tree.map(np.float64, states[-1].head)
   normal = (seen[0] - mean) / np.sqrt(variance + 1e-5)
-  found = network.scores(small.params(), states[-1].head, small.batch(0)["image"])
+  scores = jax.jit(network.scores)
+  found = scores(small.params(), states[-1].head, small.batch(0)["image"])
   np.testing.assert_allclose(found, normal @ head["kernel"] + head["bias"], 1e-3, 1e-4)
 
 
@@ -173,7 +177,7 @@ MIXED = {"mixup": 0.5, "cutmix": 1.0, "ema": 0.9}
 
 @pytest.mark.parametrize(
   ("tune", "changes"),
-  [("lora", {}), ("all", {"task": "segmentation"}), ("head", MIXED)],
+  [("all", {"task": "segmentation"}), ("lora", MIXED)],
 )
 def test_eight_devices_train_as_one(tune, changes, monkeypatch):
   monkeypatch.setattr(sharding, "SMALLEST_SHARDED", 2**6)
