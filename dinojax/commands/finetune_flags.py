@@ -17,6 +17,7 @@ WAYS = {
 }
 # For a width of 1,024 and batches of 256, see `learning_rate`.
 LEARNING_RATES = {"head": 3e-3, "lora": 1e-3, "all": 1e-4, "scratch": 3e-4}
+HEAD_LR_SCALES = {"head": 1.0, "lora": 3.0, "all": 10.0, "scratch": 1.0}
 TUNE = flags.DEFINE_enum(
   "tune",
   "head",
@@ -53,6 +54,12 @@ LEARNING_RATE = flags.DEFINE_float(
   f" {', '.join(f'{x:g} of {k}' for k, x in LEARNING_RATES.items())}, for a width of"
   " 1,024 and batches of 256; it falls with the width, and rises with the root of"
   " --batch_size.",
+)
+HEAD_LR_SCALE = flags.DEFINE_float(
+  "head_lr_scale",
+  None,
+  "The head's learning rate, by --learning_rate: the head alone has random weights;"
+  f" default {', '.join(f'{x:g} of {k}' for k, x in HEAD_LR_SCALES.items())}.",
 )
 WEIGHT_DECAY = flags.DEFINE_float("weight_decay", 0.01, "Of AdamW; biases have none.")
 LAYER_DECAY = flags.DEFINE_float(
@@ -108,7 +115,7 @@ def check() -> None:
   for flag, limit in ((SEED, 0), *((flag, 1) for flag in from_one)):
     if flag.value < limit:
       raise errors.UserError(f"--{flag.name}={flag.value} must be at least {limit}")
-  for flag in (LEARNING_RATE, LORA_ALPHA):
+  for flag in (LEARNING_RATE, HEAD_LR_SCALE, LORA_ALPHA):
     if flag.value is not None and not 0 < flag.value < math.inf:
       raise errors.UserError(f"--{flag.name}={flag.value} must be above 0")
   for flag in (WEIGHT_DECAY, MIXUP, CUTMIX):
@@ -162,12 +169,14 @@ def recipe(*, width: int, batch_size: int) -> dict[str, typing.Any]:
 
   Arguments as of `learning_rate`.
   """
+  scale = HEAD_LR_SCALE.value
   own = (TASK, TUNE, STEPS, WEIGHT_DECAY, LAYER_DECAY, LORA_RANK, LORA_ALPHA)
   return {
     **{flag.name: flag.value for flag in (*own, SEED, MIN_AREA, FLIP_PROB)},
     **{flag.name: flag.value for flag in (EMA, MIXUP, CUTMIX)},
     "warmup_steps": warmup_steps(),
     "learning_rate": learning_rate(width=width, batch_size=batch_size),
+    "head_lr_scale": HEAD_LR_SCALES[TUNE.value] if scale is None else scale,
     "batch_size": batch_size,
   }
 

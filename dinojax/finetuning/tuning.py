@@ -17,7 +17,7 @@ import jax.numpy as jnp
 import optax
 
 from dinojax import backbone, optimizer
-from dinojax.finetuning import lora, mixing, patch_head, tasks
+from dinojax.finetuning import averages, lora, mixing, patch_head, tasks
 from dinojax.networks import vit
 
 WAYS = ("head", "lora", "all", "scratch")
@@ -25,6 +25,7 @@ B1, B2, EPS = 0.9, 0.999, 1e-8  # of AdamW
 CLIP_NORM = 3.0  # of the gradient: of the head, of the adapters, of the backbone
 # Of fields that older runs lack.
 ADDED = {"task": "classes", "ema": 0.0, "mixup": 0.0, "cutmix": 0.0}
+ADDED |= {"head_lr_scale": 1.0}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,11 +33,12 @@ class Recipe:
   """All that a result depends on besides weights and images; fields are flags.
 
   task: one of `tasks.TASKS`. tune: one of WAYS. steps, warmup_steps: updates, and those
-  in which the learning rate rises linearly; then half a cosine to 0. layer_decay: of
-  "all", per block, see `optimizer.lr_scales`. lora_rank, lora_alpha: of "lora".
-  batch_size: images of a step, on all hosts. ema: of `averaged`; 0: off. mixup, cutmix:
-  of `mixing.mix`. seed: of first weights, order and crops. min_area, flip_prob: of
-  training crops. resize, crop: pixels of evaluated images; crop also of training ones.
+  in which the learning rate rises linearly; then half a cosine to 0. head_lr_scale: the
+  head's, by that of the rest. layer_decay: of "all", per block, see
+  `optimizer.lr_scales`. lora_rank, lora_alpha: of "lora". batch_size: images of a step,
+  on all hosts. ema: of `averages.averaged`; 0: off. mixup, cutmix: of `mixing.mix`.
+  seed: of first weights, order and crops. min_area, flip_prob: of training crops.
+  resize, crop: pixels of evaluated images; crop also of training ones.
   feature, layers: the image feature, as of `backbone.columns`. dtype: of matrix
   products.
   """
@@ -47,6 +49,7 @@ class Recipe:
   warmup_steps: int
   learning_rate: float
   weight_decay: float
+  head_lr_scale: float
   layer_decay: float
   lora_rank: int
   lora_alpha: float
@@ -233,6 +236,8 @@ def train_step(
     state.trained
   )
   updates, opt_state = tx.update(grads, state.opt_state, state.trained)
+  scale = recipe.head_lr_scale
+  updates["head"] = jax.tree.map(lambda x: scale * x, updates["head"])
   trained = optax.apply_updates(state.trained, updates)
   scalars = {
     "loss": loss,
@@ -242,27 +247,11 @@ def train_step(
   }
   average = state.average
   if average is not None:
-    average = averaged(average, trained, state.step, momentum=recipe.ema)
+    average = averages.averaged(average, trained, state.step, momentum=recipe.ema)
   if norm is not None:
     momentum = patch_head.MOMENTUM
-    norm = averaged(state.norm, norm, state.step, momentum=momentum)
+    norm = averages.averaged(state.norm, norm, state.step, momentum=momentum)
   return State(state.step + 1, trained, opt_state, average, norm), scalars
-
-
-def averaged(average: Any, trained: Any, step: jax.Array, *, momentum: float) -> Any:
-  """The moving average after an update.
-
-  Its momentum rises with the step to the one given, so that first weights are forgotten
-  early: (1 + step) / (10 + step), as TensorFlow's moving averages have it.
-
-  Args:
-    average: before.
-    trained: after the update.
-    step: updates before this one.
-    momentum: of the average.
-  """
-  share = jnp.minimum(momentum, (1 + step) / (10 + step))
-  return jax.tree.map(lambda x, y: share * x + (1 - share) * y, average, trained)
 
 
 def to_saved(recipe: Recipe, state: State, frozen: Any) -> dict[str, Any]:

@@ -49,6 +49,7 @@ def recipe(tune, **changes):
     warmup_steps=1,
     learning_rate=0.01,
     weight_decay=0.01,
+    head_lr_scale=1.0,
     layer_decay=0.5,
     lora_rank=2,
     lora_alpha=4.0,

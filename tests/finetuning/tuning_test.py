@@ -9,7 +9,7 @@ import pytest
 import small
 
 from dinojax import sharding
-from dinojax.finetuning import assembly, tuning
+from dinojax.finetuning import assembly, averages, tuning
 
 MODULE = small.loaded().module
 # Of heads alone, those that also have moving statistics. "scratch" steps as "all".
@@ -109,6 +109,17 @@ def test_the_first_update_moves_each_layer_by_its_own_rate():
   assert is_rate(moved("backbone", "patch_embed", "kernel"), 0.125e-3)
 
 
+def test_the_head_has_a_learning_rate_of_its_own():
+  (_, (first, plain, _), _), (_, (_, scaled, _), _) = (
+    stepped("lora", head_lr_scale=scale) for scale in (1.0, 10.0)
+  )
+  head, slow, fast = (x.trained["head"]["kernel"] for x in (first, plain, scaled))
+  np.testing.assert_allclose(fast - head, 10 * (slow - head), 1e-3, 1e-6)
+  jax.tree.map(
+    np.testing.assert_array_equal, plain.trained["adapters"], scaled.trained["adapters"]
+  )
+
+
 def test_from_scratch_the_network_is_the_same_and_its_weights_are_the_seeds():
   def first(params, seed):
     recipe = small.recipe("scratch", seed=seed)
@@ -144,7 +155,7 @@ def test_the_average_has_the_numbers_of_the_formula_and_changes_no_training():
     wanted = 2 / 11 * (0.1 * x + 0.9 * y) + 9 / 11 * z  # momentum 1 / 10, then 2 / 11
     np.testing.assert_allclose(average, wanted, 1e-5, 1e-7)
   jax.tree.map(np.testing.assert_array_equal, states[2].trained, plain[2].trained)
-  late = tuning.averaged(jnp.zeros(2), jnp.ones(2), jnp.int32(10**6), momentum=0.9)
+  late = averages.averaged(jnp.zeros(2), jnp.ones(2), jnp.int32(10**6), momentum=0.9)
   np.testing.assert_allclose(late, 0.1, 1e-5)
 
 
