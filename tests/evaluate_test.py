@@ -20,7 +20,7 @@ from PIL import Image
 from dinojax import checkpoint, errors, sharding
 from dinojax import evaluate as main
 from dinojax.data import scenes
-from dinojax.evals import cache, suites
+from dinojax.evals import cache, logreg_segmentation, suites
 from dinojax.reporting import published
 from dinojax.runtime import ownership
 from dinojax.weights import formats, model
@@ -84,6 +84,13 @@ def run(workdir, images):
       main.main(None)
 
   return run
+
+
+@pytest.fixture
+def one_device(monkeypatch):
+  """Programs compile in half the time that those of eight take, or a third."""
+  mesh = sharding.make_mesh(data=1, fsdp=1, devices=jax.devices()[:1])
+  monkeypatch.setattr(sharding, "make_mesh", lambda **_: mesh)
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -182,6 +189,7 @@ def test_cached_features_serve_the_same_weights_and_sizes_alone(
   assert origin(workdir, **turned) == "from "
 
 
+@pytest.mark.usefixtures("one_device")
 def test_overwritten_files_of_equal_size_are_evaluated_anew(run, tmp_path, capsys):
   def features(seed):
     write_images(tmp_path / "set", {"ant": 4, "bee": 4}, seed=seed)
@@ -192,6 +200,7 @@ def test_overwritten_files_of_equal_size_are_evaluated_anew(run, tmp_path, capsy
   assert [features(0), features(1), features(0)] == [1, 1, 0]
 
 
+@pytest.mark.usefixtures("one_device")
 def test_features_that_another_process_is_making_are_not_made_twice(run, tmp_path):
   source = f"folder:{tmp_path}/set"
   write_images(tmp_path / "set", {"ant": 4, "bee": 4})
@@ -208,6 +217,7 @@ def test_features_that_another_process_is_making_are_not_made_twice(run, tmp_pat
     run(train=source, test=source, cache=str(kept))
 
 
+@pytest.mark.usefixtures("one_device")
 def test_a_cache_without_room_costs_no_result(run, tmp_path, monkeypatch, capsys):
   def fail(*_, **__):
     raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
@@ -220,6 +230,7 @@ def test_a_cache_without_room_costs_no_result(run, tmp_path, monkeypatch, capsys
   assert "No space left on device" in said.err
 
 
+@pytest.mark.usefixtures("one_device")
 def test_without_a_cache_features_are_computed_of_the_runs_own_kind(run, capsys):
   run(tasks=["logreg", "linear"], linear_steps=20, linear_batch=16)
   said = capsys.readouterr()
@@ -231,6 +242,7 @@ def test_without_a_cache_features_are_computed_of_the_runs_own_kind(run, capsys)
   assert "logistic regression, C=" in said.out and "linear, cls" in said.out
 
 
+@pytest.mark.usefixtures("one_device")
 def test_the_linear_protocol_has_features_of_its_own_and_its_line_names_no_other(
   workdir, run
 ):
@@ -240,17 +252,11 @@ def test_the_linear_protocol_has_features_of_its_own_and_its_line_names_no_other
   assert "eval_feature" not in line and "eval_layers" not in line
 
 
-@pytest.fixture
-def one_device(monkeypatch):
-  """Programs with heads in loops compile in a third of the time that eight take."""
-  mesh = sharding.make_mesh(data=1, fsdp=1, devices=jax.devices()[:1])
-  monkeypatch.setattr(sharding, "make_mesh", lambda **_: mesh)
-
-
 def test_scenes_are_segmented_beside_other_tasks_and_the_runs_metrics_say_how(
   workdir, run, tmp_path, monkeypatch, capsys, one_device
 ):
   monkeypatch.setattr(scenes, "SCENES", {"train": 16, "test": 8})
+  monkeypatch.setattr(logreg_segmentation, "STRENGTHS", (0.001, 0.1))
   sources = {name: f"embedded:scenes:{name}" for name in ("train", "test")}
   path = tmp_path / "r.json"
   sources["val"] = sources["train"]
@@ -279,6 +285,7 @@ def test_scenes_are_segmented_beside_other_tasks_and_the_runs_metrics_say_how(
   assert "eval_resize" not in line and "eval_feature" not in line
 
 
+@pytest.mark.usefixtures("one_device")
 def test_folders_of_images_and_masks_are_segmented_and_wrong_pairs_are_one_line_each(
   run, tmp_path, caplog, capsys
 ):
@@ -407,6 +414,7 @@ def test_a_mistake_is_named_before_features_are_computed(
   assert "computing" not in capsys.readouterr().err
 
 
+@pytest.mark.usefixtures("one_device")
 def test_what_a_task_finds_is_kept_though_another_one_refuses(run, tmp_path, capsys):
   write_images(tmp_path / "set", {"ant": 6, "bee": 2})
   (tmp_path / "set" / "bee" / "000.bmp").write_bytes(b"BM")  # known by reading alone
@@ -429,6 +437,7 @@ def suite(images, monkeypatch):
   return dict(suite="small", train=None, test=None)
 
 
+@pytest.mark.usefixtures("one_device")
 def test_a_suite_is_evaluated_beside_published_figures_by_its_protocol(
   suite, workdir, images, tmp_path, capsys
 ):
@@ -503,6 +512,7 @@ def test_every_suite_sets_flags_and_sources_that_there_are():
   assert set(published.FIGURES) <= known
 
 
+@pytest.mark.usefixtures("one_device")
 def test_sets_of_which_nothing_is_readable_are_one_line_and_no_number(run, tmp_path):
   write_images(tmp_path / "set", {"ant": 3, "bee": 3})
   for path in (tmp_path / "set").glob("*/*"):
@@ -518,6 +528,7 @@ def test_sets_of_which_nothing_is_readable_are_one_line_and_no_number(run, tmp_p
   assert not path.exists()
 
 
+@pytest.mark.usefixtures("one_device")
 def test_features_that_overflow_are_an_error_that_names_an_image(
   workdir, run, tmp_path, images
 ):
@@ -532,6 +543,7 @@ def test_features_that_overflow_are_an_error_that_names_an_image(
   )
 
 
+@pytest.mark.usefixtures("one_device")
 def test_a_run_that_cannot_be_written_to_is_evaluated_with_a_note(
   workdir, run, tmp_path, capsys
 ):
