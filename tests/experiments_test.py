@@ -217,13 +217,7 @@ def of_a_kind():
   first = {}
   for name in NAMES:
     config = get_config(name)
-    groups = (
-      config.backbone,
-      config.heads,
-      config.losses,
-      config.gram,
-      config.optimizer,
-    )
+    groups = (config.backbone, config.heads, config.losses, config.gram)
     kind = [structure(group) for group in groups]
     first.setdefault(repr([*kind, config.remat, config.accumulation]), name)
   return list(first.values())
