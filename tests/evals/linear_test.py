@@ -48,7 +48,7 @@ def labelled():
 
 
 @functools.cache
-def fitted(shape, blocks=BLOCKS, width=WIDTH):
+def fitted(shape, blocks, width):
   """Heads trained on `labelled`."""
   mesh = mesh_of(*shape)
   bank = bank_of(mesh, *labelled(), batch_size=16)
@@ -58,7 +58,7 @@ def fitted(shape, blocks=BLOCKS, width=WIDTH):
 
 
 @functools.cache
-def first_heads(blocks=BLOCKS, width=WIDTH):
+def first_heads(blocks, width):
   spans = linear.inputs(blocks, width)
   draw = functools.partial(linear.first_heads, spans, CLASSES, SETTINGS["seed"])
   return jax.device_get(jax.jit(draw)())
@@ -73,7 +73,7 @@ def steps():
 
 def by_torch(x, labels, name, rate):
   """Kernel and bias of one head, trained alone."""
-  first = first_heads()[list(SPANS).index(name)]
+  first = first_heads(BLOCKS, WIDTH)[list(SPANS).index(name)]
   place = linear.RATES.index(rate)
   kernel = torch.tensor(np.array(first.kernel[:, place])).requires_grad_()
   bias = torch.zeros(CLASSES, requires_grad=True)
@@ -94,7 +94,7 @@ def by_torch(x, labels, name, rate):
 @pytest.mark.parametrize("name", SPANS)
 def test_a_head_of_each_input_equals_one_that_pytorch_trains_alone(name):
   x, labels = labelled()
-  head = jax.device_get(fitted((1, 1))[list(SPANS).index(name)])
+  head = jax.device_get(fitted((1, 1), BLOCKS, WIDTH)[list(SPANS).index(name)])
   for place in (0, 6, 12):
     kernel, bias = by_torch(x, labels, name, linear.RATES[place])
     np.testing.assert_allclose(head.kernel[:, place], kernel, atol=2e-5)
@@ -102,7 +102,7 @@ def test_a_head_of_each_input_equals_one_that_pytorch_trains_alone(name):
 
 
 def test_eight_devices_train_what_one_trains_and_share_the_kernels():
-  one, eight = fitted((1, 1)), fitted((2, 4))
+  one, eight = (fitted(shape, BLOCKS, WIDTH) for shape in ((1, 1), (2, 4)))
   for head in eight:
     assert head.kernel.addressable_shards[0].data.size == head.kernel.size / 8
   for a, b in zip(*map(jax.tree.leaves, jax.device_get((one, eight))), strict=True):
