@@ -10,6 +10,7 @@ from dinojax.finetuning import tuning
 def test_each_way_has_a_flag_and_a_learning_rate():
   assert tuple(finetune_flags.WAYS) == tuning.WAYS
   assert set(finetune_flags.LEARNING_RATES) == set(tuning.WAYS)
+  assert set(finetune_flags.HEAD_LR_SCALES) == set(tuning.WAYS)
 
 
 @pytest.mark.parametrize(
