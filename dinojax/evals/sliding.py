@@ -1,6 +1,6 @@
 """Patch tokens of images larger than a network was trained on, by sliding windows.
 
-Position embeddings and attention of a network know images of about the size that it was
+Attention and position embeddings of a network know images of about the size that it was
 trained on. Each window is seen alone, and where windows overlap, the mean of their
 tokens counts.
 
