@@ -41,3 +41,11 @@ def test_features_that_are_not_finite_are_one_line():
   overflowing = blocks.PROJECTION.astype(np.float32) * np.inf
   with pytest.raises(errors.UserError, match="patch features are not finite"):
     evaluate(dict(train=train, test=train), params=overflowing)
+
+
+def test_errors_of_all_images_are_means_of_those_of_each():
+  # Of two images and one head: pixels, squares, relative errors, right ones.
+  sums = np.array([[[4, 16, 2, 3]], [[1, 1, 0.25, 1]], [[0, 0, 0, 0]]])
+  found = depth.mean_errors(sums, varied.Varied(1, 0))
+  rmse = (2 + 1) / 2  # not the root of a mean over images
+  np.testing.assert_allclose(found, [[rmse, (0.5 + 0.25) / 2, (0.75 + 1) / 2]])
