@@ -395,12 +395,12 @@ def test_another_network_is_not_taken_for_damage(tmp_path):
   assert steps_on_disk(tmp_path) == [10]
 
 
-UNMAKEABLE = """
-import sys
+UNWRITABLE = """
+import resource, sys
 sys.path[:0] = [{root!r}, {tests!r}]
 import checkpoint_test, pathlib
 from dinojax import errors
-folder = pathlib.Path(sys.argv[1])
+folder = pathlib.Path(sys.argv[1], "unmakeable")
 run = checkpoint_test.open_run(folder)
 run.save(10, checkpoint_test.make_state(10), checkpoint_test.record_of(10))
 run.wait()
@@ -416,40 +416,8 @@ try:
   checkpoint_test.open_run(folder)
 except errors.UserError as error:
   print("USER ERROR:", error)
-"""
 
-
-@pytest.mark.process
-def test_a_folder_that_cannot_be_made_is_one_line_and_the_process_ends(tmp_path):
-  lines = in_a_process(UNMAKEABLE, tmp_path).stdout.splitlines()
-  assert len(lines) == 3
-  for step, line in zip((" 20", " 30", ""), lines, strict=True):
-    assert line.startswith(f"USER ERROR: cannot write checkpoint{step} to")
-    assert "checkpoints" in line
-  assert all("the last good one is 10" in line for line in lines[:2])
-
-
-def in_a_process(script, folder):
-  """What a script with a workdir did; it ends within a minute, without a traceback."""
-  tests = pathlib.Path(__file__).parent
-  script = script.format(root=str(tests.parent), tests=str(tests))
-  done = subprocess.run(
-    [sys.executable, "-c", script, str(folder)],
-    capture_output=True,
-    text=True,
-    timeout=120,
-    check=True,
-  )
-  assert "Traceback" not in done.stderr
-  return done
-
-
-FULL_DISK = """
-import resource, sys
-sys.path[:0] = [{root!r}, {tests!r}]
-import checkpoint_test, pathlib
-from dinojax import errors
-workdir = pathlib.Path(sys.argv[1])
+workdir = pathlib.Path(sys.argv[1], "full")
 run = checkpoint_test.open_run(workdir, keep_last=1)
 run.save(10, checkpoint_test.make_state(10), checkpoint_test.record_of(10))
 run.wait()
@@ -462,14 +430,42 @@ except errors.UserError as error:
 """
 
 
+@pytest.fixture(scope="module")
+def unwritable(tmp_path_factory):
+  """Folder and lines of a process that could not write; it ends within two minutes."""
+  tests, folder = pathlib.Path(__file__).parent, tmp_path_factory.mktemp("unwritable")
+  script = UNWRITABLE.format(root=str(tests.parent), tests=str(tests))
+  done = subprocess.run(
+    [sys.executable, "-c", script, str(folder)],
+    capture_output=True,
+    text=True,
+    timeout=120,
+    check=True,
+  )
+  assert "Traceback" not in done.stderr
+  lines = done.stdout.splitlines()
+  assert len(lines) == 4, lines
+  return folder, lines
+
+
 @pytest.mark.process
-def test_a_save_that_finds_no_room_is_one_line_and_costs_no_older_checkpoint(tmp_path):
-  done = in_a_process(FULL_DISK, tmp_path)
-  (line,) = done.stdout.splitlines()
-  assert line.startswith("USER ERROR: cannot write checkpoint 20 to")
-  assert "File too large" in line
-  assert "the last good one is 10" in line
-  assert restore(tmp_path)[1]["step"] == 10
+def test_a_folder_that_cannot_be_made_is_one_line_and_the_process_ends(unwritable):
+  lines = unwritable[1][:3]
+  for step, line in zip((" 20", " 30", ""), lines, strict=True):
+    assert line.startswith(f"USER ERROR: cannot write checkpoint{step} to")
+    assert "checkpoints" in line
+  assert all("the last good one is 10" in line for line in lines[:2])
+
+
+@pytest.mark.process
+def test_a_save_that_finds_no_room_is_one_line_and_costs_no_older_checkpoint(
+  unwritable,
+):
+  folder, lines = unwritable
+  assert lines[3].startswith("USER ERROR: cannot write checkpoint 20 to")
+  assert "File too large" in lines[3]
+  assert "the last good one is 10" in lines[3]
+  assert restore(folder / "full")[1]["step"] == 10
 
 
 TWO_PROCESSES = """
@@ -481,20 +477,23 @@ jax.distributed.initialize(
   cluster_detection_method="deactivate",
 )
 import checkpoint_test, numpy as np, pathlib
+from jax.experimental import multihost_utils
 workdir = pathlib.Path(sys.argv[1])
-if sys.argv[4] == "save":
-  checkpoint_test.save_all(workdir, [10, 20])
-else:
-  state, record = checkpoint_test.restore(workdir)
-  shards = state["student"]["matrix"].addressable_shards
-  wanted = np.random.default_rng(record["step"]).normal(size=(8, 4096))
-  for shard in shards:
-    np.testing.assert_array_equal(shard.data, wanted.astype(np.float32)[shard.index])
-  print("restored", record["step"])
+checkpoint_test.save_all(workdir, [10, 20])
+multihost_utils.sync_global_devices("saved")
+if jax.process_index() == 1:
+  checkpoint_test.truncate(workdir / "checkpoints" / "20/state/ocdbt.process_1")
+multihost_utils.sync_global_devices("damaged")
+state, record = checkpoint_test.restore(workdir)
+shards = state["student"]["matrix"].addressable_shards
+wanted = np.random.default_rng(record["step"]).normal(size=(8, 4096))
+for shard in shards:
+  np.testing.assert_array_equal(shard.data, wanted.astype(np.float32)[shard.index])
+print("restored", record["step"])
 """
 
 
-def run_two_processes(tmp_path, what):
+def run_two_processes(tmp_path):
   with socket.socket() as probe:
     probe.bind(("localhost", 0))
     port = str(probe.getsockname()[1])
@@ -503,7 +502,7 @@ def run_two_processes(tmp_path, what):
   command = [sys.executable, "-c", script, str(tmp_path), port]
   processes = [
     subprocess.Popen(
-      [*command, str(i), what],
+      [*command, str(i)],
       env=children.environment(4),
       stdout=subprocess.PIPE,
       stderr=subprocess.PIPE,
@@ -524,9 +523,7 @@ def run_two_processes(tmp_path, what):
 def test_two_processes_agree_on_the_checkpoint_when_one_cannot_read_the_newest(
   tmp_path,
 ):
-  run_two_processes(tmp_path, "save")
-  truncate(tmp_path / "checkpoints" / "20" / "state" / "ocdbt.process_1")
-  results = run_two_processes(tmp_path, "restore")
+  results = run_two_processes(tmp_path)
   assert [out.splitlines()[-1] for out, _ in results] == ["restored 10"] * 2
   warnings = [error.count("checkpoint 20 cannot be read") for _, error in results]
   assert warnings == [1, 0]

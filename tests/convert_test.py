@@ -101,16 +101,13 @@ def test_results_are_on_stdout_notes_on_stderr_and_mistakes_are_one_line(tmp_pat
   assert {path.name for path in tmp_path.iterdir()} == {"a", "b.pth", "nan.safetensors"}
 
 
-@pytest.mark.parametrize(
-  ("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)]
-)
-def test_a_signal_while_it_writes_leaves_nothing(tmp_path, number, code):
+def test_a_signal_while_it_writes_leaves_nothing(tmp_path):
   torch.save(samples.released_arrays(tmp_path), tmp_path / "a.pth")
   before = set(tmp_path.iterdir())
   process = start(WAITING, "a.pth", "b.pth", cwd=tmp_path)
   assert process.stdout.readline() == "writing\n"
-  process.send_signal(number)
+  process.send_signal(signal.SIGTERM)
   said = process.communicate(timeout=60)[1]
-  assert process.returncode == code
+  assert process.returncode == 143
   assert said == "dinojax: interrupted; nothing is written\n"
   assert set(tmp_path.iterdir()) == before

@@ -40,12 +40,12 @@ def weights(tmp_path_factory):
   return path
 
 
-def start(weights, workdir, *arguments, devices=1):
+def start(weights, workdir, *arguments):
   given = (f"--checkpoint={weights}", f"--workdir={workdir}", *DIGITS, *SMALL)
   return subprocess.Popen(
     [sys.executable, "-m", "dinojax.finetune", *given, *arguments],
     cwd=ROOT,
-    env=children.environment(devices),
+    env=children.environment(1),
     stdout=subprocess.PIPE,
     stderr=subprocess.PIPE,
     text=True,
@@ -73,7 +73,7 @@ def test_a_head_on_frozen_features_beats_chance(weights, tmp_path):
 
 def test_all_weights_train_until_a_signal_saves_them(weights, tmp_path):
   options = "--tune=all", "--steps=100000", "--eval_every=100000", "--log_every=1"
-  process = start(weights, tmp_path, *options, devices=2)
+  process = start(weights, tmp_path, *options)
   metrics, deadline = tmp_path / "metrics.jsonl", time.monotonic() + 200
   while not (metrics.exists() and metrics.stat().st_size):
     assert process.poll() is None and time.monotonic() < deadline, finish(process)

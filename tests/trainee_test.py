@@ -1,4 +1,4 @@
-"""Two students from start to end, as a user runs them; a kill between their saves."""
+"""Two students from start to end; a kill between their saves."""
 
 import json
 import pathlib
@@ -7,6 +7,7 @@ import shutil
 import main_test
 import pytest
 import tiny
+import train_session
 
 from dinojax import backbone, errors
 from dinojax.weights import formats, model, runs
@@ -33,13 +34,24 @@ def get_config():
 STEPS = (
   *("total_steps=6", "checkpoint.keep_last=3", "log_every=1"),
   *("dense_eval.every=6", "dense_eval.memory=5_000"),
+  "dense_eval.train=embedded:digits:test",  # is the smaller part
 )
 
 
-def start(folder, workdir, *overrides, **options):
-  """Starts a distillation, shrunk as in main_test.py, by the config in a folder."""
-  config = folder / "students.py"
-  return main_test.start(workdir, *STEPS, *overrides, config=config, **options)
+@pytest.fixture(scope="module")
+def train(folder):
+  """Trains the students of the config in the folder, shrunk as in main_test.py."""
+  session = train_session.Session()
+
+  def train(workdir, *overrides, status=0):
+    settings = f"workdir={workdir}", *main_test.SMALL, *STEPS, *overrides
+    ended = session.train(*settings, config=folder / "students.py")
+    assert ended.status == status, ended.output
+    assert "Traceback" not in ended.output
+    return ended.output
+
+  yield train
+  session.close()
 
 
 def write_teacher(folder, seed):
@@ -57,16 +69,22 @@ def write_teacher(folder, seed):
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-  """A folder with two teachers, and a whole run of two students of the first one."""
+  """A folder with two teachers, and a config of two students of the first one."""
   folder = tmp_path_factory.mktemp("distilled")
   for seed in (0, 1):
     write_teacher(folder / f"teacher{seed}", seed)
   text = CONFIG.format(teacher=str(folder / "teacher0"))
   (folder / "students.py").write_text(text)
-  output = main_test.finish(start(folder, folder / "whole"))
+  return folder
+
+
+@pytest.fixture(scope="module")
+def whole(folder, train):
+  """The workdir of a whole run."""
+  output = train(folder / "whole")
   assert "targets are those of" in output and "narrow: backbone" in output
   assert output.count("the first step waits") == 1
-  return folder
+  return folder / "whole"
 
 
 def checksums(workdir, step):
@@ -74,9 +92,9 @@ def checksums(workdir, step):
   return record["checksums"]
 
 
-def test_each_student_leaves_what_any_run_leaves(folder):
+def test_each_student_leaves_what_any_run_leaves(whole):
   for name, width in (("narrow", 8), ("other", 16)):
-    workdir = folder / "whole" / name
+    workdir = whole / name
     loaded = backbone.load(str(workdir))
     assert loaded.module.width == width
     assert loaded.run == (str(workdir), 6)
@@ -89,30 +107,31 @@ def test_each_student_leaves_what_any_run_leaves(folder):
     assert len({name.split(".")[0] for name in checksums(workdir, 6)}) == 4
 
 
-def test_the_folder_above_them_names_them(folder):
+def test_the_folder_above_them_names_them(whole):
   with pytest.raises(
     errors.UserError, match=r"students narrow, other are in .*narrow$"
   ):
-    backbone.load(str(folder / "whole"))
+    backbone.load(str(whole))
 
 
-def test_a_kill_between_two_saves_loses_the_later_one_and_repeats_it_bit_by_bit(folder):
-  again = shutil.copytree(folder / "whole", folder / "again")
+def test_a_kill_between_two_saves_loses_the_later_one_and_repeats_it_bit_by_bit(
+  whole, train, tmp_path
+):
+  again = shutil.copytree(whole, tmp_path / "again")
   shutil.rmtree(again / "narrow" / "checkpoints" / "6")
-  output = main_test.finish(start(folder, again))
+  output = train(again, "dense_eval.every=0")  # is no part of what it repeats
   assert "checkpoint 6 is ahead of other students'" in output
   assert (again / "other" / "checkpoints" / "ahead-6-1").is_dir()
   for name in ("narrow", "other"):
-    whole = folder / "whole" / name
-    assert main_test.logged(again / name) == main_test.logged(whole)
-    assert checksums(again / name, 6) == checksums(whole, 6)
+    assert main_test.logged(again / name) == main_test.logged(whole / name)[:6]
+    assert checksums(again / name, 6) == checksums(whole / name, 6)
 
 
-def test_a_student_cannot_join_later_and_a_teacher_cannot_change(folder):
-  late = shutil.copytree(folder / "whole", folder / "late")
+def test_a_student_cannot_join_later_and_a_teacher_cannot_change(
+  whole, folder, train, tmp_path
+):
+  late = shutil.copytree(whole, tmp_path / "late")
   shutil.rmtree(late / "narrow")
-  output = main_test.finish(start(folder, late), code=1)
-  assert "a student cannot join later" in output
-  teacher = f"distill.teacher={folder / 'teacher1'}"
-  output = main_test.finish(start(folder, folder / "whole", teacher), code=1)
+  assert "a student cannot join later" in train(late, status=1)
+  output = train(whole, f"distill.teacher={folder / 'teacher1'}", status=1)
   assert "has other weights than at the checkpoint" in output.splitlines()[-1]

@@ -279,7 +279,7 @@ jax.distributed.initialize(
 )
 import jax.numpy as jnp, knn_test
 from dinojax.evals import features, few_shot, retrieval
-mesh = knn_test.mesh_of(1, 8)
+mesh = knn_test.mesh_of(1, 2)
 bank = features.extract(
   knn_test.Squares(16),
   knn_test.pixels,
@@ -312,7 +312,7 @@ def test_two_processes_evaluate_what_neither_could_read_alone():
   processes = [
     subprocess.Popen(
       [sys.executable, "-c", script, port, str(i)],
-      env=children.environment(4),
+      env=children.environment(1),
       stdout=subprocess.DEVNULL,
       stderr=subprocess.PIPE,
       text=True,

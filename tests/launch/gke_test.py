@@ -1,5 +1,6 @@
 """The command line as a person types it: manifests, one-line mistakes, verbs."""
 
+import json
 import os
 import subprocess
 import sys
@@ -17,13 +18,13 @@ VALID = (
 )
 
 
-def gke(*arguments, kubeconfig="/nowhere"):
+def gke(*arguments, kubeconfig="/nowhere", start=("launch/gke.py",)):
   """Runs it from the project's root, with nothing of it on Python's path."""
   env = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"}
   # An installed package finds dinojax; launch/ is found by the script alone.
   env |= {"KUBECONFIG": str(kubeconfig)}
   return subprocess.run(
-    [sys.executable, "launch/gke.py", *arguments],
+    [sys.executable, *start, *arguments],
     cwd=jobs.ROOT,
     env=env,
     capture_output=True,
@@ -31,6 +32,32 @@ def gke(*arguments, kubeconfig="/nowhere"):
     check=False,
     timeout=60,
   )
+
+
+# Each command line as `python launch/gke.py` runs it, in one process.
+PROGRAM = """
+import contextlib, io, json, runpy, sys
+from absl import app, flags, logging
+sys.path[0] = "launch"
+app.define_help_flags()
+known = set(flags.FLAGS)
+for arguments in json.loads(sys.argv.pop()):
+  sys.argv[:], status = ["launch/gke.py", *arguments], 0
+  flags.FLAGS.unparse_flags()
+  for name in set(flags.FLAGS) - known:
+    delattr(flags.FLAGS, name)
+  for module in [x for x in sys.modules if x.startswith(("dinojax", "launch"))]:
+    del sys.modules[module]
+  texts = io.StringIO(), io.StringIO()
+  with contextlib.redirect_stdout(texts[0]), contextlib.redirect_stderr(texts[1]):
+    try:
+      runpy.run_path("launch/gke.py", run_name="__main__")
+    except SystemExit as error:
+      status = error.code
+      if isinstance(status, str):
+        status = print(status, file=sys.stderr) or 1
+  print(json.dumps([status, *(text.getvalue() for text in texts)]))
+"""
 
 
 @pytest.fixture
@@ -78,33 +105,40 @@ def test_gpus_and_a_queue_are_noted_and_data_that_pods_find_are_not():
   assert "in the image" not in result.stderr
 
 
-@pytest.mark.parametrize(
-  ("arguments", "message"),
-  [
-    ((), "--config=FILE is missing"),
-    (VALID[:1], "--accelerator=NAME is missing"),
-    ((*VALID, "--accelerator=v5q-128"), "did you mean v5p-128"),
-    ((*VALID, "--config.data.batch_size=100"), "try 2048"),
-    ((*VALID, "--config.nonsense=1"), "--config has no such field: nonsense"),
-    ((*VALID, "--config.workdir=gs://a/b"), "--workdir=gs://... sets"),
-    ((*VALID, "--workdir=runs/x"), "is a local path"),
-    ((*VALID, "--slices=two"), "flag --slices=two"),
-    ((*VALID, "--slice=2"), "Unknown command line flag 'slice'"),
-    ((*VALID, "--env=API_KEY=k"), "--secret_env=API_KEY=SECRET:KEY"),
-    (("--config=experiments/none.py",), "experiments/none.py: there is no such file"),
-    (VALID, "no cluster to talk to"),
-    (("start",), "'start' is no verb; there are submit, status, logs, stop"),
-    (("stop",), "stop needs the name of one job"),
-    (("submit", "x", *VALID), "'x' is no option"),
-    (("status", "x"), "no cluster to talk to"),
-  ],
-)
-def test_every_mistake_is_one_line(arguments, message):
-  result = gke(*arguments)
-  assert (result.returncode, result.stdout) == (1, "")
-  (line,) = result.stderr.splitlines()
-  assert line.startswith("dinojax: ")
-  assert message in line
+MISTAKES = [
+  ((), "--config=FILE is missing"),
+  (VALID[:1], "--accelerator=NAME is missing"),
+  ((*VALID, "--accelerator=v5q-128"), "did you mean v5p-128"),
+  ((*VALID, "--config.data.batch_size=100"), "try 2048"),
+  ((*VALID, "--config.nonsense=1"), "--config has no such field: nonsense"),
+  ((*VALID, "--config.workdir=gs://a/b"), "--workdir=gs://... sets"),
+  ((*VALID, "--workdir=runs/x"), "is a local path"),
+  ((*VALID, "--slices=two"), "flag --slices=two"),
+  ((*VALID, "--slice=2"), "Unknown command line flag 'slice'"),
+  ((*VALID, "--env=API_KEY=k"), "--secret_env=API_KEY=SECRET:KEY"),
+  (("--config=experiments/none.py",), "experiments/none.py: there is no such file"),
+  (VALID, "no cluster to talk to"),
+  (("start",), "'start' is no verb; there are submit, status, logs, stop"),
+  (("stop",), "stop needs the name of one job"),
+  (("submit", "x", *VALID), "'x' is no option"),
+  (("status", "x"), "no cluster to talk to"),
+]
+
+
+def test_every_mistake_is_one_line():
+  done = gke(
+    json.dumps([arguments for arguments, _ in MISTAKES]), start=("-c", PROGRAM)
+  )
+  assert done.returncode == 0, done.stderr
+  ends = map(json.loads, done.stdout.splitlines())
+  for (_, message), (status, output, said) in zip(MISTAKES, ends, strict=True):
+    (line,) = said.splitlines()
+    assert (status, output) == (1, ""), line
+    assert line.startswith("dinojax: ")
+    assert message in line
+  alone = gke()  # as the first of them, in a process of its own
+  assert (alone.returncode, alone.stdout, alone.stderr.count("\n")) == (1, "", 1)
+  assert MISTAKES[0][1] in alone.stderr
 
 
 def test_a_job_is_submitted_looked_at_read_and_stopped(fake, tmp_path):

@@ -91,40 +91,46 @@ def test_both_files_reach_the_disk_now_and_then_and_when_asked(tmp_path, monkeyp
   assert [event.step for event in events(paths[1])][-1] == 2
 
 
-def test_a_killed_process_has_left_every_line(tmp_path):
-  script = (
-    f"import os, signal, sys; sys.path.insert(0, {ROOT!r})\n"
-    "from dinojax.reporting import console, metrics\n"
-    "writer = metrics.Writer(sys.argv[1], start_step=0)\n"
-    "for step in (1, 2, 3): writer.write(step, {'loss': 0.5})\n"
-    "os.kill(os.getpid(), signal.SIGKILL)"
-  )
-  done = subprocess.run([sys.executable, "-c", script, str(tmp_path)], timeout=60)
-  assert done.returncode == -9
-  assert [line["step"] for line in lines(tmp_path)] == [1, 2, 3]
+ENDED = f"""
+import os, pathlib, resource, signal, sys
+sys.path.insert(0, {ROOT!r})
+from dinojax import errors
+from dinojax.reporting import console, metrics
+
+full, killed = (pathlib.Path(sys.argv[1], name) for name in ("full", "killed"))
+number = os.fork()
+writer = metrics.Writer(str(full if number else killed), start_step=0)
+if number == 0:
+  for step in (1, 2, 3):
+    writer.write(step, dict(loss=0.5))
+  os.kill(os.getpid(), signal.SIGKILL)
+_, status = os.waitpid(number, 0)
+assert status == signal.SIGKILL, status
+resource.setrlimit(resource.RLIMIT_FSIZE, (4_000, resource.RLIM_INFINITY))
+try:
+  for step in range(1000):
+    writer.write(step, dict(loss=0.5))
+except errors.UserError as error:
+  print(error)
+"""
 
 
-def test_a_full_disk_ends_the_run_in_one_line_and_does_not_hang_it(tmp_path):
-  script = (
-    f"import resource, sys; sys.path.insert(0, {ROOT!r})\n"
-    "from dinojax import errors; from dinojax.reporting import console, metrics\n"
-    "writer = metrics.Writer(sys.argv[1], start_step=0)\n"
-    "limit = (4_000, resource.RLIM_INFINITY)\n"
-    "resource.setrlimit(resource.RLIMIT_FSIZE, limit)\n"
-    "try:\n"
-    "  for step in range(1000): writer.write(step, {'loss': 0.5})\n"
-    "except errors.UserError as error: print(error)"
-  )
+def test_a_killed_process_has_left_every_line_and_a_full_disk_is_one_line(tmp_path):
+  for name in ("full", "killed"):
+    (tmp_path / name).mkdir()
   done = subprocess.run(
-    [sys.executable, "-c", script, str(tmp_path)],
+    [sys.executable, "-c", ENDED, str(tmp_path)],
     capture_output=True,
     text=True,
-    timeout=40,
+    timeout=40,  # it does not hang
   )
+  assert done.returncode == 0, done.stderr
   (line,) = done.stdout.splitlines()
   # Without a field: not every command that writes metrics has a config.
-  assert line.startswith(f"cannot write metrics to {tmp_path} (File too large); make")
+  where = f"{tmp_path}/full"
+  assert line.startswith(f"cannot write metrics to {where} (File too large); make")
   assert "Traceback" not in done.stderr
+  assert [line["step"] for line in lines(tmp_path / "killed")] == [1, 2, 3]
 
 
 def test_tensorboard_gets_images_with_every_pixel(tmp_path):
