@@ -167,6 +167,8 @@ with jax.set_mesh(mesh):
 """
 
 
+# experiments_test.py lays it out for 128 devices; eight take real steps above.
+@pytest.mark.long
 def test_the_reference_recipe_takes_real_steps_on_128_devices():
   result = subprocess.run(
     [sys.executable, "-c", REFERENCE_RECIPE],
