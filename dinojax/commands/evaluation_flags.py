@@ -75,8 +75,8 @@ SEGMENTATION_MEMORY = flags.DEFINE_integer(
 WINDOW = flags.DEFINE_integer(
   "window",
   None,
-  "Tasks of patches and maps: pixels of windows that slide over squares of --crop, and"
-  " are what the network sees; default --crop.",
+  "Tasks of label and depth maps: pixels of windows that slide over squares of --crop,"
+  " which the network sees one by one; default --crop.",
 )
 SEGMENTATION_STEPS = flags.DEFINE_integer(
   "segmentation_steps", 40_000, "linear_segmentation: steps of AdamW."
