@@ -1,6 +1,5 @@
 """What all tests share: eight virtual CPU devices, a cache of programs, the marks."""
 
-import atexit
 import collections
 import gc
 import os
@@ -8,7 +7,6 @@ import pathlib
 import re
 import shutil
 import sys
-import tempfile
 
 import pytest
 
@@ -23,13 +21,9 @@ os.environ["JAX_PLATFORMS"] = "cpu"
 gc.set_threshold(100_000, 50, 100)  # tracing makes many objects and little garbage
 sys.path.insert(0, str(pathlib.Path(__file__).parent.parent))
 
-# One cache of compiled programs for all processes of a session. Those that it starts
-# inherit the variables, so the first process to set them owns the folder.
-if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
-  cache = tempfile.mkdtemp(prefix="dinojax-tests-")
-  atexit.register(shutil.rmtree, cache, ignore_errors=True)
-  os.environ["JAX_COMPILATION_CACHE_DIR"] = cache
-  os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.3"
+# Of programs that `_keep_programs` keeps. Processes that tests start inherit it.
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.3")
+MAX_PROGRAMS = 2**30  # bytes; beyond, all are compiled again
 
 
 LEFT_OUT = pytest.StashKey[int]()  # tests of the mark `long`, for the summary
@@ -66,7 +60,22 @@ def pytest_configure(config):
     "markers", "long: dear, and held at a smaller scale by another test; see --long"
   )
   config.stash[LEFT_OUT] = 0
+  own = "JAX_COMPILATION_CACHE_DIR" in os.environ  # a worker has the session's
+  if not own and config.pluginmanager.has_plugin("cacheprovider"):
+    os.environ["JAX_COMPILATION_CACHE_DIR"] = str(_keep_programs(config))
   config.option.loadscopereorder = False  # of xdist, which sorts by number of tests
+
+
+def _keep_programs(config) -> pathlib.Path:
+  """Returns the folder of compiled programs: of this session and of later ones.
+
+  It lies in .pytest_cache, which `pytest --cache-clear` empties. A program that a
+  killed process wrote in part is named by a warning, and is compiled each time.
+  """
+  folder = config.cache.mkdir("programs")
+  if sum(file.stat().st_size for file in folder.iterdir()) > MAX_PROGRAMS:
+    shutil.rmtree(folder)
+  return folder
 
 
 @pytest.hookimpl(optionalhook=True)
