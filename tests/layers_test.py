@@ -169,8 +169,8 @@ def test_importing_everything_starts_no_backend_loads_no_torch_and_prints_nothin
         for name in MODULES
         if name not in ALONE
       ),
-      "assert 'torch' not in sys.modules",  # more than all else that a start takes
       "import dinojax.reporting.tensorboard",
+      "assert 'torch' not in sys.modules",  # more than all else that a start takes
       "from jax._src import xla_bridge",
       "assert not xla_bridge.backends_are_initialized()",
     ]

@@ -22,8 +22,6 @@ import functools
 import jax
 import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
-from jax.experimental import pallas as pl
-from jax.experimental.pallas import tpu as pltpu
 
 from dinojax import sharding
 
@@ -88,6 +86,10 @@ _attention.defvjp(_forward, _backward)
 
 def _call(kernel, name, interpret, qkv, *gradients):
   """Runs a kernel over crops and pairs of heads."""
+  # Here, since their import takes a tenth of a second, which others need not wait for.
+  from jax.experimental import pallas as pl
+  from jax.experimental.pallas import tpu as pltpu
+
   crops, tokens, width = qkv.shape
   pairs = width // 3 // LANES
   size = block(crops, tokens)

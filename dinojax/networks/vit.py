@@ -168,6 +168,11 @@ class VisionTransformer(nn.Module):
       block, more = TappedBlock, {"first_patch": first_patch}
     if (names := blocks.REMAT[self.remat]) is not None:
       block = nn.remat(block, prevent_cse=False, policy=blocks.keep(names))
+    # Before the scan, Flax traces a block for broadcast outputs, of which it has none.
+    # Where nothing is drawn, leaving it out changes nothing; else it moves the draws.
+    turn = self.rotation(train)
+    draws = self.is_initializing() or (train and self.drop_path > 0)
+    draws = draws or (turn is not None and turn.augments)
     scan = nn.scan(
       block,
       variable_axes={"params": 0},
@@ -175,6 +180,7 @@ class VisionTransformer(nn.Module):
       in_axes=nn.broadcast,
       length=self.depth,
       unroll=sharding.unroll(self.depth, self.unroll),
+      check_constancy_invariants=draws,
     )(
       heads=self.heads,
       ffn=self.ffn,
@@ -185,7 +191,7 @@ class VisionTransformer(nn.Module):
       drop_path=self.drop_path if train else 0.0,
       dtype=self.dtype,
       attention=self.attention,
-      rope=self.rotation(train),
+      rope=turn,
       grids=tuple(self.grid(x) for x in crops),
       **more,
       name="blocks",

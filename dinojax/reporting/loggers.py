@@ -48,7 +48,7 @@ def open_loggers(
   """
   opened = []
   if "tensorboard" in names:
-    from dinojax.reporting import tensorboard  # here, since it costs a second
+    from dinojax.reporting import tensorboard
 
     opened.append(tensorboard.Logger(workdir / "tensorboard", start_step=start_step))
   if "wandb" in names:

@@ -1,17 +1,35 @@
 """Scalars and images as TensorBoard events.
 
-A file of its own, to be imported where events are written: tensorboardX imports PyTorch
-where that is installed, which takes longer than all else that a command starts with.
+A file of its own, to be imported where events are written.
 """
 
+import contextlib
 import io
 import pathlib
+import sys
 import time
 
 import numpy as np
 from PIL import Image
-from tensorboardX import event_file_writer, summary
-from tensorboardX.proto import event_pb2, summary_pb2
+
+
+@contextlib.contextmanager
+def _not_importing(*names):
+  """Context in which modules that are not imported yet are as if not installed."""
+  hidden = [name for name in names if name not in sys.modules]
+  sys.modules.update(dict.fromkeys(hidden))
+  try:
+    yield
+  finally:
+    for name in hidden:
+      del sys.modules[name]
+
+
+# tensorboardX imports them where they are installed, for arguments that it gets none of
+# here. PyTorch alone takes longer than all else that a command starts with.
+with _not_importing("torch", "boto3", "google.cloud.storage"):
+  from tensorboardX import event_file_writer, summary
+  from tensorboardX.proto import event_pb2, summary_pb2
 
 
 class Logger:
