@@ -15,11 +15,7 @@ PAGES = [
   *(ROOT / folder / "README.md" for folder in ("experiments", "launch")),
   *sorted(ROOT.glob("dinojax/*/README.md")),
 ]
-SOURCES = [
-  path
-  for folder in ("dinojax", "launch", "tests")
-  for path in (ROOT / folder).rglob("*.py")
-]
+SHARED = [*ROOT.glob("dinojax/commands/*.py"), ROOT / "dinojax/runtime/processes.py"]
 DEFINED = re.compile(r'(?:DEFINE_\w+|addoption|add_argument)\(\s*"(?:--)?(\w+)"')
 
 
@@ -56,13 +52,14 @@ def test_a_field_that_a_page_names_is_one_of_a_config(page):
     assert is_field(field), field
 
 
-def test_an_option_of_a_command_is_defined_somewhere():
-  defined = {"config"}.union(*(DEFINED.findall(path.read_text()) for path in SOURCES))
-  for page in PAGES:
-    for words in commands(page):
-      if words[:2] != ["python", "-m"] or words[2].startswith("dinojax."):
-        for option in re.findall(r"(?<= )--(\w+)(?!\S*\.)", " ".join(words)):
-          assert option in defined, (page, words)
+@pytest.mark.parametrize("page", PAGES, ids=name)
+def test_an_option_of_a_command_is_one_of_its_file_or_of_what_commands_share(page):
+  for _, *words in commands(page):
+    file = words[1].replace(".", "/") + ".py" if words[0] == "-m" else words[0]
+    text = "".join(path.read_text() for path in [ROOT / file, *SHARED])
+    for word in words:
+      if option := re.match(r"--(\w+)(?![\w.])", word):
+        assert option[1] in {"config", *DEFINED.findall(text)}, words
 
 
 def is_field(path):
