@@ -51,6 +51,35 @@ def make_plan(config, devices, *, step_only: bool = False) -> dict:
   """
   preflight.check(config, devices=len(devices))
   mesh = sharding.make_mesh(**config.mesh, devices=devices)
+  run = assembly.assemble_run(config, mesh)
+  with jax.set_mesh(mesh):
+    plan = plan_step(config, mesh, run.lower_step())
+    if "compile_seconds" not in plan:
+      return plan
+    others = {} if step_only else memory.beside_the_step(config, run, mesh)
+  parameters = {
+    f"{name} {part}".strip(): sum(math.prod(x.shape) for x in jax.tree.leaves(tree))
+    for name, one in run.members.items()
+    for part, tree in one.abstract_state.student.items()
+  }
+  return {
+    **plan,
+    **_room(devices, plan["peak_bytes"], *others.values()),
+    "parameters": parameters,
+    "state_bytes": memory.on_device(run.abstract_state),
+    "other_peak_bytes": others,
+  }
+
+
+def plan_step(config, mesh, step: jax.stages.Lowered) -> dict:
+  """Compiles a step and reads off the program what it costs: a part of `make_plan`.
+
+  Args:
+    config: of the run, of one resolution.
+    mesh: of devices that need not be there.
+    step: one step of the run, lowered.
+  """
+  devices = list(mesh.devices.flat)
   chip = chips.CHIPS.get(devices[0].device_kind)
   start = time.perf_counter()
   plan = {
@@ -64,9 +93,7 @@ def make_plan(config, devices, *, step_only: bool = False) -> dict:
     "fits": True,
   }
   try:
-    run = assembly.assemble_run(config, mesh)
-    with jax.set_mesh(mesh):
-      compiled = topology.compile_for(devices, run.lower_step())
+    compiled = topology.compile_for(devices, step)
   except jax.errors.JaxRuntimeError as error:
     if (found := memory.exhausted(str(error))) is None:
       raise
@@ -79,23 +106,8 @@ def make_plan(config, devices, *, step_only: bool = False) -> dict:
       "missing_bytes": needed - limit,
     }
   plan["compile_seconds"] = time.perf_counter() - start
-  plan["parameters"] = {
-    f"{name} {part}".strip(): sum(math.prod(x.shape) for x in jax.tree.leaves(tree))
-    for name, one in run.members.items()
-    for part, tree in one.abstract_state.student.items()
-  }
-  plan["state_bytes"] = memory.on_device(run.abstract_state)
   plan["peak_bytes"] = memory.peak(compiled)
-  plan["other_peak_bytes"] = {}
-  if not step_only:
-    with jax.set_mesh(mesh):
-      found = memory.beside_the_step(config, run, mesh)
-    plan["other_peak_bytes"] = found
-  if chip:
-    needed = max(plan["peak_bytes"], *plan["other_peak_bytes"].values(), 0)
-    plan["memory_bytes"] = chip.memory
-    plan["fits"] = needed <= chip.memory
-    plan["missing_bytes"] = max(needed - chip.memory, 0)
+  plan |= _room(devices, plan["peak_bytes"])
   plan["model_flops"] = costs.model_flops(config) * config.data.batch_size
   program = hlo.Program(
     compiled.as_text(), gpus_per_host=sharding.gpus_per_host(devices)
@@ -109,6 +121,14 @@ def make_plan(config, devices, *, step_only: bool = False) -> dict:
     peak = chip.flops * len(devices)
     plan["share_of_peak"] = plan["model_flops"] / plan["seconds"] / peak
   return plan
+
+
+def _room(devices, *peaks: int) -> dict:
+  """Whether programs with these peaks in bytes fit; {} on devices not known here."""
+  if not (chip := chips.CHIPS.get(devices[0].device_kind)):
+    return {}
+  missing = max(max(peaks) - chip.memory, 0)
+  return dict(memory_bytes=chip.memory, fits=not missing, missing_bytes=missing)
 
 
 def of_rows(plans: list[dict], shares: list[float], total_steps: int) -> dict:

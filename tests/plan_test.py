@@ -15,7 +15,7 @@ import tiny
 from absl import flags
 from jax.sharding import NamedSharding, PartitionSpec
 
-from dinojax import assembly, losses, optimizer, plan, sharding
+from dinojax import losses, optimizer, plan, sharding
 from dinojax.commands import cli
 from dinojax.networks import attention, blocks
 from dinojax.planning import costs, memory, text, topology
@@ -86,28 +86,26 @@ def attend(weights, tokens):
   return attention.attention(qkv, heads=2, kind="auto").astype(jnp.float32).sum()
 
 
-def plan_a_layer(monkeypatch, config, devices, images):
-  """The plan where the step of a config is the gradient of one layer."""
+def plan_a_layer(config, devices, images):
+  """The plan of a config whose step is the gradient of one layer."""
   mesh = sharding.make_mesh(**config.mesh, devices=devices)
   split = NamedSharding(mesh, PartitionSpec("fsdp"))
   weights = jax.ShapeDtypeStruct((128, 384), jnp.float32, sharding=split)
   where = sharding.batch_sharding(mesh)
   tokens = jax.ShapeDtypeStruct((images, 257, 128), jnp.float32, sharding=where)
-  state = types.SimpleNamespace(student={"layer": weights})
-  step = jax.jit(jax.grad(attend), out_shardings=split)
-  run = types.SimpleNamespace(
-    lower_step=lambda: step.lower(weights, tokens),
-    members={"": types.SimpleNamespace(abstract_state=state)},
-    abstract_state=weights,
-  )
-  monkeypatch.setattr(assembly, "assemble_run", lambda config, mesh: run)
-  return plan.make_plan(config, devices, step_only=True)
+  with jax.set_mesh(mesh):
+    step = jax.jit(jax.grad(attend), out_shardings=split).lower(weights, tokens)
+    found = plan.plan_step(config, mesh, step)
+  if found["fits"]:
+    found["state_bytes"] = memory.on_device(weights)
+    found |= dict(parameters={"layer": weights.size}, other_peak_bytes={})
+  return found
 
 
-def test_a_layer_is_planned_for_two_tpu_slices_that_are_not_there(monkeypatch):
+def test_a_layer_is_planned_for_two_tpu_slices_that_are_not_there():
   config = small_config(**{"mesh.fsdp": 4, "data.batch_size": 16})
   devices = topology.devices("v5e:2x2", slices=2)
-  found = plan_a_layer(monkeypatch, config, devices, images=16)
+  found = plan_a_layer(config, devices, images=16)
   check_two_slices(found, text.table(found))
   # Queries, keys, values and their weights' gradient; 2 and 5 products of attention.
   flops = 16 * 257 * (2 * 2 * 128 * 384 + (2 + 5) * 2 * 257 * 128)
@@ -151,9 +149,9 @@ def test_the_losses_hold_two_arrays_of_rows_and_prototypes_and_no_third():
   )  # the logits of teacher and student; the gradient is never whole
 
 
-def test_out_of_memory_says_how_much_is_missing_and_what_to_change(monkeypatch):
+def test_out_of_memory_says_how_much_is_missing_and_what_to_change():
   devices = topology.devices("v5e:2x2")
-  found = plan_a_layer(monkeypatch, small_config(), devices, images=2**19)
+  found = plan_a_layer(small_config(), devices, images=2**19)
   shown = text.table(found)
   assert float(re.search(r"missing +([\d.]+) GiB", shown)[1]) > 5  # of crops alone
   helps = "--config.remat=full, or --config.mesh.data=1 --config.mesh.fsdp=4, or a"
