@@ -25,18 +25,19 @@ def mix(
     and of its label, is of image B - 1 - i.
   """
   size = len(images)
-  choice, blend_key, cut_key, place_key = jax.random.split(key, 4)
+  choice, share_key, place_key = jax.random.split(key, 3)
   both = mixup > 0 and cutmix > 0
   cut = jax.random.bernoulli(choice, 0.5 if both else float(cutmix > 0), (size,))
-  blended, blend_share = blend(images, beta(blend_key, mixup, size))
-  pasted, cut_share = paste(images, beta(cut_key, cutmix, size), place_key)
+  share = beta(share_key, jnp.where(cut, cutmix, mixup))
+  blended, blend_share = blend(images, share)
+  pasted, cut_share = paste(images, share, place_key)
   mixed = jnp.where(cut[:, None, None, None], pasted, blended)
   return mixed, jnp.where(cut, cut_share, blend_share)
 
 
-def beta(key: jax.Array, alpha: float, size: int) -> jax.Array:
-  """[size] of Beta(alpha, alpha); 1 where alpha is 0."""
-  return jax.random.beta(key, alpha, alpha, (size,)) if alpha else jnp.ones(size)
+def beta(key: jax.Array, alpha: jax.Array) -> jax.Array:
+  """[B], each of Beta(alpha, alpha) of its own alpha, [B]."""
+  return jax.random.beta(key, alpha, alpha)
 
 
 def blend(images: jax.Array, share: jax.Array) -> tuple[jax.Array, jax.Array]:

@@ -1,10 +1,13 @@
 """Mixup and CutMix agree with NumPy, and shares say what images hold."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from dinojax import sharding
 from dinojax.finetuning import mixing
 
 KEY = jax.random.key(3)
@@ -51,9 +54,13 @@ def test_a_pasted_box_is_the_other_image_and_its_share_is_counted():
 
 
 def test_alpha_decides_how_shares_spread():
-  few = mixing.beta(KEY, 0.1, 4_000)
-  many = mixing.beta(KEY, 1.0, 4_000)
-  for shares, variance in ((few, 1 / (4 * 1.2)), (many, 1 / 12)):
+  few, many = [], []
+  alpha = jnp.where(np.arange(32) < 16, 0.1, 1.0)  # compiled as in `mix`
+  for seed in range(250):
+    shares = np.asarray(mixing.beta(jax.random.key(seed), alpha))
+    few.append(shares[:16])
+    many.append(shares[16:])
+  for shares, variance in ((np.array(few), 1 / (4 * 1.2)), (np.array(many), 1 / 12)):
     assert float(shares.mean()) == pytest.approx(0.5, abs=0.03)
     assert float(shares.var()) == pytest.approx(variance, rel=0.05)
 
@@ -70,5 +77,14 @@ def test_each_image_is_blended_or_cut_as_asked(mixup, cutmix):
   else:
     assert cut.all() if cutmix else not cut.any()
   assert float(share.min()) >= 0 and float(share.max()) <= 1
-  again, _ = mixing.mix(KEY, jnp.asarray(own), mixup=mixup, cutmix=cutmix)
-  np.testing.assert_array_equal(again, mixed)
+
+
+def test_eight_devices_mix_as_one():
+  mix = functools.partial(mixing.mix, KEY, mixup=0.5, cutmix=1.0)
+  mixed, share = mix(jnp.asarray(images()))
+  mesh = sharding.make_mesh(data=2, fsdp=4)
+  with jax.set_mesh(mesh):
+    placed = jax.device_put(images(), sharding.batch_sharding(mesh))
+    found, found_share = jax.jit(mix)(placed)
+  np.testing.assert_array_equal(found, mixed)
+  np.testing.assert_allclose(found_share, share, 1e-6)
