@@ -45,32 +45,38 @@ def first_state():
   return tiny.zeros(shapes).replace(**own)
 
 
-def train(mesh, config=CONFIG):
-  """Two SGD steps: all scalars of each, and the state after."""
+def compiled_step(mesh, config=CONFIG):
+  """A step of SGD on a mesh."""
   plan = schedules.make_schedules(**config.schedules, total_steps=config.total_steps)
   step = functools.partial(
     dino.train_step, nets=NETS, tx=TX, schedules=plan, cfg=config
   )
-  groups = config.data.batch_size // config.group_size
-  positions = sharding.local_positions(mesh, groups)
   where = sharding.state_sharding(mesh, first_state())
   replicated = sharding.replicated(mesh)
-  step = jax.jit(
+  return jax.jit(
     step,
     in_shardings=(where, sharding.batch_sharding(mesh), replicated),
     out_shardings=(where, replicated),
     donate_argnums=0,
   )
+
+
+def train(mesh, config=CONFIG, *, step=None, number=0, key=1, steps=STEPS):
+  """Steps from a number on: all scalars of each, and the state after."""
+  step = step or compiled_step(mesh, config)
+  groups = config.data.batch_size // config.group_size
+  positions = sharding.local_positions(mesh, groups)
   history = []
   with jax.set_mesh(mesh):
-    state = jax.device_put(first_state(), where)
-    for seed in range(STEPS):
+    state = first_state().replace(step=np.int32(number))
+    state = jax.device_put(state, sharding.state_sharding(mesh, state))
+    for seed in range(steps):
       mine = {
         name: np.concatenate([np.split(x, groups)[i] for i in positions])
         for name, x in tiny.batch(config, seed).items()
       }
       batch = sharding.put_batch(mesh, mine, positions, groups)
-      state, scalars = step(state, batch, jax.random.key(1))
+      state, scalars = step(state, batch, jax.random.key(key))
       history.append(jax.device_get(scalars))
   return history, state
 
@@ -81,9 +87,27 @@ def one_device_mesh():
 
 
 @pytest.fixture(scope="module")
-def alone():
-  history, state = train(one_device_mesh())
+def train_alone():
+  mesh = one_device_mesh()
+  return functools.partial(train, mesh, step=compiled_step(mesh))
+
+
+@pytest.fixture(scope="module")
+def alone(train_alone):
+  history, state = train_alone()
   return history, jax.device_get(state)
+
+
+def test_equal_key_and_step_give_equal_bits_and_the_next_step_other_draws(train_alone):
+  def one_step(key, number=0):
+    return jax.device_get(train_alone(number=number, key=key, steps=1))
+
+  first, again = one_step(7), one_step(7)
+  jax.tree.map(np.testing.assert_array_equal, first, again)
+  # KoLeo sees the student alone: no schedule moves it, only what was drawn for it.
+  runs = first, one_step(7, number=1), one_step(8)
+  spread = {float(history[0]["loss_koleo"]) for history, _ in runs}
+  assert len(spread) == 3
 
 
 def close(found, wanted):
@@ -112,14 +136,21 @@ def test_eight_devices_train_as_one_does(monkeypatch, alone, data, fsdp):
   assert all(scalars["loss_gram"] > 1e-3 for scalars in history)
 
 
-def test_weights_born_on_eight_devices_are_those_of_one(monkeypatch):
+def test_weights_born_on_eight_devices_are_those_of_one_and_both_networks_are_equal(
+  monkeypatch,
+):
   monkeypatch.setattr(sharding, "SMALLEST_SHARDED", 2**9)
   mesh = sharding.make_mesh(data=2, fsdp=4)
   where = sharding.state_sharding(mesh, first_state())
   with jax.set_mesh(mesh):
     born = jax.jit(init, out_shardings=where)(jax.random.key(0))
   assert not born.student["dino_head"]["prototypes"]["v"].is_fully_replicated
-  close(jax.device_get(born), jax.jit(init)(jax.random.key(0)))
+  alone = jax.device_get(jax.jit(init)(jax.random.key(0)))
+  close(jax.device_get(born), alone)
+  jax.tree.map(np.testing.assert_array_equal, alone.teacher, alone.student)
+  earlier = alone.gram_teacher
+  jax.tree.map(np.testing.assert_array_equal, earlier, alone.teacher["backbone"])
+  assert alone.step == 0
 
 
 REFERENCE_RECIPE = """

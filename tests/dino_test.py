@@ -19,12 +19,12 @@ TEMP = 0.04 + (0.07 - 0.04) * STEP / 37_500
 
 
 @functools.cache
-def setup(*, targets="sinkhorn", shared=False, pool="gap", drop_path=0.0):
+def setup(*, targets="sinkhorn", shared=False, pool="gap"):
   """Config, networks and jitted functions, with a state as in the middle of a run."""
   config = tiny.config()
   with config.unlocked():
     config.losses.targets = targets
-    config.backbone.update(pool=pool, drop_path=drop_path)
+    config.backbone.update(pool=pool, drop_path=0.0)
     config.backbone.update(mean=dino_oracle.MEAN, std=dino_oracle.STD)
     if shared:
       del config.heads.ibot
@@ -56,7 +56,7 @@ def setup(*, targets="sinkhorn", shared=False, pool="gap", drop_path=0.0):
     return dino.teacher_targets(logits, centers, temp)
 
   return types.SimpleNamespace(
-    init=jax.jit(init),
+    shapes=shapes,
     config=config,
     nets=nets,
     state=state,
@@ -74,7 +74,6 @@ def losses_by_hand(it):
 
 
 OTHER = dict(targets="centering", shared=True, pool="cls")
-KINDS = [dict(), OTHER]
 
 
 def with_changed(crops, index):
@@ -89,9 +88,9 @@ def close(found, wanted, rtol=1e-5, atol=1e-6):
   )
 
 
-@pytest.mark.parametrize("kind", KINDS, ids=str)
-def test_losses_equal_float64_sums_over_explicit_pairs_crops_and_neighbours(kind):
-  it = setup(**kind)
+def test_losses_equal_float64_sums_over_explicit_pairs_crops_and_neighbours():
+  # Of the other kind, whose step is not compiled; that of the usual one follows.
+  it = setup(**OTHER)
   targets, _ = it.targets(it.state.teacher, it.batch, it.state.centers, TEMP)
   found, wanted = it.losses(it.state.student, targets, it.batch), losses_by_hand(it)
   for name, value in found.items():
@@ -160,7 +159,7 @@ def test_targets_come_from_the_teacher_alone():
 
 
 def test_the_teacher_sees_global_crops_whole_and_no_local_ones():
-  it = setup()
+  it = setup(**OTHER)
   other = {**it.batch, "local_crops": 255 - it.batch["local_crops"]}
   other["mask"] = ~it.batch["mask"]
   args = it.state.centers, TEMP
@@ -172,7 +171,7 @@ def test_the_teacher_sees_global_crops_whole_and_no_local_ones():
 @pytest.mark.parametrize("view", [0, 1])
 def test_a_crop_is_never_its_own_target(view):
   # Only the teacher's `view` sets targets: that crop of the student must not matter.
-  it = setup()
+  it = setup(**OTHER)
   targets, _ = it.targets(it.state.teacher, it.batch, it.state.centers, TEMP)
   targets["dino"] = targets["dino"].copy()
   targets["dino"][:, 1 - view] = 0
@@ -188,7 +187,7 @@ def test_a_crop_is_never_its_own_target(view):
 
 
 def test_permuting_the_images_of_a_batch_permutes_their_targets():
-  it = setup()
+  it = setup(**OTHER)
   order = np.random.default_rng(0).permutation(len(it.batch["mask"]))
   args = it.state.centers, TEMP
   wanted, _ = it.targets(it.state.teacher, it.batch, *args)
@@ -208,17 +207,6 @@ def test_permuting_the_images_of_a_batch_permutes_their_targets():
   close(found["ibot"], wanted["ibot"][groups], 1e-4)
 
 
-def test_equal_key_and_step_give_equal_bits_and_the_next_step_other_draws():
-  it = setup(drop_path=0.5, **OTHER)
-  first, again = (it.step(it.state, it.batch, KEY) for _ in range(2))
-  jax.tree.map(np.testing.assert_array_equal, first, again)
-  next_step = it.step(it.state.replace(step=np.int32(STEP + 1)), it.batch, KEY)
-  other_key = it.step(it.state, it.batch, jax.random.key(8))
-  # KoLeo sees the student alone: no schedule moves it, only which branches ran.
-  spread = {float(m["loss_koleo"]) for _, m in (first, next_step, other_key)}
-  assert len(spread) == 3
-
-
 def test_without_drop_path_nothing_is_random():
   it = setup()
   one, other = (it.step(it.state, it.batch, jax.random.key(k)) for k in (1, 2))
@@ -226,7 +214,8 @@ def test_without_drop_path_nothing_is_random():
 
 
 def test_centers_follow_the_mean_logits_and_targets_use_those_before():
-  it = setup(drop_path=0.5, **OTHER)
+  # torch_step_test.py has them from step to step.
+  it = setup(**OTHER)
   crops, mask = it.batch["global_crops"], it.batch["mask"]
   teacher = dino_oracle.Seen(
     it.nets, it.state.teacher, crops, np.zeros_like(mask), "cls"
@@ -237,11 +226,10 @@ def test_centers_follow_the_mean_logits_and_targets_use_those_before():
   }
   old = it.state.centers
   by_hand = {k: 0.9 * old[k] + 0.1 * rows[k].mean(0) for k in rows}
-  after, metrics = it.step(it.state, it.batch, KEY)
-  close(after.centers, by_hand)
-  targets = dino_oracle.softmax((rows["dino"] - old["dino"]) / TEMP)
-  entropy = -(targets * np.log(targets + 1e-300)).sum(-1).mean()
-  np.testing.assert_allclose(metrics["teacher_entropy"], entropy, rtol=1e-5)
+  targets, centers = it.targets(it.state.teacher, it.batch, old, TEMP)
+  close(centers, by_hand)
+  wanted = dino_oracle.softmax((rows["dino"] - old["dino"]) / TEMP)
+  close(targets["dino"].reshape(wanted.shape), wanted)
 
 
 def test_a_donated_state_is_used_up_and_one_compilation_serves_all_steps():
@@ -257,9 +245,8 @@ def test_a_donated_state_is_used_up_and_one_compilation_serves_all_steps():
   assert state.step == STEP + 3 and np.isfinite(metrics["loss"])
 
 
-def test_the_teacher_starts_as_a_copy_of_the_student():
-  assert set(setup().state.student) == {"backbone", "dino_head", "ibot_head"}
-  state = setup(**OTHER).init(KEY)
-  jax.tree.map(np.testing.assert_array_equal, state.teacher, state.student)
-  assert set(state.student) == {"backbone", "dino_head"}
-  assert state.step == 0 and not any(x.any() for x in state.centers.values())
+def test_both_losses_have_a_head_each_or_share_one_and_centering_has_centers():
+  usual, other = setup().shapes, setup(**OTHER).shapes
+  assert set(usual.student) == {"backbone", "dino_head", "ibot_head"}
+  assert set(other.student) == {"backbone", "dino_head"}
+  assert (set(usual.centers), set(other.centers)) == (set(), {"dino", "ibot"})

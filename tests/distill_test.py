@@ -25,7 +25,7 @@ def make_config(kind="prototypes", names=("narrow", "other"), accumulation=1):
   students = {
     "narrow": dict(),
     "other": dict(
-      backbone=dict(width=16, patch_size=16, pool="cls"),
+      backbone=dict(width=16, patch_size=16, pool="cls", drop_path=0.5),
       schedules=dict(learning_rate=dict(peak=0.05)),
     ),
   }
