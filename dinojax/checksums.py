@@ -31,7 +31,10 @@ def _on_host(leaf: jax.Array) -> int:
   return total % 2**32
 
 
-def _is_on_host(leaf: Any) -> bool:
+def is_on_host(leaf: Any) -> bool:
+  """Whether NumPy reads it where it is, not from devices or other hosts."""
+  if isinstance(leaf, np.ndarray):
+    return leaf.dtype.itemsize <= 4  # 64 bits become 32 on devices
   return (
     isinstance(leaf, jax.Array)
     and leaf.is_fully_addressable
@@ -48,7 +51,7 @@ def of(tree: Any) -> dict[str, int]:
   leaves = jax.tree.leaves(tree)
   paths = [path for path, _ in jax.tree.leaves_with_path(tree)]
   names = [jax.tree_util.keystr(path, simple=True, separator=".") for path in paths]
-  if all(map(_is_on_host, leaves)):
+  if all(map(is_on_host, leaves)):
     sums = map(_on_host, leaves)
   else:
     sums = map(int, jax.device_get(_on_devices(leaves)))

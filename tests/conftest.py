@@ -62,7 +62,9 @@ def pytest_configure(config):
   config.stash[LEFT_OUT] = 0
   own = "JAX_COMPILATION_CACHE_DIR" in os.environ  # a worker has the session's
   if not own and config.pluginmanager.has_plugin("cacheprovider"):
-    os.environ["JAX_COMPILATION_CACHE_DIR"] = str(_keep_programs(config))
+    folder = os.environ["JAX_COMPILATION_CACHE_DIR"] = str(_keep_programs(config))
+    if "jax" in sys.modules:  # imported by the conftest.py of a folder that is named
+      sys.modules["jax"].config.update("jax_compilation_cache_dir", folder)
   config.option.loadscopereorder = False  # of xdist, which sorts by number of tests
 
 

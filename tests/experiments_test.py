@@ -212,15 +212,31 @@ def structure(value):
   return bool(value) if isinstance(value, int | float) else value
 
 
-def of_a_kind():
-  """Names of experiments, the first of each that differ in sizes alone."""
+def structures():
+  """What decides how a step is traced, of the first experiment of each kind, by name.
+
+  {("backbone", "pool"): "gap", ...} and so on; those left out differ in sizes alone.
+  """
   first = {}
   for name in NAMES:
     config = get_config(name)
-    groups = (config.backbone, config.heads, config.losses, config.gram)
-    kind = [structure(group) for group in groups]
-    first.setdefault(repr([*kind, config.remat, config.accumulation]), name)
-  return list(first.values())
+    fields = {"remat": config.remat, "accumulation": config.accumulation}
+    for group in ("backbone", "heads", "losses", "gram"):
+      for field, value in structure(config[group]).items():
+        fields[group, field] = repr(value)
+    first.setdefault(repr(fields), (name, fields))
+  return dict(first.values())
+
+
+def of_a_kind():
+  """Experiments of all kinds; long: each of its fields is as in one that is not."""
+  left, seen, cases = structures(), set(), []
+  while left:
+    name = max(left, key=lambda name: len(left[name].items() - seen))
+    new = left.pop(name).items() - seen
+    seen |= new
+    cases.append(pytest.param(name, marks=() if new else pytest.mark.long))
+  return cases
 
 
 @functools.cache

@@ -136,13 +136,20 @@ def read(
         f"{folder}: {name} is not what was saved; the files are damaged, try an older"
         " step"
       )
-  counts = jax.device_get(_count_not_finite(restored["teacher"]))
-  model.refuse_not_finite(model.flatten(counts), str(folder))
+  counts = model.flatten(_count_not_finite(restored["teacher"]))
+  model.refuse_not_finite(counts, str(folder))
   return model.Weights(backbone, restored["teacher"], image_sizes(record["config"]))
 
 
-@jax.jit
 def _count_not_finite(params: Any) -> Any:
+  """How many values of each array are not; on the host as in `checksums.of`."""
+  if all(map(checksums.is_on_host, jax.tree.leaves(params))):
+    return jax.tree.map(lambda x: np.count_nonzero(~np.isfinite(x)), params)
+  return jax.device_get(_count_on_devices(params))
+
+
+@jax.jit
+def _count_on_devices(params: Any) -> Any:
   return jax.tree.map(lambda x: (~jnp.isfinite(x)).sum(), params)
 
 

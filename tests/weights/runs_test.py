@@ -10,7 +10,7 @@ import jax
 import numpy as np
 import pytest
 
-from dinojax import assembly, backbone, checkpoint, errors, sharding, start
+from dinojax import assembly, backbone, checkpoint, checksums, errors, sharding, start
 from dinojax.weights import formats, runs
 from tests import tiny
 
@@ -271,6 +271,15 @@ def test_a_run_starts_from_weights_student_and_teacher_alike(run, tmp_path):
   )
   wanted = before.replace(student=replaced[0], teacher=replaced[1])
   jax.tree.map(np.testing.assert_array_equal, state, wanted)
+
+
+@pytest.mark.parametrize("host", [True, False])
+def test_values_that_are_not_finite_are_counted_on_the_host_and_on_devices(
+  monkeypatch, host
+):
+  monkeypatch.setattr(checksums, "is_on_host", lambda leaf: host)
+  params = {"a": jax.device_put(np.float32([1, np.nan, -np.inf])), "b": np.ones(2)}
+  assert runs._count_not_finite(params) == {"a": 2, "b": 0}
 
 
 def test_a_run_does_not_start_from_weights_that_are_not_finite(run, tmp_path):
