@@ -5,6 +5,7 @@ import subprocess
 import sys
 
 import children
+import collectives
 import jax
 import numpy as np
 import optax
@@ -122,7 +123,10 @@ def close(found, wanted):
 )
 def test_eight_devices_train_as_one_does(monkeypatch, alone, data, fsdp):
   monkeypatch.setattr(sharding, "SMALLEST_SHARDED", 2**9)
-  history, state = train(sharding.make_mesh(data=data, fsdp=fsdp))
+  with collectives.compiled() as programs:
+    history, state = train(sharding.make_mesh(data=data, fsdp=fsdp))
+    texts = programs()
+  assert texts and not any(map(collectives.racing, texts))
   for tree in (state.student, state.teacher, state.opt_state, state.gram_teacher):
     whole = [x.size for x in jax.tree.leaves(tree)]
     shares = [x.addressable_shards[0].data.size for x in jax.tree.leaves(tree)]

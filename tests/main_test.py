@@ -22,7 +22,7 @@ import pytest
 import train_session
 from absl import flags
 
-from dinojax import errors, main, resolutions
+from dinojax import errors, main, resolutions, sharding
 from dinojax.weights import formats, model
 from experiments import quickstart
 
@@ -38,7 +38,8 @@ SMALL = (
   ),
   *("data.batch_size=16", "group_size=2", "augment.num_local=2"),
   *("backbone.width=16", "backbone.depth=1", "backbone.heads=2"),
-  *("heads.dino.hidden=16", "heads.dino.bottleneck=8", "heads.dino.prototypes=32"),
+  # hidden x hidden weights are enough to be sharded: sharding.SMALLEST_SHARDED.
+  *("heads.dino.hidden=256", "heads.dino.bottleneck=8", "heads.dino.prototypes=32"),
   *("schedules.learning_rate.warmup_steps=2", "knn.every=0"),
 )
 SELDOM = "checkpoint.every=40"  # of runs that nothing interrupts: each takes time
@@ -214,27 +215,41 @@ def test_a_run_that_hangs_shows_where_and_ends_to_be_started_again(broken):
   children.wait_until_gone(workers)
 
 
-def test_a_finished_run_is_extended_and_ctrl_c_saves_though_no_data_come(
-  whole_run, programs, tmp_path
-):
+def test_ctrl_c_saves_though_no_data_come(broken, programs, tmp_path):
+  moved = tmp_path / "moved"
+  copy(broken[0], moved)
+  since, process = time.time(), start(moved, SELDOM, programs, "workers=1")
+  wait_for_steps(moved, process, since, steps=1)
+  end_without_data(moved, process)
+
+
+def end_without_data(workdir, process):
+  """Presses Ctrl-C when workers bring no more data; returns what is printed."""
+  with stopped(children.of(process.pid)):
+    count = 0
+    while count < (count := len(logged(workdir))):  # batches that are there already
+      time.sleep(2)
+    process.send_signal(signal.SIGINT)
+    process.wait(timeout=60)
+  output = finish(process, code=128 + signal.SIGINT)
+  saved = int(re.search(r"interrupted; step (\d+) is saved in", output)[1])
+  assert (workdir / "checkpoints" / str(saved)).is_dir()
+  assert [entry["step"] for entry in logged(workdir)] == list(range(1, saved + 1))
+  newest = [x for x in events(workdir) if x["event"] in ("start", "interrupted")][-1]
+  assert newest["signal"] == "SIGINT"
+  return output
+
+
+# Without a run, runtime/workdir_test.py extends one, and introduction_test.py says so.
+@pytest.mark.long
+def test_a_finished_run_is_extended(whole_run, programs, tmp_path):
   longer = tmp_path / "longer"
   shutil.copytree(whole_run, longer)
   settings = ("total_steps=6000", "extend=True", "checkpoint.every=1000", "workers=1")
   since, process = time.time(), start(longer, programs, *settings)
   wait_for_steps(longer, process, since)
-  with stopped(children.of(process.pid)):
-    count = 0
-    while count < (count := len(logged(longer))):  # batches that are there already
-      time.sleep(2)
-    process.send_signal(signal.SIGINT)
-    process.wait(timeout=60)
-  output = finish(process, code=128 + signal.SIGINT)
+  output = end_without_data(longer, process)
   assert "extended from 40 to 6000 steps; at step 40: learning_rate" in output
-  saved = int(re.search(r"interrupted; step (\d+) is saved in", output)[1])
-  assert (longer / "checkpoints" / str(saved)).is_dir()
-  assert [entry["step"] for entry in logged(longer)] == list(range(1, saved + 1))
-  ends = [x for x in events(longer) if x["event"] in ("start", "interrupted")]
-  assert [x.get("signal") for x in ends] == [None, None, "SIGINT"]
 
 
 def copy(workdir, to):
@@ -258,18 +273,23 @@ def start_pair(workdir, *overrides, own=((), ())):
   ]
 
 
-def test_a_run_goes_on_on_two_processes_until_sigterm_of_one_and_then_on_one(
+def test_a_run_resumes_on_two_processes_until_sigterm_of_one_and_then_on_one(
   whole_run, broken, tmp_path, train
 ):
+  assert sharding.SMALLEST_SHARDED <= 256**2  # the head's hidden weights
   moved = tmp_path / "moved"
   copy(broken[0], moved)
-  since, pair = time.time(), start_pair(moved, SELDOM)
-  wait_for_steps(moved, pair[0], since)
+  since, pair = time.time(), start_pair(moved, SELDOM, "pictures.every=2")
+  wait_for_steps(moved, pair[0], since, steps=3)  # the first two have drawn
   pair[1].send_signal(signal.SIGTERM)
   outputs = [finish(process, code=128 + signal.SIGTERM) for process in pair]
   saved = int(re.search(r"interrupted; step (\d+) is saved in", outputs[0])[1])
   assert max(map(int, os.listdir(moved / "checkpoints"))) == saved
   assert "dinojax: process 1 of 2, by --coordinator" in outputs[1]
+  assert "no pictures" not in outputs[0]
+  written = b"".join(path.read_bytes() for path in (moved / "tensorboard").iterdir())
+  for name in ("crops", "components", "neighbours", "map_pca", "prototypes_patches"):
+    assert f"pictures/{name}".encode() in written
 
   train(moved, SELDOM)
   one, many = logged(whole_run), logged(moved)
@@ -279,13 +299,13 @@ def test_a_run_goes_on_on_two_processes_until_sigterm_of_one_and_then_on_one(
     assert b["loss"] == pytest.approx(a["loss"], rel=1e-6 if a["step"] < 5 else 1e-4)
 
 
-def test_two_processes_draw_pictures_and_when_one_is_killed_the_other_ends(
-  broken, tmp_path
-):
+# In runtime/peers_test.py processes that compute are killed, which do not train.
+@pytest.mark.long
+def test_when_one_of_two_processes_is_killed_the_other_ends(broken, tmp_path):
   moved = tmp_path / "moved"
   copy(broken[0], moved)
-  since, pair = time.time(), start_pair(moved, SELDOM, "pictures.every=2")
-  wait_for_steps(moved, pair[0], since, steps=3)  # the first two have drawn
+  since, pair = time.time(), start_pair(moved, SELDOM)
+  wait_for_steps(moved, pair[0], since)
   pair[1].kill()
   killed = time.monotonic()
   output = finish(pair[0], code=75)
@@ -293,10 +313,6 @@ def test_two_processes_draw_pictures_and_when_one_is_killed_the_other_ends(
   pair[1].communicate()
   assert "dinojax: process 1 of 2 is lost: it was killed" in output
   assert "Traceback" not in output
-  assert "no pictures" not in output
-  written = b"".join(path.read_bytes() for path in (moved / "tensorboard").iterdir())
-  for name in ("crops", "components", "neighbours", "map_pca", "prototypes_patches"):
-    assert f"pictures/{name}".encode() in written
 
 
 def test_a_mistake_on_one_process_ends_all_in_one_line(tmp_path):

@@ -10,10 +10,12 @@ from jax.sharding import PartitionSpec
 from dinojax import sharding
 
 
+# main_test.py has two processes that shard, and compares their losses with those of
+# one; in dino_mesh_test.py all weights are compared, and no collectives race.
 @pytest.mark.process
+@pytest.mark.long
 def test_two_processes_train_as_one_device_does_and_not_by_luck(tmp_path):
-  # main_test.py has two of two devices each; bench/layouts.py has 2, 3 and 4 processes,
-  # and all meshes.
+  # bench/layouts.py has 2, 3 and 4 processes, and all meshes.
   together.check(tmp_path / "result", count=2, devices=1, data=1)
 
 
