@@ -198,7 +198,9 @@ def test_eight_devices_train_the_heads_of_one(fitted):
 def test_a_batch_without_any_known_pixel_has_no_gradient(training):
   name, trained = training
   own, (x, of_pixels) = trained[1], next(batches(name))
-  state = (*own.first[:3], jnp.int32(STEPS // 2))  # beyond what is of the start alone
+  middle = np.int32(STEPS // 2)  # beyond what is of the start alone
+  # Where a step leaves it, or the step would be compiled again.
+  state = (*own.first[:3], jax.device_put(middle, sharding.replicated(own.mesh)))
   unknown = np.full_like(of_pixels, 255 if name == "classes" else 0)
   for pixels, none in ((unknown, True), (of_pixels, False)):
     heads, _, opt_state, _ = jax.device_get(own.step(state, x, pixels))
