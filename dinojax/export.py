@@ -8,10 +8,8 @@ cls, patches.
 
 import contextlib
 import dataclasses
-import importlib.abc
 import logging
 import pathlib
-import sys
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
@@ -24,10 +22,6 @@ from dinojax.data import layouts
 from dinojax.networks import vit
 
 PLATFORMS = ("cpu", "cuda", "tpu")
-# At its first call jax2onnx imports plug-ins for other libraries and examples, which
-# compile programs of their own, for seconds. What is traced is of JAX alone.
-UNUSED = ("dm_pix", "equinox", "examples", "flax")
-UNUSED = tuple(f"jax2onnx.plugins.{name}" for name in UNUSED)
 IN_FILE = 1 << 20  # bytes; larger arrays lie beside an .onnx, which holds 2 GB at most
 
 
@@ -85,12 +79,11 @@ def onnx(program: Program, size: int, path: pathlib.Path) -> None:
   try:
     import jax2onnx
     import onnx_ir  # which jax2onnx comes with
-    from jax2onnx.plugins import plugin_system
   except ModuleNotFoundError as error:
     raise errors.UserError(
       f"{path} needs jax2onnx: pip install 'dinojax[onnx]'"
     ) from error
-  with _without_warnings("jax2onnx", "onnx_ir"), _without_modules(UNUSED):
+  with _without_warnings("jax2onnx", "onnx_ir"):
     converted = jax2onnx.to_onnx(
       lambda x: tuple(jax.core.eval_jaxpr(traced.jaxpr, traced.consts, x)),
       [images],
@@ -99,8 +92,6 @@ def onnx(program: Program, size: int, path: pathlib.Path) -> None:
       output_names=program.outputs,
       return_mode="ir",
     )
-    # Who else in this process calls jax2onnx has the other plug-ins imported then.
-    plugin_system._already_imported_plugins = False
     # onnxruntime would print a warning for each unused array.
     for graph in converted.graphs():
       for name, value in list(graph.initializers.items()):
@@ -133,29 +124,6 @@ def _images(program: Program, size: int) -> jax.ShapeDtypeStruct:
   (batch,) = export.symbolic_shape("batch")
   channels, dtype = layouts.of(program.module)
   return jax.ShapeDtypeStruct((batch, size, size, channels), dtype)
-
-
-class _Refuse(importlib.abc.MetaPathFinder):
-  """Imports of some packages fail."""
-
-  def __init__(self, names: tuple[str, ...]):
-    self.names = names
-
-  def find_spec(self, fullname, path=None, target=None):
-    """Raises ModuleNotFoundError for them; leaves all others to the next finder."""
-    if fullname.startswith(self.names):
-      raise ModuleNotFoundError(fullname, name=fullname)
-
-
-@contextlib.contextmanager
-def _without_modules(names: tuple[str, ...]) -> Iterator[None]:
-  """Packages that cannot be imported meanwhile."""
-  finder = _Refuse(names)
-  sys.meta_path.insert(0, finder)
-  try:
-    yield
-  finally:
-    sys.meta_path.remove(finder)
 
 
 @contextlib.contextmanager
