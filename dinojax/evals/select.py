@@ -69,9 +69,13 @@ def _threshold(keys, low, k, enough):
   `low` itself where no more than `enough` reach it. More than `enough` only where equal
   keys leave no threshold between: then it is their value.
   """
-  parts = _split(keys)
+  padding = ((0, 0), (0, -keys.shape[1] % PARTS))
+  padded = jnp.pad(keys, padding, constant_values=NOTHING)
 
   def count(threshold):
+    # Added elementwise, which CPUs do by eights. Cut here, in the loop: before it, each
+    # part would be a copy, and a kernel to compile.
+    parts = jnp.split(padded, PARTS, axis=1)  # [Q, N / PARTS]
     hits = sum((part >= threshold[:, None]).astype(jnp.int32) for part in parts)
     # Otherwise XLA counts again for each use of the number.
     return jax.lax.optimization_barrier(hits.sum(-1))
@@ -98,12 +102,6 @@ def _threshold(keys, low, k, enough):
   state = (low, high, count(low))
   low, _, size = jax.lax.while_loop(lambda s: unsettled(s).any(), halve, state)
   return low, size
-
-
-def _split(keys):
-  """[Q, N] -> parts [Q, N / PARTS], to be added elementwise: CPUs do that by eights."""
-  keys = jnp.pad(keys, ((0, 0), (0, -keys.shape[1] % PARTS)), constant_values=NOTHING)
-  return jnp.split(keys, PARTS, axis=1)
 
 
 def _positions(mask, slots):
