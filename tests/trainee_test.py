@@ -14,6 +14,7 @@ from dinojax.weights import formats, model, runs
 from experiments import quickstart
 
 pytestmark = pytest.mark.process
+# Students of one width are evaluated by one program; in distill_test.py they differ.
 CONFIG = """
 from experiments import quickstart
 
@@ -27,7 +28,7 @@ def get_config():
       teacher={teacher!r},
       backbone=teacher.backbone,
       heads=teacher.heads,
-      students=dict(narrow=dict(backbone=dict(width=8)), other=dict()),
+      students=dict(more=dict(backbone=dict(registers=1)), other=dict()),
     )
   return config
 """
@@ -82,7 +83,7 @@ def folder(tmp_path_factory):
 def whole(folder, train):
   """The workdir of a whole run."""
   output = train(folder / "whole")
-  assert "targets are those of" in output and "narrow: backbone" in output
+  assert "targets are those of" in output and "more: backbone" in output
   assert output.count("the first step waits") == 1
   return folder / "whole"
 
@@ -93,23 +94,24 @@ def checksums(workdir, step):
 
 
 def test_each_student_leaves_what_any_run_leaves(whole):
-  for name, width in (("narrow", 8), ("other", 16)):
+  for name, registers in (("more", 1), ("other", 0)):
     workdir = whole / name
     loaded = backbone.load(str(workdir))
-    assert loaded.module.width == width
+    assert loaded.module.registers == registers
     assert loaded.run == (str(workdir), 6)
     steps = main_test.logged(workdir)
     assert len(steps) == 7 and steps[-1]["knn_segmentation_miou"] > 0.05
     assert "complete, step 6 of 6" in (workdir / "report.html").read_text()
     config = json.loads((workdir / "config.json").read_text())
-    assert config["backbone"]["width"] == width and not config["distill"]["students"]
+    assert config["backbone"]["registers"] == registers
+    assert not config["distill"]["students"]
     # The teacher is no part of the checkpoint.
     assert len({name.split(".")[0] for name in checksums(workdir, 6)}) == 4
 
 
 def test_the_folder_above_them_names_them(whole):
   with pytest.raises(
-    errors.UserError, match=r"students narrow, other are in .*narrow$"
+    errors.UserError, match=r"students more, other are in .*more$"
   ):
     backbone.load(str(whole))
 
@@ -118,11 +120,11 @@ def test_a_kill_between_two_saves_loses_the_later_one_and_repeats_it_bit_by_bit(
   whole, train, tmp_path
 ):
   again = shutil.copytree(whole, tmp_path / "again")
-  shutil.rmtree(again / "narrow" / "checkpoints" / "6")
+  shutil.rmtree(again / "more" / "checkpoints" / "6")
   output = train(again, "dense_eval.every=0")  # is no part of what it repeats
   assert "checkpoint 6 is ahead of other students'" in output
   assert (again / "other" / "checkpoints" / "ahead-6-1").is_dir()
-  for name in ("narrow", "other"):
+  for name in ("more", "other"):
     assert main_test.logged(again / name) == main_test.logged(whole / name)[:6]
     assert checksums(again / name, 6) == checksums(whole / name, 6)
 
@@ -131,7 +133,7 @@ def test_a_student_cannot_join_later_and_a_teacher_cannot_change(
   whole, folder, train, tmp_path
 ):
   late = shutil.copytree(whole, tmp_path / "late")
-  shutil.rmtree(late / "narrow")
+  shutil.rmtree(late / "more")
   assert "a student cannot join later" in train(late, status=1)
   output = train(whole, f"distill.teacher={folder / 'teacher1'}", status=1)
   assert "has other weights than at the checkpoint" in output.splitlines()[-1]
