@@ -110,9 +110,7 @@ def test_each_student_leaves_what_any_run_leaves(whole):
 
 
 def test_the_folder_above_them_names_them(whole):
-  with pytest.raises(
-    errors.UserError, match=r"students more, other are in .*more$"
-  ):
+  with pytest.raises(errors.UserError, match=r"students more, other are in .*more$"):
     backbone.load(str(whole))
 
 

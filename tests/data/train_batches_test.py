@@ -96,12 +96,6 @@ def test_no_two_images_and_no_two_groups_share_random_numbers():
   assert len(np.unique(masks, axis=0)) == 16
 
 
-@pytest.mark.process
-def test_batches_do_not_depend_on_the_number_of_workers():
-  source = numbered.Numbers(20, bad=(3, 7))
-  numbered.assert_same(train(source, 5, workers=2), train(source, 5))
-
-
 @pytest.mark.parametrize("hosts", [[(0, 2), (3, 1)], [(3,), (1,), (0,), (2,)]])
 def test_hosts_together_hold_the_batch_of_one_process(hosts):
   whole = train(numbered.Numbers(20))
@@ -141,8 +135,8 @@ def test_a_step_of_several_resolutions_is_that_of_a_run_of_its_row_alone():
 
 
 @pytest.mark.process
-def test_batches_of_several_resolutions_do_not_depend_on_the_number_of_workers():
-  source = numbered.Numbers(20)
+def test_batches_do_not_depend_on_the_number_of_workers_at_any_resolution():
+  source = numbered.Numbers(20, bad=(3, 7))
   found = train(source, 7, workers=2, rows=MIXED, start_step=2)
   numbered.assert_same(found, train(source, 9, rows=MIXED)[2:])
 
