@@ -18,7 +18,9 @@ KEY = jax.random.key(7)
 KINDS = ("prototypes", "features")
 
 
-def make_config(kind="prototypes", names=("narrow", "other"), accumulation=1):
+def make_config(
+  kind="prototypes", names=("narrow", "other"), accumulation=1, shared=True
+):
   """A teacher of 48 channels; students of 32, and of 16 in patches of 16 pixels."""
   config, teacher = tiny.config(), tiny.config()
   teacher.backbone.update(width=48, heads=4, depth=1)
@@ -37,8 +39,9 @@ def make_config(kind="prototypes", names=("narrow", "other"), accumulation=1):
     config.losses.targets = "sinkhorn"
     config.schedules.learning_rate.warmup_steps = 0  # the first step moves
     for one in (config, teacher):
-      with one.unlocked():
-        del one.heads.ibot  # quicker to compile: a head for both losses
+      if shared:  # a head for both losses: quicker to compile
+        with one.unlocked():
+          del one.heads.ibot
       one.backbone.update(mean=dino_oracle.MEAN, std=dino_oracle.STD)
     config.distill.update(
       teacher="a run",

@@ -13,7 +13,8 @@ from dinojax.weights import formats, model
 @pytest.fixture(scope="module")
 def weights(tmp_path_factory):
   """Weights of the teacher of distill_test.py, with and without its heads."""
-  config, folder = distill_test.make_config(), tmp_path_factory.mktemp("weights")
+  config = distill_test.make_config(shared=False)
+  folder = tmp_path_factory.mktemp("weights")
   params = tiny.noise(start.teacher_shapes(config), seed=1)
   fields = {name: config.distill.backbone[name] for name in model.ARCHITECTURE}
   whole = model.Weights(model.in_one_form(fields), params)
@@ -24,7 +25,7 @@ def weights(tmp_path_factory):
 
 
 def read(weights, name, kind, **fields):
-  config = distill_test.make_config(kind)
+  config = distill_test.make_config(kind, shared=False)
   with config.unlocked():
     config.distill.teacher = f"{weights[0]}/{name}"
     config.distill.backbone.update(fields)
