@@ -8,7 +8,6 @@ import tiny
 
 from dinojax import assembly, dino, sharding
 from dinojax.data import train_batches
-from dinojax.evals import search
 from dinojax.planning import memory
 
 
@@ -19,19 +18,6 @@ def run():
   config.backbone.depth = 1
   mesh = sharding.make_mesh(data=2, fsdp=1, devices=jax.devices()[:2])
   return config, mesh, assembly.assemble(config, mesh)
-
-
-@pytest.fixture
-def plain_search(monkeypatch):
-  """In place of a search that compiles for seconds, and is counted in the next test."""
-
-  def nearest(bank, queries, *, k, mesh):
-    del mesh
-    rows = bank.features.reshape(-1, queries.shape[-1])
-    similarity, places = jax.lax.top_k(queries @ rows.T, k)
-    return similarity, places, bank.labels.ravel()[places]
-
-  monkeypatch.setattr(search, "nearest", nearest)
 
 
 def test_a_device_holds_its_shards(run):
@@ -53,7 +39,6 @@ def test_logits_of_the_teacher_are_those_that_a_step_makes(run):
   assert memory.teacher_logits(config) == 4 * sum(x.size for x in made.values())
 
 
-@pytest.mark.usefixtures("plain_search")
 def test_start_and_evaluation_are_compiled_and_counted_with_what_a_run_holds(
   run, monkeypatch
 ):
