@@ -81,9 +81,10 @@ def _keep_programs(config) -> pathlib.Path:
 
 
 @pytest.hookimpl(optionalhook=True)
-def pytest_xdist_auto_num_workers():
-  """One worker more than cores: some tests wait for the processes that they start."""
-  return len(os.sched_getaffinity(0)) + 1
+def pytest_xdist_auto_num_workers(config):
+  """As many workers as cores, and one more where tests wait for processes."""
+  waiting = "not process" not in config.option.markexpr
+  return len(os.sched_getaffinity(0)) + waiting
 
 
 @pytest.hookimpl(trylast=True)  # after -k and -m
