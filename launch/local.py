@@ -1,7 +1,7 @@
 r"""Several processes on this machine that train together, as several hosts would.
 
   python launch/local.py --processes=2 --devices=4 --config=experiments/quickstart.py \
-    --config.group_size=8
+    --config.group_size=4
 
 They talk over loopback: for trying on one machine what several hosts do together.
 Options that are unknown here go to dinojax.main, whose --help lists them. Ctrl-C and

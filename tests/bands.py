@@ -6,7 +6,7 @@ import sys
 
 import numpy as np
 
-from experiments import quickstart
+from experiments import digits
 
 BANDS = 13
 
@@ -24,8 +24,8 @@ def write_images(folder):
 
 
 def config(images, workdir):
-  """The quickstart, shrunk, for images of `write_images`."""
-  config, source = quickstart.get_config(), f"folder:{images}"
+  """digits.py, shrunk, for images of `write_images`."""
+  config, source = digits.get_config(), f"folder:{images}"
   with config.unlocked():
     config.update(workdir=str(workdir), log_every=1, loggers=(), group_size=2)
     config.update(total_steps=4, alarm_window=4)

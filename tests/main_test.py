@@ -354,16 +354,16 @@ def test_a_high_resolution_stage_continues_a_run_and_resumes_bit_by_bit(
   whole_run, tmp_path, train
 ):
   rows = (
-    dict(share=0.5, global_size=16, local_size=12, gram_size=24),
-    dict(share=0.5, global_size=24, local_size=8, gram_size=0),
+    dict(share=0.5, global_size=12, local_size=12, gram_size=18),
+    dict(share=0.5, global_size=18, local_size=6, gram_size=0),
   )
-  stage = (f"init.run={whole_run}", f"gram.teacher={whole_run}", "gram.crop_size=24")
+  stage = (f"init.run={whole_run}", f"gram.teacher={whole_run}", "gram.crop_size=18")
   stage += ("schedules.gram_weight.final=1.5", "schedules.gram_weight.start=1.5")
   stage += (f"resolutions={rows}", "total_steps=8", "checkpoint.every=4")
   first, again = tmp_path / "first", tmp_path / "again"
   output = train(first, *stage)
   assert f"student and teacher start from {whole_run}\n" in output
-  assert "0.5 of the steps: crops of 16 and 12, Gram of 24 pixels\n" in output
+  assert "0.5 of the steps: crops of 12 and 12, Gram of 18 pixels\n" in output
   shutil.copytree(first, again)
   shutil.rmtree(again / "checkpoints" / "8")
   assert "step 4 of 8" in train(again, *stage)

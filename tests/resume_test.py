@@ -17,7 +17,7 @@ import pytest
 from dinojax import assembly, checkpoint, checksums, preflight, sharding
 from dinojax.data import feed, mixture
 from dinojax.runtime import workdir
-from experiments import quickstart
+from experiments import digits
 
 GOLDEN = pathlib.Path(__file__).parent / "golden" / "checkpoint.tar.xz"
 LOSSES = {3: 10.639874458312988, 4: 9.747298240661621}  # of the run that wrote it
@@ -38,7 +38,7 @@ def golden(tmp_path_factory):
 @pytest.fixture(scope="module")
 def config(golden):
   """That run in the fields of today."""
-  config = quickstart.get_config()
+  config = digits.get_config()
   with config.unlocked():
     config.workdir = str(golden)
     config.remat = "none"  # quicker to compile

@@ -35,10 +35,12 @@ PARTS = {
   "1_local_crop": ["augment.num_local=1"],
   "4_local_crops": ["augment.num_local=4"],
   "4_registers": ["backbone.registers=4"],
-  "rope": ["backbone.positions=rope", "backbone.rope_rescale=2.0"],
+  "learned_positions": ["backbone.positions=learned"],
   "momentum_0.9": ["schedules.teacher_momentum.start=0.9"],
+  "momentum_0.98": ["schedules.teacher_momentum.start=0.98"],
   "momentum_0.996": ["schedules.teacher_momentum.start=0.996"],
-  "group_of_64": ["group_size=64"],
+  "group_of_32": ["group_size=32"],
+  "batch_of_64": ["data.batch_size=64"],
 }
 
 

@@ -3,14 +3,14 @@
   python tests/bench/dense.py --out=runs/dense
   python tests/bench/dense.py --out=runs/dense --seeds=0 --steps=300 --tasks=depth
 
-For each seed the quickstart trains by the real command. Then its EMA teacher, a network
+For each seed `digits.py` trains by the real command. Then its EMA teacher, a network
 of random weights and the pixels of patches themselves are evaluated, by the code that
 `evaluate` calls: the attentive probe on digits of 16 pixels, segmentation on scenes,
 and depth on those of several distances. Prints mean and standard deviation over seeds.
 The same command resumes where it was ended, and prints what is there so far after each
 seed.
 
-The quickstart trains on single digits that its crops of 16 pixels show 16 to 21 pixels
+The network is trained on single digits, which crops of 16 pixels show 16 to 21 pixels
 large. Segmentation enlarges scenes from 48 to 56 pixels, where digits have 16 to 23,
 and windows of 16 slide over them. On whole scenes nothing separates in k-NN: attention
 is over 144 patches, mostly background and other digits, where training knew the 16 of
@@ -34,7 +34,7 @@ from absl import flags
 from dinojax import assembly, backbone, sharding
 from dinojax.data import images, layouts, sources
 from dinojax.evals import attentive, dense_tasks, patches, sliding
-from experiments import quickstart
+from experiments import digits
 
 ROOT = pathlib.Path(__file__).parents[2]
 PATCH, DIGIT = 4, 16  # pixels
@@ -72,10 +72,10 @@ def settings(name: str, steps: int, seed: int) -> dict:
 
 
 def train(folder: pathlib.Path, steps: int, seed: int) -> None:
-  """Runs the quickstart to its end, or does nothing if it has ended before."""
+  """Runs the config to its end, or does nothing if it has ended before."""
   if (folder / "checkpoints" / str(steps)).exists():
     return
-  command = [sys.executable, "-m", "dinojax.main", "--config=experiments/quickstart.py"]
+  command = [sys.executable, "-m", "dinojax.main", "--config=experiments/digits.py"]
   fields = [f"workdir={folder}", f"total_steps={steps}", f"alarm_window={steps}"]
   fields += [f"seed={seed}", "knn.every=0", "checkpoint.keep_last=1"]
   overrides = [f"--config.{field}" for field in fields]
@@ -96,7 +96,7 @@ def network(name: str, folder: pathlib.Path, seed: int, mesh) -> tuple:
     loaded = backbone.load(str(folder), mesh=mesh)
     module, params = loaded.module, loaded.params
   else:
-    run = assembly.assemble(quickstart.get_config(), mesh)
+    run = assembly.assemble(digits.get_config(), mesh)
     params = run.init(jax.random.key(seed)).teacher["backbone"]
     module = run.nets.backbone
 
@@ -142,10 +142,10 @@ def evaluate(name: str, seen: tuple, steps: int, seed: int, mesh) -> dict:
 
 def spread(values: list[float], name: str) -> str:
   """Mean and standard deviation: metres of depth, else percent."""
-  factor, digits = (1, 3) if name == "depth" else (100, 1)
+  factor, places = (1, 3) if name == "depth" else (100, 1)
   values = [factor * value for value in values]
-  deviation = f" ± {statistics.stdev(values):.{digits}f}" if len(values) > 1 else ""
-  return f"{statistics.mean(values):.{digits}f}{deviation}"
+  deviation = f" ± {statistics.stdev(values):.{places}f}" if len(values) > 1 else ""
+  return f"{statistics.mean(values):.{places}f}{deviation}"
 
 
 def table(found: dict[tuple, float], tasks: list[str], seeds: int) -> str:
@@ -169,7 +169,7 @@ def main() -> None:
   parser.add_argument("--out", required=True, help="folder of runs and numbers")
   parser.add_argument("--seeds", default="0,1,2", help="with commas")
   parser.add_argument("--tasks", default=",".join(TASKS), help="with commas")
-  parser.add_argument("--steps", type=int, default=3_000, help="of the quickstart")
+  parser.add_argument("--steps", type=int, default=3_000, help="of the training")
   parser.add_argument("--head_steps", type=int, default=1_000, help="of each head")
   args = parser.parse_args()
   flags.FLAGS.mark_as_parsed()  # Grain's

@@ -2,9 +2,9 @@
 
   python tests/bench/distillation.py --out=runs/distillation
 
-Trains the quickstart as teacher, or takes --teacher=RUN@STEP. Then with each seed, by
+Trains digits.py as teacher, or takes --teacher=RUN@STEP. Then with each seed, by
 the real command and for equal steps: both students together by prototypes, both by
-features, and each alone by the quickstart's own recipe. Prints k-NN accuracy (k = 10)
+features, and each alone by the recipe of digits.py. Prints k-NN accuracy (k = 10)
 and that of a linear probe at the last step, mean and standard deviation over seeds. The
 same command resumes where it was ended.
 """
@@ -18,10 +18,10 @@ import sys
 
 ROOT = pathlib.Path(__file__).parents[2]
 sys.path.insert(0, str(ROOT))  # before experiments, which is no installed package
-from experiments import quickstart_students  # noqa: E402
+from experiments import digits_students  # noqa: E402
 
 RESULTS = {"k-NN": "knn_top1_k10", "linear": "linear"}
-RECIPE = "experiments/quickstart_students.py"
+RECIPE = "experiments/digits_students.py"
 
 
 def train(folder: pathlib.Path, config: str, settings: list[str]) -> None:
@@ -66,7 +66,7 @@ def main() -> None:
     description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
   )
   parser.add_argument("--out", required=True, help="folder of the runs")
-  parser.add_argument("--teacher", help="a run of quickstart.py; default: trains it")
+  parser.add_argument("--teacher", help="a run of digits.py; default: trains it")
   parser.add_argument("--seeds", default="0,1,2", help="with commas")
   parser.add_argument("--steps", type=int, default=1_000, help="of each student")
   args = parser.parse_args()
@@ -74,7 +74,7 @@ def main() -> None:
   teacher = args.teacher
   if not teacher:
     teacher = str(out / "teacher")
-    train(out / "teacher", "experiments/quickstart.py", [])
+    train(out / "teacher", "experiments/digits.py", [])
   length = [
     *(f"total_steps={args.steps}", f"knn.every={args.steps}", "knn.ks=(10,)"),
     *(f"checkpoint.every={args.steps}", f"alarm_window={args.steps}"),
@@ -85,18 +85,17 @@ def main() -> None:
     for kind in ("prototypes", "features"):
       folder = out / f"steps={args.steps}" / f"by {kind}" / f"seed={seed}"
       if any(
-        results(folder / name, args.steps) is None
-        for name in quickstart_students.STUDENTS
+        results(folder / name, args.steps) is None for name in digits_students.STUDENTS
       ):
         train(folder, f"{RECIPE}:{kind}", [*common, f"distill.teacher={teacher}"])
-      for name in quickstart_students.STUDENTS:
+      for name in digits_students.STUDENTS:
         row = found.setdefault((name, f"by {kind}"), [])
         row.append(results(folder / name, args.steps))
-    for name, fields in quickstart_students.STUDENTS.items():
+    for name, fields in digits_students.STUDENTS.items():
       folder = out / f"steps={args.steps}" / f"{name} alone" / f"seed={seed}"
       if results(folder, args.steps) is None:
         own = [f"backbone.{field}={value}" for field, value in fields.items()]
-        train(folder, "experiments/quickstart.py", [*common, *own])
+        train(folder, "experiments/digits.py", [*common, *own])
       row = found.setdefault((name, "alone"), [])
       row.append(results(folder, args.steps))
     print(f"\n{table(found)}\n", flush=True)

@@ -3,7 +3,7 @@
   python tests/bench/gram.py --out=runs/gram
   python tests/bench/gram.py --out=runs/gram --seeds=0 --steps=400 --more=200
 
-For each seed the quickstart trains by the real command, stage 1. Two copies of that run
+For each seed `digits.py` trains by the real command, stage 1. Two copies of that run
 then resume for equally many steps: `with Gram` holds its patches to those of the EMA
 teacher of an earlier step of stage 1, `without` does not. Schedules are constant
 throughout, as in DINOv3. Patches of the EMA teachers are then evaluated by k-NN
@@ -35,7 +35,7 @@ def train(folder: pathlib.Path, steps: int, settings: list[str]) -> None:
   """Runs the config to its end, or does nothing if it has ended before."""
   if (folder / "checkpoints" / str(steps)).exists():
     return
-  command = [sys.executable, "-m", "dinojax.main", "--config=experiments/quickstart.py"]
+  command = [sys.executable, "-m", "dinojax.main", "--config=experiments/digits.py"]
   length = [f"total_steps={steps}", f"alarm_window={steps}", "knn.every=0"]
   settings = [f"workdir={folder}", *length, *CONSTANT, *settings]
   overrides = [f"--config.{setting}" for setting in settings]

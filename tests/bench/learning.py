@@ -3,7 +3,7 @@
   python tests/bench/learning.py
   python tests/bench/learning.py --seconds=300 --every=30 --seed=1
 
-Both sides train a network of one size on the quickstart's images, from the same config.
+Both sides train a network of one size on digits, from the config of digits.py.
 Ours is the run as it is, with its own crops. The peer is torch_step.py with crops of
 Pillow, as a user of DINOv2 has them: a resized crop, a flip, colours, blur, and none of
 our geometry. Each has a process of its own, and they take turns of --every seconds of
@@ -24,7 +24,7 @@ sys.path.insert(0, str(pathlib.Path(__file__).parents[2]))
 sys.path.insert(0, str(pathlib.Path(__file__).parent))
 
 from dinojax.data import mixture, sources
-from experiments import quickstart
+from experiments import digits
 
 K, TEMPERATURE = 10, 0.07
 
@@ -205,7 +205,7 @@ def main():
   parser.add_argument("--every", type=float, default=30, help="seconds of a turn")
   parser.add_argument("--seed", type=int, default=0, help="of both")
   args = parser.parse_args()
-  config = quickstart.get_config()
+  config = digits.get_config()
   with config.unlocked():
     config.seed = args.seed
   (train, labels), (test, wanted) = (

@@ -7,11 +7,11 @@ import pytest
 from dinojax import assembly, backbone, errors, preflight, sharding
 from dinojax.data import scenes
 from dinojax.evals import dense, dense_sources, patches, segmentation
-from experiments import quickstart
+from experiments import digits
 
 
 def make_config(**fields):
-  config = quickstart.get_config()
+  config = digits.get_config()
   with config.unlocked():
     config.backbone.update(width=16, depth=1, heads=2)
     config.heads.dino.update(hidden=16, bottleneck=8, prototypes=32)
@@ -64,7 +64,7 @@ def test_it_is_k_nn_segmentation_by_the_patches_of_the_teacher(monkeypatch):
 
 
 def test_it_is_off_by_default_and_mistakes_name_the_field():
-  config = quickstart.get_config()
+  config = digits.get_config()
   assert dense.open_evaluation(config, mesh=None, progress=None) is None
   config = make_config(train="embedded:nothing:train")
   with pytest.raises(errors.UserError, match=r"config\.dense_eval\.train"):

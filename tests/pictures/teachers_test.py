@@ -10,7 +10,7 @@ from PIL import Image
 from dinojax.data import sources
 from dinojax.pictures import teachers
 from dinojax.weights import model, runs
-from experiments import quickstart
+from experiments import digits
 
 ARCHITECTURE = model.DEFAULTS | dict(
   **dict(patch_size=4, pos_grid=4, width=16, depth=1, heads=2, ffn="mlp"),
@@ -49,7 +49,7 @@ def test_crops_are_those_of_the_runs_config_or_none(tmp_path, caplog):
   for i, pixels in enumerate(pictures.make(3)):
     Image.fromarray(pixels).save(tmp_path / f"{i}.png")
   source = sources.open_source(f"folder:{tmp_path}", field="--images")
-  config = json.loads(json.dumps(quickstart.get_config().to_dict()))
+  config = json.loads(json.dumps(digits.get_config().to_dict()))
   found = teachers.run_crops(source, config, count=2)
   assert [some.local_crops.shape for some in found] == [(2, 12, 12, 3)] * 2
   assert teachers.run_crops(source, None, count=2) == []
