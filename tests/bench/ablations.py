@@ -83,7 +83,7 @@ def main() -> None:
   parser.add_argument("--out", required=True, help="folder of the runs")
   parser.add_argument("--parts", default=",".join(PARTS), help="some, with commas")
   parser.add_argument("--seeds", default="0,1,2", help="with commas")
-  parser.add_argument("--steps", type=int, default=1_000, help="of each run")
+  parser.add_argument("--steps", type=int, default=500, help="of each run")
   args = parser.parse_args()
   parts = args.parts.split(",")
   if unknown := set(parts) - set(PARTS):
