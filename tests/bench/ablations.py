@@ -40,7 +40,6 @@ PARTS = {
   "momentum_0.98": ["schedules.teacher_momentum.start=0.98"],
   "momentum_0.996": ["schedules.teacher_momentum.start=0.996"],
   "group_of_32": ["group_size=32"],
-  "batch_of_64": ["data.batch_size=64"],
 }
 
 
